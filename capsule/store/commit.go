@@ -1,0 +1,430 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/pipeline"
+)
+
+// commitRequest is one caller's share of a commit round.
+type commitRequest struct {
+	apply func(*tx) error
+	sync  bool
+	err   error
+	turn  chan bool // true: lead the next round; false: done, see err
+}
+
+// commit runs apply in the next commit round and returns when its changes are
+// visible and, if sync, durable. Rounds never overlap: apply sees the changes
+// of all before it. An apply must make all its checks before its first change;
+// an error after a change fails everyone in the round.
+//
+// The first caller to find no round running leads one; those that come
+// meanwhile wait, and one of them leads the next round for all of them. A lone
+// caller hands nothing over.
+func (s *Store) commit(sync bool, apply func(*tx) error) error {
+	if err := s.writable(); err != nil {
+		return err
+	}
+	r := &commitRequest{apply: apply, sync: sync}
+	s.round.Lock()
+	if s.leading {
+		r.turn = make(chan bool, 1)
+		s.waiting = append(s.waiting, r)
+		s.round.Unlock()
+		if lead := <-r.turn; !lead {
+			return r.err
+		}
+		s.round.Lock()
+	}
+	s.leading = true
+	group := make([]*commitRequest, 1, 1+len(s.waiting))
+	group[0] = r
+	for _, w := range s.waiting {
+		if w != r {
+			group = append(group, w)
+		}
+	}
+	s.waiting = s.waiting[:0]
+	s.round.Unlock()
+
+	s.runRound(group)
+
+	s.round.Lock()
+	s.leading = len(s.waiting) > 0
+	if s.leading {
+		s.waiting[0].turn <- true
+	}
+	s.round.Unlock()
+	for _, w := range group[1:] {
+		w.turn <- false
+	}
+	return r.err
+}
+
+// runRound carries out one round and sets each request's err.
+func (s *Store) runRound(group []*commitRequest) {
+	fail := func(err error) {
+		for _, r := range group {
+			if r.err == nil {
+				r.err = err
+			}
+		}
+	}
+	if err := s.writable(); err != nil {
+		fail(err)
+		return
+	}
+	sync := false
+	for _, r := range group {
+		sync = sync || r.sync
+	}
+	if sync {
+		if err := s.logs.Sync(); err != nil {
+			s.fail(err)
+			fail(s.writable())
+			return
+		}
+	}
+	t := &tx{s: s, b: s.kv.newBatch(), totals: s.totals}
+	defer func() {
+		for _, fn := range t.after {
+			fn()
+		}
+	}()
+	for _, r := range group {
+		before := t.b.len()
+		r.err = r.apply(t)
+		if r.err != nil && t.b.len() != before {
+			fail(r.err)
+			t.b.discard()
+			return
+		}
+	}
+	if t.b.len() == 0 {
+		t.b.discard()
+		return
+	}
+	if err := t.finish(); err != nil {
+		fail(err)
+		t.b.discard()
+		return
+	}
+	if err := t.b.commit(sync); err != nil {
+		s.fail(err)
+		fail(s.writable())
+		return
+	}
+	s.setTotals(t.totals)
+	for _, c := range t.changes {
+		s.watchers.notify(c)
+	}
+}
+
+// tx is the metadata as one round leaves it so far.
+type tx struct {
+	s       *Store
+	b       *kvBatch
+	totals  totals
+	logs    map[uint64]logRow // changed rows
+	changes []Change
+	after   []func() // to run when the round is over, whatever its end
+}
+
+// finish writes what is kept in memory during a round.
+func (t *tx) finish() error {
+	for log, row := range t.logs {
+		if row.live == 0 && row.oldestKey == 0 {
+			continue
+		}
+		if err := t.b.set(logKey(log), row.encode()); err != nil {
+			return err
+		}
+	}
+	return t.b.set([]byte{keyTotals}, t.totals.encode())
+}
+
+func (t *tx) log(n uint64) (logRow, error) {
+	if row, ok := t.logs[n]; ok {
+		return row, nil
+	}
+	b, err := t.b.get(logKey(n))
+	if b == nil || err != nil {
+		return logRow{}, err
+	}
+	return decodeLog(b)
+}
+
+// countLog adds a segment row to its log's sums, or takes it away (sign -1).
+func (t *tx) countLog(row segmentRow, sign int64) error {
+	l, err := t.log(row.log)
+	if err != nil {
+		return err
+	}
+	l.live += sign * row.recordLen
+	if row.again {
+		l.again += sign * row.recordLen
+	}
+	if sign > 0 && (l.oldestKey == 0 || row.key < l.oldestKey) {
+		l.oldestKey = row.key
+	}
+	if t.logs == nil {
+		t.logs = map[uint64]logRow{}
+	}
+	t.logs[row.log] = l
+	return nil
+}
+
+func (t *tx) segment(id pipeline.SegmentID) (row segmentRow, ok bool, err error) {
+	b, err := t.b.get(segmentKey(id))
+	if b == nil || err != nil {
+		return row, false, err
+	}
+	row, err = decodeSegment(b)
+	return row, true, err
+}
+
+func (t *tx) setSegment(id pipeline.SegmentID, row segmentRow) error {
+	var buf [64]byte
+	return t.b.set(segmentKey(id), row.encode(buf[:0]))
+}
+
+// addRefs counts one more reference for each extent's segment, naming those
+// that have no row yet. pins are those of the extents that hold data.
+func (t *tx) addRefs(list []extent, pins []*pin) error {
+	n := 0
+	for _, x := range list {
+		if x.hole {
+			continue
+		}
+		p := pins[n]
+		n++
+		row, ok, err := t.segment(x.id)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			if p.stored {
+				return capsule.Errorf(capsule.Other, "segment %s vanished under its pin", x.id)
+			}
+			row = p.row
+			if err := t.countLog(row, 1); err != nil {
+				return err
+			}
+			t.totals.segments++
+			t.totals.unique += row.plainLen
+			t.totals.stored += row.recordLen
+		} else if row.refs == 0 {
+			if err := t.b.delete(zeroKey(x.id)); err != nil {
+				return err
+			}
+		}
+		row.refs++
+		if err := t.setSegment(x.id, row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropRefs counts one reference less for each extent's segment. Rows without
+// references are deleted, or marked where a put has them pinned.
+func (t *tx) dropRefs(list []extent) error {
+	for _, x := range list {
+		if x.hole {
+			continue
+		}
+		row, ok, err := t.segment(x.id)
+		if err != nil {
+			return err
+		}
+		if !ok || row.refs < 1 {
+			return capsule.Errorf(capsule.Damaged, "reference count of segment %s is too low; run spacectl verify", x.id)
+		}
+		row.refs--
+		if row.refs > 0 {
+			if err := t.setSegment(x.id, row); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := t.dropSegment(x.id, row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropSegment deletes a row without references, unless a put has it pinned.
+func (t *tx) dropSegment(id pipeline.SegmentID, row segmentRow) error {
+	done := t.s.pins.condemn(id)
+	if done == nil {
+		if err := t.b.set(zeroKey(id), nil); err != nil {
+			return err
+		}
+		return t.setSegment(id, row)
+	}
+	t.after = append(t.after, done)
+	t.totals.segments--
+	t.totals.unique -= row.plainLen
+	t.totals.stored -= row.recordLen
+	if err := t.countLog(row, -1); err != nil {
+		return err
+	}
+	if err := t.b.delete(zeroKey(id)); err != nil {
+		return err
+	}
+	return t.b.delete(segmentKey(id))
+}
+
+// capsule returns a capsule's record, or a NotFound error.
+func (t *tx) capsule(id capsule.ID) (capsuleRecord, error) { return getCapsule(t.b, id) }
+
+func getCapsule(r kvReader, id capsule.ID) (capsuleRecord, error) {
+	b, err := r.get(capsuleKey(id))
+	if err != nil {
+		return capsuleRecord{}, err
+	}
+	if b == nil {
+		return capsuleRecord{}, capsule.Errorf(capsule.NotFound, "no capsule has the ID %s", id)
+	}
+	rec, err := decodeCapsule(b)
+	return rec, capsule.Wrap(capsule.Damaged, err, "capsule %s", id)
+}
+
+// lookupName returns the capsule that has name, or the zero ID.
+func lookupName(r kvReader, name string) (id capsule.ID, err error) {
+	b, err := r.get(nameKey(name))
+	if err == nil && b != nil && copy(id[:], b) != len(id) {
+		err = capsule.Errorf(capsule.Damaged, "malformed name record of %q", name)
+	}
+	return id, err
+}
+
+// checkFree fails if name is taken, or would have to be a file and a directory
+// at once. The capsule self does not count.
+func checkFree(r kvReader, name string, self capsule.ID) error {
+	id, err := lookupName(r, name)
+	if err != nil {
+		return err
+	}
+	if !id.IsZero() && id != self {
+		return capsule.Errorf(capsule.Exists, "the name %q is taken by capsule %s", name, id)
+	}
+	for i := range name {
+		if name[i] != '/' {
+			continue
+		}
+		id, err := lookupName(r, name[:i])
+		if err != nil {
+			return err
+		}
+		if !id.IsZero() && id != self {
+			return capsule.Errorf(capsule.Exists, "%q is a capsule, so %q cannot be a name below it", name[:i], name)
+		}
+	}
+	below := nameKey(name + "/")
+	return r.scan(below, prefixEnd(below), func(k, v []byte) (bool, error) {
+		if !bytes.Equal(v, self[:]) {
+			return false, capsule.Errorf(capsule.Exists, "%q is a directory: there is a capsule %q", name, k[1:])
+		}
+		return true, nil
+	})
+}
+
+// setName moves a capsule's entry in the name index; "" is the index of
+// capsules without a name. The caller has checked that the name is free.
+func (t *tx) setName(id capsule.ID, from *string, to *string) error {
+	if from != nil {
+		k := unnamedKey(id)
+		if *from != "" {
+			k = nameKey(*from)
+		}
+		if err := t.b.delete(k); err != nil {
+			return err
+		}
+	}
+	if to == nil {
+		return nil
+	}
+	if *to == "" {
+		return t.b.set(unnamedKey(id), nil)
+	}
+	return t.b.set(nameKey(*to), id[:])
+}
+
+// addPolicyRef counts one more capsule under a policy, storing its text if new.
+func (t *tx) addPolicyRef(id policyID, text string, n int64) error {
+	if id == (policyID{}) {
+		return nil
+	}
+	b, err := t.b.get(policyKey(id))
+	if err != nil {
+		return err
+	}
+	row := policyRow{text: text}
+	if b != nil {
+		if row, err = decodePolicy(b); err != nil {
+			return err
+		}
+	}
+	if row.refs += n; row.refs <= 0 {
+		return t.b.delete(policyKey(id))
+	}
+	return t.b.set(policyKey(id), row.encode())
+}
+
+// discard makes a content garbage: the reaper will release what it refers to.
+func (t *tx) discard(c *content) error {
+	t.totals.pending += c.size
+	t.after = append(t.after, t.s.wakeReaper)
+	return t.b.set(contentKey(keyGarbage, c.id), encodeContent(c))
+}
+
+// readPage returns the extents of the page that begins at start.
+func readPage(r kvReader, id contentID, start int64) ([]extent, error) {
+	b, err := r.get(pageKey(id, start))
+	if err != nil {
+		return nil, err
+	}
+	if b == nil {
+		return nil, capsule.Errorf(capsule.Damaged, "extents of the content from byte %d on are missing", start)
+	}
+	return decodePage(b, start)
+}
+
+// pages calls fn with each page of a content, or its inline extents, in order.
+func pages(ctx context.Context, r kvReader, c *content, fn func(start int64, list []extent) error) error {
+	if c.pages == 0 {
+		if len(c.inline) == 0 {
+			return nil
+		}
+		return fn(0, c.inline)
+	}
+	next := int64(0)
+	lo := contentKey(keyPage, c.id)
+	err := r.scan(lo, prefixEnd(lo), func(k, v []byte) (bool, error) {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		start := int64(binary.BigEndian.Uint64(k[len(lo):]))
+		if start != next {
+			return false, capsule.Errorf(capsule.Damaged, "extents of bytes %d to %d are missing", next, start)
+		}
+		list, err := decodePage(v, start)
+		if err != nil {
+			return false, err
+		}
+		for _, x := range list {
+			next += x.len
+		}
+		return true, fn(start, list)
+	})
+	if err == nil && next != c.size {
+		err = capsule.Errorf(capsule.Damaged, "extents of the content end at byte %d of %d", next, c.size)
+	}
+	return err
+}

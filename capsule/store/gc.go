@@ -1,0 +1,350 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"time"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/store/metafs"
+	"github.com/spacestore/space/pipeline"
+)
+
+// GCOptions say how far garbage collection goes.
+type GCOptions struct {
+	MinDead    float64 // rewrite logs of which at least this part is dead; 0: a tenth
+	Recompress bool    // also pack with a denser codec what a put stored with a fast one
+}
+
+// GCReport says what garbage collection did.
+type GCReport struct {
+	LogsRemoved  int   `json:"logs_removed"`
+	LogsMoved    int   `json:"logs_moved"`   // of those, how many had live segments to move first
+	FreedBytes   int64 `json:"freed_bytes"`  // of removed logs
+	MovedBytes   int64 `json:"moved_bytes"`  // of records written again
+	Recompressed int64 `json:"recompressed"` // segments
+	Resealed     int64 `json:"resealed"`     // segments and metadata tables sealed again under the current key
+	Unmovable    int   `json:"unmovable"`    // logs kept because of damage; run verify
+}
+
+const (
+	defaultMinDead    = 0.1
+	backgroundMinDead = 0.5
+	// moveBatch bounds the memory and the length of one commit of a move.
+	moveBatch = 4 << 20
+	// tidyEvery is how often a long-lived node looks for work of this kind.
+	tidyEvery = 30 * time.Second
+)
+
+// GC gives space that nothing refers to back to the file system, while reads
+// and writes go on: it waits for removed contents to be released, then removes
+// logs without live segments and rewrites those that are mostly dead. It also
+// seals again what lies under an older data key. progress may be nil; it is
+// told log bytes looked at, of how many.
+func (s *Store) GC(ctx context.Context, o GCOptions, progress func(done, total int64)) (GCReport, error) {
+	var rep GCReport
+	if err := s.enter(); err != nil {
+		return rep, err
+	}
+	defer s.leave()
+	if o.MinDead < 0 || o.MinDead > 1 {
+		return rep, capsule.Errorf(capsule.Invalid, "the dead part of a log is between 0 and 1, not %g", o.MinDead)
+	}
+	if o.MinDead == 0 {
+		o.MinDead = defaultMinDead
+	}
+	s.moving.Lock()
+	defer s.moving.Unlock()
+	err := s.collectGarbage(ctx, o, &rep, progress)
+	if err != nil {
+		err = capsule.Wrap(ioKind(err), err, "collect garbage")
+	}
+	return rep, err
+}
+
+func (s *Store) collectGarbage(ctx context.Context, o GCOptions, rep *GCReport, progress func(done, total int64)) error {
+	if err := s.settle(ctx); err != nil {
+		return err
+	}
+	if err := s.writable(); err != nil {
+		return err
+	}
+	// Logs that take appends cannot be judged; begin a new one for what comes.
+	below := s.logs.Rotate()
+	// What the rows say must be durable before a log goes.
+	if err := s.commitDurably(); err != nil {
+		return err
+	}
+	logs, err := s.logs.Logs()
+	if err != nil {
+		return err
+	}
+	var total, done int64
+	type candidate struct {
+		log  uint64
+		size int64
+	}
+	var todo []candidate
+	for _, log := range logs {
+		if log >= below {
+			continue
+		}
+		size, err := s.logs.Size(log)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		row, err := s.logRow(log)
+		if err != nil {
+			return err
+		}
+		if row.live == 0 { // space first: moving needs room
+			if err := s.removeLog(log, size, rep); err != nil {
+				return err
+			}
+			continue
+		}
+		dead := size - row.live
+		old := row.oldestKey < s.keys.current().version
+		if float64(dead) >= o.MinDead*float64(size) && dead > 0 || old || o.Recompress && row.again > 0 {
+			todo = append(todo, candidate{log, size})
+			total += size
+		}
+	}
+	for _, c := range todo {
+		if err := s.moveLog(ctx, c.log, o, rep, func(at int64) {
+			if progress != nil {
+				progress(done+at, total)
+			}
+		}); err != nil {
+			return err
+		}
+		done += c.size
+		if err := s.commitDurably(); err != nil {
+			return err
+		}
+		row, err := s.logRow(c.log)
+		if err != nil {
+			return err
+		}
+		if row.live != 0 {
+			rep.Unmovable++
+			s.log.Warn("a segment log could not be emptied; run spacectl verify", "log", c.log, "live_bytes", row.live)
+			continue
+		}
+		rep.LogsMoved++
+		if err := s.removeLog(c.log, c.size, rep); err != nil {
+			return err
+		}
+	}
+	return s.resealMeta(rep)
+}
+
+// commitDurably makes all metadata changes so far durable.
+func (s *Store) commitDurably() error {
+	return s.commit(true, func(t *tx) error { return t.b.set([]byte{keyTotals}, t.totals.encode()) })
+}
+
+func (s *Store) logRow(log uint64) (logRow, error) {
+	b, err := s.kv.get(logKey(log))
+	if b == nil || err != nil {
+		return logRow{}, err
+	}
+	return decodeLog(b)
+}
+
+// removeLog removes a log without live segments, unless a put under way has
+// records there. That the log has none is durable already.
+func (s *Store) removeLog(log uint64, size int64, rep *GCReport) error {
+	if s.pins.holds(log) {
+		return nil
+	}
+	// A put may have named records between our look at the row and now; its
+	// rows are visible before it lets go of its pins.
+	row, err := s.logRow(log)
+	if err != nil || row.live != 0 {
+		return err
+	}
+	if err := s.logs.Remove(log); err != nil {
+		return err
+	}
+	rep.LogsRemoved++
+	rep.FreedBytes += size
+	return s.commit(false, func(t *tx) error {
+		delete(t.logs, log)
+		return t.b.delete(logKey(log))
+	})
+}
+
+// moved is a live record's old and new place.
+type moved struct {
+	id       pipeline.SegmentID
+	from, to segmentRow
+}
+
+// moveLog writes a log's live records again at the end of the active log.
+func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCReport, progress func(at int64)) error {
+	var out []byte
+	var batch []moved
+	var z pipeline.Compressor
+	flush := func() error {
+		if len(batch) == 0 {
+			return nil
+		}
+		to, off, err := s.logs.Append(out)
+		if err != nil {
+			return err
+		}
+		for i := range batch {
+			batch[i].to.log, batch[i].to.off = to, batch[i].to.off+off
+		}
+		rep.MovedBytes += int64(len(out))
+		err = s.commit(false, func(t *tx) error {
+			for _, m := range batch {
+				row, ok, err := t.segment(m.id)
+				if err != nil {
+					return err
+				}
+				if !ok || row.log != m.from.log || row.off != m.from.off {
+					continue // removed or stored anew meanwhile
+				}
+				to := m.to
+				to.refs = row.refs
+				if err := t.countLog(row, -1); err != nil {
+					return err
+				}
+				if err := t.countLog(to, 1); err != nil {
+					return err
+				}
+				t.totals.stored += to.recordLen - row.recordLen
+				if err := t.setSegment(m.id, to); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		out, batch = out[:0], batch[:0]
+		return err
+	}
+	key := s.keys.current()
+	var scratch []byte
+	err := s.logs.Scan(log, func(off int64, h pipeline.Header, rec []byte) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := s.quit.Err(); err != nil {
+			return err
+		}
+		progress(off)
+		row, err := s.segmentRow(h.ID)
+		if capsule.KindOf(err) == capsule.Damaged || err == nil && (row.log != log || row.off != off) {
+			return nil // dead
+		}
+		if err != nil {
+			return err
+		}
+		start := len(out)
+		dense := o.Recompress && h.Again
+		if !dense && h.Key == key.version {
+			// As it is; but damage must not be spread.
+			out = append(out, rec...)
+			if scratch, _, err = pipeline.Open(scratch[:0], rec, s.keys); err != nil {
+				out = out[:start]
+				return nil // stays here, and keeps the log
+			}
+		} else {
+			if scratch, _, err = pipeline.Open(scratch[:0], rec, s.keys); err != nil {
+				return nil
+			}
+			sealing := pipeline.Sealing{Encrypt: h.Encrypted, Key: key.version, Cipher: key.cipher,
+				Compression: pipeline.Compression{Codec: h.Codec, Auto: h.Again}}
+			if dense {
+				sealing.Compression = pipeline.Dense
+				rep.Recompressed++
+			}
+			if h.Key != key.version {
+				rep.Resealed++
+			}
+			out, h = pipeline.Seal(out, &z, h.ID, scratch, sealing)
+		}
+		batch = append(batch, moved{h.ID, row, segmentRow{off: int64(start), recordLen: int64(h.RecordLen()),
+			plainLen: int64(h.PlainLen), key: h.Key, again: h.Again}})
+		if len(out) >= moveBatch {
+			return flush()
+		}
+		return nil
+	}, nil)
+	if err != nil {
+		return err
+	}
+	return flush()
+}
+
+// resealMeta writes metadata tables under an older data key again, and drops
+// data keys that nothing uses any more.
+func (s *Store) resealMeta(rep *GCReport) error {
+	current := s.keys.current().version
+	if len(s.ring.Versions()) == 1 {
+		return nil
+	}
+	if err := s.kv.flush(); err != nil {
+		return err
+	}
+	n, err := metafs.Reseal(s.metaFS, s.path("meta"))
+	rep.Resealed += int64(n)
+	if err != nil {
+		return err
+	}
+	used := map[uint32]bool{current: true}
+	err = s.kv.scan([]byte{keyLog}, []byte{keyLog + 1}, func(_, v []byte) (bool, error) {
+		row, err := decodeLog(v)
+		if err == nil && row.live > 0 {
+			// Only the oldest is known; anything from there on may be in it.
+			for v := row.oldestKey; v < current; v++ {
+				used[v] = true
+			}
+		}
+		return true, err
+	})
+	if err != nil {
+		return err
+	}
+	versions, err := metafs.KeyVersions(s.metaFS, s.path("meta"))
+	if err != nil {
+		return err
+	}
+	for _, v := range versions {
+		used[v] = true
+	}
+	return s.ring.DropUnused(func(v uint32) bool { return used[v] })
+}
+
+// tidy collects garbage, seals again and recompresses in the background.
+func (s *Store) tidy() {
+	for {
+		select {
+		case <-s.clock.After(tidyEvery):
+		case <-s.quit.Done():
+			return
+		}
+		if s.writable() != nil {
+			continue
+		}
+		if s.ballastGone() {
+			if err := s.checkSpace(ballast); err == nil {
+				_ = s.makeBallast() // the next round tries again
+			}
+		}
+		_, err := s.GC(s.quit, GCOptions{MinDead: backgroundMinDead, Recompress: true}, nil)
+		if err != nil && s.quit.Err() == nil {
+			s.log.Warn("background garbage collection", "error", err)
+		}
+	}
+}
+
+func (s *Store) ballastGone() bool {
+	_, err := s.fs.Stat(s.ballastPath())
+	return errors.Is(err, fs.ErrNotExist)
+}

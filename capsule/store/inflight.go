@@ -1,0 +1,133 @@
+package store
+
+import (
+	"sync"
+
+	"github.com/spacestore/space/pipeline"
+)
+
+// pin is a promise about one segment while puts are under way: the segment
+// will be there when they commit. It lives from the first put that wants the
+// segment until the last one has committed or given up.
+type pin struct {
+	id   pipeline.SegmentID
+	refs int // under the shard's lock
+
+	// done is closed when the fields below are final.
+	done   chan struct{}
+	dying  bool       // the row is being deleted; look again when done
+	stored bool       // a row was found
+	row    segmentRow // else: where its record was appended; no row yet
+	err    error      // sealing or appending failed
+}
+
+// inflight is the table of pins.
+type inflight struct {
+	shards [64]struct {
+		sync.Mutex
+		pins map[pipeline.SegmentID]*pin
+	}
+	logs struct {
+		sync.Mutex
+		unnamed map[uint64]int // pins whose record is in the log and may have no row yet
+	}
+}
+
+// acquire pins a segment. first tells the caller that it is the one to settle
+// the pin: to look for the row or seal the segment, and then call settle.
+func (t *inflight) acquire(id pipeline.SegmentID) (p *pin, first bool) {
+	sh := &t.shards[id[0]%64]
+	for {
+		sh.Lock()
+		p := sh.pins[id]
+		switch {
+		case p == nil:
+			p = &pin{id: id, refs: 1, done: make(chan struct{})}
+			if sh.pins == nil {
+				sh.pins = map[pipeline.SegmentID]*pin{}
+			}
+			sh.pins[id] = p
+			sh.Unlock()
+			return p, true
+		case p.dying:
+			sh.Unlock()
+			<-p.done
+		default:
+			p.refs++
+			sh.Unlock()
+			return p, false
+		}
+	}
+}
+
+// appended notes that the pin's record is in a log, so that the log stays.
+func (t *inflight) appended(p *pin, row segmentRow) {
+	p.row = row
+	t.logs.Lock()
+	defer t.logs.Unlock()
+	if t.logs.unnamed == nil {
+		t.logs.unnamed = map[uint64]int{}
+	}
+	t.logs.unnamed[row.log]++
+}
+
+// holds reports whether records that a log holds may yet be named by a put.
+func (t *inflight) holds(log uint64) bool {
+	t.logs.Lock()
+	defer t.logs.Unlock()
+	return t.logs.unnamed[log] > 0
+}
+
+// settle makes the pin's fields final. A failed pin is forgotten at once, so
+// that later puts try for themselves.
+func (t *inflight) settle(p *pin) {
+	if p.err != nil {
+		sh := &t.shards[p.id[0]%64]
+		sh.Lock()
+		delete(sh.pins, p.id)
+		sh.Unlock()
+	}
+	close(p.done)
+}
+
+// release gives up one hold on the pin, after the commit or without one.
+func (t *inflight) release(p *pin) {
+	sh := &t.shards[p.id[0]%64]
+	sh.Lock()
+	p.refs--
+	last := p.refs == 0
+	if last && sh.pins[p.id] == p {
+		delete(sh.pins, p.id)
+	}
+	sh.Unlock()
+	if last && p.row.log != 0 {
+		t.logs.Lock()
+		defer t.logs.Unlock()
+		if t.logs.unnamed[p.row.log]--; t.logs.unnamed[p.row.log] == 0 {
+			delete(t.logs.unnamed, p.row.log)
+		}
+	}
+}
+
+// condemn tries to reserve a segment whose last reference is gone for
+// deletion. If no put has it pinned, puts that come wait until the returned
+// function is called, after the commit; else it returns nil.
+func (t *inflight) condemn(id pipeline.SegmentID) func() {
+	sh := &t.shards[id[0]%64]
+	sh.Lock()
+	defer sh.Unlock()
+	if sh.pins[id] != nil {
+		return nil
+	}
+	p := &pin{id: id, dying: true, done: make(chan struct{})}
+	if sh.pins == nil {
+		sh.pins = map[pipeline.SegmentID]*pin{}
+	}
+	sh.pins[id] = p
+	return func() {
+		sh.Lock()
+		delete(sh.pins, id)
+		sh.Unlock()
+		close(p.done)
+	}
+}

@@ -1,0 +1,274 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/sstable"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/vfs"
+)
+
+// kv is the metadata engine. What the store needs of one is little: point
+// reads, ordered scans, and an atomic batch that can be read while it is being
+// filled and committed with or without a synced log. Everything about Pebble
+// stays in this file.
+type kv struct {
+	db    *pebble.DB
+	cache *pebble.Cache
+	// dead is set at the engine's first unrecoverable error. Pebble's commit
+	// pipeline must not be used after it.
+	dead atomic.Pointer[error]
+}
+
+// kvReader is what can be read from: the engine or a batch over it.
+type kvReader interface {
+	// get returns nil where there is no such key.
+	get(key []byte) ([]byte, error)
+	// scan calls fn for each key in [lo, hi) in order until fn returns false
+	// or an error. key and value are fn's only until it returns.
+	scan(lo, hi []byte, fn func(key, value []byte) (bool, error)) error
+}
+
+const (
+	metaCache    = 32 << 20
+	metaMemtable = 8 << 20
+)
+
+func openKV(fsys vfs.FS, dir string, log *slog.Logger) (*kv, error) {
+	k := &kv{cache: pebble.NewCache(metaCache)}
+	opts := &pebble.Options{
+		FS:                          fsys,
+		Cache:                       k.cache,
+		FormatMajorVersion:          pebble.FormatNewest,
+		MemTableSize:                metaMemtable,
+		MemTableStopWritesThreshold: 4,
+		L0CompactionThreshold:       4,
+		L0StopWritesThreshold:       32,
+		MaxOpenFiles:                256,
+		MaxManifestFileSize:         4 << 20,
+		Logger:                      kvLogger{k, log},
+		DisableAutomaticCompactions: false,
+	}
+	for i := range opts.Levels {
+		l := &opts.Levels[i]
+		l.BlockSize = 16 << 10
+		l.FilterPolicy = bloom.FilterPolicy(10)
+		l.FilterType = pebble.TableFilter
+		l.Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
+	}
+	db, err := k.guardOpen(dir, opts)
+	if err != nil {
+		k.cache.Unref()
+		return nil, kvError(err, "open metadata")
+	}
+	k.db = db
+	return k, nil
+}
+
+// guardOpen opens the database; what Pebble has to say by panicking becomes an error.
+func (k *kv) guardOpen(dir string, opts *pebble.Options) (db *pebble.DB, err error) {
+	defer k.guard(&err)
+	return pebble.Open(dir, opts)
+}
+
+// guard turns a panic of Pebble after an I/O error into an error, and marks
+// the engine dead.
+func (k *kv) guard(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("metadata engine: %v", p)
+		k.kill(*err)
+	}
+}
+
+func (k *kv) kill(err error) { k.dead.CompareAndSwap(nil, &err) }
+
+func (k *kv) failed() error {
+	if e := k.dead.Load(); e != nil {
+		return *e
+	}
+	return nil
+}
+
+// kvError gives an error of the engine a kind.
+func kvError(err error, what string) error {
+	if err == nil {
+		return nil
+	}
+	kind := ioKind(err)
+	if pebble.IsCorruptionError(err) {
+		kind = capsule.Damaged
+	}
+	return capsule.Wrap(kind, err, "%s", what)
+}
+
+func (k *kv) get(key []byte) ([]byte, error) { return kvGet(k.db, key) }
+
+func kvGet(r pebble.Reader, key []byte) ([]byte, error) {
+	v, closer, err := r.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, kvError(err, "read metadata")
+	}
+	v = append(make([]byte, 0, len(v)), v...)
+	closer.Close()
+	return v, nil
+}
+
+// view calls fn with the value of key, uncopied, and tells whether there is one.
+func (k *kv) view(key []byte, fn func(v []byte) error) (bool, error) {
+	v, closer, err := k.db.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, kvError(err, "read metadata")
+	}
+	defer closer.Close()
+	return true, fn(v)
+}
+
+func (k *kv) scan(lo, hi []byte, fn func(key, value []byte) (bool, error)) error {
+	return kvScan(k.db, lo, hi, fn)
+}
+
+func kvScan(r pebble.Reader, lo, hi []byte, fn func(key, value []byte) (bool, error)) error {
+	it, err := r.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi})
+	if err != nil {
+		return kvError(err, "read metadata")
+	}
+	for ok := it.First(); ok; ok = it.Next() {
+		v, err := it.ValueAndErr()
+		if err == nil {
+			ok, err = fn(it.Key(), v)
+		}
+		if err != nil {
+			it.Close()
+			return kvError(err, "read metadata")
+		}
+		if !ok {
+			break
+		}
+	}
+	return kvError(it.Close(), "read metadata")
+}
+
+// seekLast returns the last key in [lo, hi) and its value, or nil.
+func (k *kv) seekLast(lo, hi []byte) (key, value []byte, err error) {
+	it, err := k.db.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi})
+	if err != nil {
+		return nil, nil, kvError(err, "read metadata")
+	}
+	if it.Last() {
+		v, verr := it.ValueAndErr()
+		key, value, err = append(key, it.Key()...), append(value, v...), verr
+	}
+	if cerr := it.Close(); err == nil {
+		err = cerr
+	}
+	return key, value, kvError(err, "read metadata")
+}
+
+// snapshot calls fn with an unchanging view of the metadata.
+func (k *kv) snapshot(fn func(kvReader) error) error {
+	s := k.newSnapshot()
+	defer s.close()
+	return fn(s)
+}
+
+func (k *kv) newSnapshot() kvSnapshot { return kvSnapshot{k.db.NewSnapshot()} }
+
+type kvSnapshot struct{ s *pebble.Snapshot }
+
+func (s kvSnapshot) close() { s.s.Close() }
+
+func (s kvSnapshot) get(key []byte) ([]byte, error) { return kvGet(s.s, key) }
+func (s kvSnapshot) scan(lo, hi []byte, fn func(key, value []byte) (bool, error)) error {
+	return kvScan(s.s, lo, hi, fn)
+}
+
+// kvBatch collects changes that become visible and durable together.
+type kvBatch struct {
+	k *kv
+	b *pebble.Batch
+}
+
+func (k *kv) newBatch() *kvBatch { return &kvBatch{k, k.db.NewIndexedBatch()} }
+
+func (b *kvBatch) get(key []byte) ([]byte, error) { return kvGet(b.b, key) }
+func (b *kvBatch) scan(lo, hi []byte, fn func(key, value []byte) (bool, error)) error {
+	return kvScan(b.b, lo, hi, fn)
+}
+func (b *kvBatch) set(key, value []byte) error { return b.b.Set(key, value, nil) }
+func (b *kvBatch) delete(key []byte) error     { return b.b.Delete(key, nil) }
+func (b *kvBatch) len() int                    { return int(b.b.Count()) }
+func (b *kvBatch) discard()                    { b.b.Close() }
+
+// commit applies the batch. After an error the engine is dead: whether the
+// batch is durable is not known.
+func (b *kvBatch) commit(sync bool) (err error) {
+	if err := b.k.failed(); err != nil {
+		return err
+	}
+	defer b.k.guard(&err)
+	mode := pebble.NoSync
+	if sync {
+		mode = pebble.Sync
+	}
+	if err := b.b.Commit(mode); err != nil {
+		b.k.kill(err)
+		return kvError(err, "commit metadata")
+	}
+	if err := b.k.failed(); err != nil { // told to the logger instead of returned
+		return kvError(err, "commit metadata")
+	}
+	return b.b.Close()
+}
+
+// flush writes what is in memory to tables.
+func (k *kv) flush() (err error) {
+	if err := k.failed(); err != nil {
+		return err
+	}
+	defer k.guard(&err)
+	return kvError(k.db.Flush(), "flush metadata")
+}
+
+func (k *kv) diskBytes() int64 { return int64(k.db.Metrics().DiskSpaceUsage()) }
+
+func (k *kv) close() (err error) {
+	defer k.cache.Unref()
+	defer k.guard(&err)
+	if k.failed() != nil {
+		// A dead pipeline may never finish a clean close; the process is
+		// about to end or to open the store again, which replays the log.
+		return nil
+	}
+	return kvError(k.db.Close(), "close metadata")
+}
+
+// kvLogger hands Pebble's messages on. Fatalf must not end the process: it
+// marks the engine dead, and every commit after it is refused.
+type kvLogger struct {
+	k   *kv
+	log *slog.Logger
+}
+
+func (l kvLogger) Infof(format string, args ...any) {
+	l.log.Debug("metadata engine: " + fmt.Sprintf(format, args...))
+}
+func (l kvLogger) Errorf(format string, args ...any) {
+	l.log.Error("metadata engine: " + fmt.Sprintf(format, args...))
+}
+func (l kvLogger) Fatalf(format string, args ...any) {
+	err := fmt.Errorf(format, args...)
+	l.log.Error("metadata engine stopped", "error", err)
+	l.k.kill(err)
+}

@@ -1,0 +1,360 @@
+package metafs
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	pebblevfs "github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/spacestore/space/internal/vfs"
+)
+
+const invalidFd = pebblevfs.InvalidFd
+
+// Keys gives the metadata keys. Its methods may be called at any time, from
+// any goroutine.
+type Keys interface {
+	// Current returns the key for new files.
+	Current() (version uint32, key [32]byte)
+	// Key returns the key of a version, if it is still known.
+	Key(version uint32) ([32]byte, bool)
+}
+
+// FS is a sealing file system for one Pebble database. It implements
+// [vfs.FS]; see the package's documentation for how it differs from others.
+type FS struct {
+	vfs.FS // below; what is not overridden needs no sealing
+	keys   Keys
+
+	fail   atomic.Pointer[error] // the latched failure
+	failed chan struct{}         // closed after fail is set
+
+	full struct {
+		sync.Mutex
+		call  func()
+		calls atomic.Uint64
+	}
+
+	tableFailures atomic.Int32 // since the last success
+
+	// names orders Reseal's rename after anything that takes a table's name away.
+	names sync.Mutex
+}
+
+// New returns a file system that keeps sealed files on under. If onDiskFull is
+// not nil, it is called when a write finds no room, and the write is tried
+// once more after it has returned; writes that failed meanwhile share the call.
+func New(under vfs.FS, keys Keys, onDiskFull func()) *FS {
+	fs := &FS{FS: under, keys: keys, failed: make(chan struct{})}
+	fs.full.call = onDiskFull
+	return fs
+}
+
+// Unwrap returns nil: what is below is of no use without this.
+func (fs *FS) Unwrap() vfs.FS { return nil }
+
+// kind is how a file is kept, which follows from its name when it is created.
+type kind int
+
+const (
+	logFile kind = iota
+	tableFile
+	markerFile // empty; the information is in the name
+)
+
+func kindOf(name string) kind {
+	switch base := filepath.Base(name); {
+	case strings.HasPrefix(base, "marker."):
+		return markerFile
+	case isTable(base):
+		return tableFile
+	}
+	return logFile
+}
+
+func isTable(name string) bool {
+	return strings.HasSuffix(name, ".sst") || strings.HasSuffix(name, ".blob")
+}
+func isWAL(name string) bool { return strings.HasSuffix(name, ".log") }
+
+// Create implements [vfs.FS]. It fails for tables alone.
+func (fs *FS) Create(name string, c vfs.Category) (vfs.File, error) {
+	k := kindOf(name)
+	if k == tableFile {
+		fs.tableDelay()
+		f, err := fs.create(name, c)
+		if err != nil {
+			fs.tableDone(err)
+			return nil, err
+		}
+		return newTableWriter(fs, f, name), nil
+	}
+	if fs.Err() == nil {
+		if f, err := fs.create(name, c); err != nil {
+			fs.Fail(err)
+		} else if k == markerFile {
+			return marker{f}, nil
+		} else if w, err := newLogWriter(fs, f, name, isWAL(name)); err != nil {
+			fs.Fail(err)
+			f.Close()
+		} else {
+			return w, nil
+		}
+	}
+	return &logWriter{fs: fs, name: name}, nil
+}
+
+func (fs *FS) create(name string, c vfs.Category) (vfs.File, error) {
+	fs.names.Lock()
+	defer fs.names.Unlock()
+	var f vfs.File
+	err := fs.retry(func() (err error) {
+		f, err = fs.FS.Create(name, c)
+		return err
+	})
+	if err != nil {
+		return nil, ioError(err, "create", name)
+	}
+	return f, nil
+}
+
+// ReuseForWrite makes a new file: bytes once sealed are never overwritten.
+func (fs *FS) ReuseForWrite(oldname, newname string, c vfs.Category) (vfs.File, error) {
+	if err := fs.Remove(oldname); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	return fs.Create(newname, c)
+}
+
+// OpenReadWrite is not supported: files are append-only.
+func (fs *FS) OpenReadWrite(string, vfs.Category, ...vfs.OpenOption) (vfs.File, error) {
+	return nil, errAppendOnly
+}
+
+// Open implements [vfs.FS].
+func (fs *FS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
+	f, err := fs.FS.Open(name, opts...)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	if fi.IsDir() || kindOf(name) == markerFile {
+		return f, nil
+	}
+	r, err := fs.reader(f, name, fi.Size())
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+func (fs *FS) reader(f vfs.File, name string, size int64) (vfs.File, error) {
+	h, err := readHeader(f, name, size)
+	if err != nil {
+		if isWAL(name) && size <= headerSize {
+			// Its header was not synced, or nothing was written after it.
+			return newLogReader(f, name, headerSize, nil, true), nil
+		}
+		return nil, err
+	}
+	s, err := h.open(name, fs.keys)
+	if err != nil {
+		return nil, err
+	}
+	if h.mode == modeTable {
+		return newTableReader(f, name, size, s)
+	}
+	return newLogReader(f, name, size, s, isWAL(name)), nil
+}
+
+// readHeader reads the header of a file of the given size.
+func readHeader(f vfs.File, name string, size int64) (header, error) {
+	if size < headerSize {
+		return header{}, damaged(name, size, "the file was cut short")
+	}
+	b := make([]byte, headerSize)
+	if n, err := f.ReadAt(b, 0); n < headerSize {
+		return header{}, ioError(err, "read", name)
+	}
+	h, why := parseHeader(b)
+	if why != "" {
+		return h, damaged(name, 0, why)
+	}
+	return h, nil
+}
+
+// Stat implements [vfs.FS]; sizes are of the content. It has to read a log
+// for that, but not a table.
+func (fs *FS) Stat(name string) (vfs.FileInfo, error) {
+	fi, err := fs.FS.Stat(name)
+	if err != nil || fi.IsDir() || kindOf(name) == markerFile {
+		return fi, err
+	}
+	if kindOf(name) == tableFile {
+		return info{fi, max(0, tableSize(fi.Size()))}, nil
+	}
+	f, err := fs.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Stat()
+}
+
+// OpenDir implements [vfs.FS].
+func (fs *FS) OpenDir(name string) (vfs.File, error) {
+	f, err := fs.FS.OpenDir(name)
+	if err != nil {
+		return nil, err
+	}
+	return dir{f, fs, name}, nil
+}
+
+// Remove implements [vfs.FS].
+func (fs *FS) Remove(name string) error {
+	return fs.change(func() error { return fs.FS.Remove(name) })
+}
+
+// RemoveAll implements [vfs.FS].
+func (fs *FS) RemoveAll(name string) error {
+	return fs.change(func() error { return fs.FS.RemoveAll(name) })
+}
+
+// Rename implements [vfs.FS].
+func (fs *FS) Rename(oldname, newname string) error {
+	return fs.change(func() error { return fs.retry(func() error { return fs.FS.Rename(oldname, newname) }) })
+}
+
+// change changes names, unless the disk is frozen: what then looks obsolete
+// may be needed by what is really on the disk.
+func (fs *FS) change(f func() error) error {
+	fs.names.Lock()
+	defer fs.names.Unlock()
+	if fs.Err() != nil {
+		return nil
+	}
+	return f()
+}
+
+// Link implements [vfs.FS].
+func (fs *FS) Link(oldname, newname string) error {
+	fs.names.Lock()
+	defer fs.names.Unlock()
+	if err := fs.Err(); err != nil {
+		return err
+	}
+	return fs.retry(func() error { return fs.FS.Link(oldname, newname) })
+}
+
+// write writes all of p, or latches nothing and says why not. A write that
+// found no room goes on where it stopped, with the same bytes.
+func (fs *FS) write(f vfs.File, name string, p []byte) error {
+	n := 0
+	err := fs.retry(func() error {
+		m, err := f.Write(p[n:])
+		n += m
+		return err
+	})
+	if err != nil {
+		return ioError(err, "write", name)
+	}
+	return nil
+}
+
+// retry does f, and again if it found no room and there may be some now.
+func (fs *FS) retry(f func() error) error {
+	calls := fs.full.calls.Load()
+	err := f()
+	if err == nil || fs.full.call == nil || !isFull(err) {
+		return err
+	}
+	fs.full.Lock()
+	if fs.full.calls.Load() == calls {
+		fs.full.call()
+		fs.full.calls.Add(1)
+	}
+	fs.full.Unlock()
+	return f()
+}
+
+// Pebble tries a failed flush again at once, for ever, which on a full disk
+// would keep a core and the disk busy. tableDelay is where it has to wait,
+// holding no lock.
+func (fs *FS) tableDelay() {
+	const first, most = 10 * time.Millisecond, time.Second
+	if n := fs.tableFailures.Load(); n > 1 {
+		time.Sleep(min(first<<min(n-2, 10), most))
+	}
+}
+
+// tableDone notes how writing a table ended.
+func (fs *FS) tableDone(err error) {
+	if err == nil {
+		fs.tableFailures.Store(0)
+	} else {
+		fs.tableFailures.Add(1)
+	}
+}
+
+// dir is a directory, open for syncing.
+type dir struct {
+	vfs.File
+	fs   *FS
+	name string
+}
+
+func (d dir) Sync() error {
+	if d.fs.Err() == nil {
+		if err := d.File.Sync(); err != nil {
+			d.fs.Fail(ioError(err, "sync the directory of", d.name))
+		}
+	}
+	return nil
+}
+
+func (d dir) SyncData() error { return d.Sync() }
+
+// marker is a file that must stay empty, because it is not sealed.
+type marker struct{ vfs.File }
+
+func (marker) Write([]byte) (int, error)          { return 0, errReadOnly }
+func (marker) WriteAt([]byte, int64) (int, error) { return 0, errReadOnly }
+
+// info is what is known of a file, but for its size, which is its content's.
+type info struct {
+	vfs.FileInfo
+	size int64
+}
+
+func (i info) Size() int64 { return i.size }
+
+// writerInfo describes a file being written without asking the disk, which
+// may fail.
+func writerInfo(fs *FS, name string, size int64) vfs.FileInfo {
+	return newInfo{fs.PathBase(name), size}
+}
+
+type newInfo struct {
+	name string
+	size int64
+}
+
+func (i newInfo) Name() string                 { return i.name }
+func (i newInfo) Size() int64                  { return i.size }
+func (i newInfo) Mode() os.FileMode            { return 0o600 }
+func (i newInfo) ModTime() time.Time           { return time.Time{} }
+func (i newInfo) IsDir() bool                  { return false }
+func (i newInfo) Sys() any                     { return nil }
+func (i newInfo) DeviceID() pebblevfs.DeviceID { return pebblevfs.DeviceID{} }
+
+var _ vfs.FS = (*FS)(nil)

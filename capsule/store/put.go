@@ -1,0 +1,553 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"runtime"
+	"sync"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/pipeline"
+)
+
+// PutRequest says what to make of a stream of bytes.
+type PutRequest struct {
+	ID        capsule.ID      // whose content to replace; zero: the capsule that has Name, or a new one
+	Name      string          // "": unnamed, or unchanged where ID is given
+	Exclusive bool            // fail with Exists where Name is taken, instead of replacing
+	Size      int64           // length of the stream, or -1 if unknown; any other length is an error
+	Policy    *capsule.Policy // nil: the capsule's own; for a new one the default
+}
+
+// blockTokens bounds the blocks in memory of all puts together, and with them
+// the CPU-bound work under way.
+const blockTokens = 48
+
+// block is a pipeline block on its way through a put.
+type block struct {
+	pipeline.Block
+	list []extent
+	pins []*pin // of the extents that hold data
+}
+
+var blocks = sync.Pool{New: func() any { return new(block) }}
+
+func (b *block) recycle() {
+	b.list, b.pins = b.list[:0], b.pins[:0]
+	blocks.Put(b)
+}
+
+// coder is one worker's scratch memory.
+type coder struct {
+	z      pipeline.Compressor
+	out    []byte
+	sealed []*pin // pins whose records are in out
+}
+
+var coders = sync.Pool{New: func() any { return new(coder) }}
+
+// putter is one put under way.
+type putter struct {
+	s       *Store
+	sealing pipeline.Sealing
+	domain  [32]byte // hash key of the dedup domain
+	c       content
+	list    []extent // not yet in a page
+	pins    []*pin   // of list
+	paged   int64    // bytes in pages
+	hashers sync.Pool
+}
+
+// Put stores what r gives as a capsule's content and returns the capsule as it
+// then is. When it returns without error the content is durable; otherwise
+// nothing has changed. A content that is replaced stays readable for the
+// readers that have it open.
+func (s *Store) Put(ctx context.Context, req PutRequest, r io.Reader) (capsule.Info, error) {
+	info, err := s.put(ctx, req, r)
+	if err != nil {
+		return info, capsule.Wrap(ioKind(err), err, "put")
+	}
+	return info, nil
+}
+
+func (s *Store) put(ctx context.Context, req PutRequest, r io.Reader) (capsule.Info, error) {
+	if err := s.enter(); err != nil {
+		return capsule.Info{}, err
+	}
+	defer s.leave()
+	if err := s.writable(); err != nil {
+		return capsule.Info{}, err
+	}
+	if req.Name != "" {
+		if err := capsule.CheckName(req.Name); err != nil {
+			return capsule.Info{}, err
+		}
+	}
+	policy, err := s.putPolicy(req)
+	if err != nil {
+		return capsule.Info{}, err
+	}
+	if err := s.checkSpace(max(req.Size, 0)); err != nil {
+		return capsule.Info{}, err
+	}
+	p := s.newPutter(policy)
+	if err := p.write(ctx, r, req.Size); err != nil {
+		p.abort()
+		return capsule.Info{}, err
+	}
+	info, err := p.commit(ctx, req)
+	if err != nil {
+		p.abort()
+	}
+	return info, err
+}
+
+// putPolicy returns the policy under which a put's bytes are sealed, and fails
+// early where the request cannot succeed as things are. The commit looks again.
+func (s *Store) putPolicy(req PutRequest) (*capsule.Policy, error) {
+	var rec capsuleRecord
+	id, err := req.target(s.kv)
+	if err != nil {
+		return nil, err
+	}
+	if !id.IsZero() {
+		if rec, err = getCapsule(s.kv, id); err != nil {
+			return nil, err
+		}
+	}
+	if req.Policy != nil {
+		return req.Policy, nil
+	}
+	return s.policy(s.kv, rec.policy)
+}
+
+// target returns the capsule that the request replaces; zero: it makes a new one.
+func (req *PutRequest) target(r kvReader) (capsule.ID, error) {
+	id := req.ID
+	if req.Name == "" {
+		return id, nil
+	}
+	have, err := lookupName(r, req.Name)
+	if err != nil {
+		return id, err
+	}
+	if !have.IsZero() && (req.Exclusive || !id.IsZero() && have != id) {
+		return id, capsule.Errorf(capsule.Exists, "the name %q is taken by capsule %s", req.Name, have)
+	}
+	if id.IsZero() {
+		id = have
+	}
+	if have.IsZero() {
+		err = checkFree(r, req.Name, id)
+	}
+	return id, err
+}
+
+func (s *Store) newPutter(policy *capsule.Policy) *putter {
+	p := &putter{s: s, sealing: s.sealing(policy)}
+	rand.Read(p.c.id[:]) // never fails (crypto/rand.Read)
+	domain := "store"
+	if !policy.Dedupe {
+		p.c.domain = p.c.id
+		domain = "content " + string(p.c.id[:])
+	}
+	if !p.sealing.Encrypt {
+		// Never let a capsule that asks for encryption share a segment with
+		// one that does not.
+		domain = "clear " + domain
+	}
+	p.domain = pipeline.DomainKey(s.ring.HashKey(), domain)
+	p.hashers.New = func() any { return pipeline.NewHasher(p.domain) }
+	return p
+}
+
+// write takes the stream through the pipeline. One block or less is done here
+// and now; more goes through all cores.
+func (p *putter) write(ctx context.Context, r io.Reader, size int64) error {
+	if size >= 0 {
+		// One byte more, to notice a stream that is too long.
+		r = io.LimitReader(r, size+1)
+	}
+	split := pipeline.NewSplitter(r, p.s.chunker)
+	var total int64
+	next := func() (*block, bool, error) {
+		b := blocks.Get().(*block)
+		err := split.Next(&b.Block)
+		if err != nil {
+			b.recycle()
+			if errors.Is(err, io.EOF) {
+				err = nil
+			} else {
+				err = capsule.Wrap(capsule.IO, err, "read input")
+			}
+			return nil, false, err
+		}
+		total += int64(len(b.Data))
+		if size >= 0 && total > size {
+			b.recycle()
+			return nil, false, capsule.Errorf(capsule.Invalid, "the input is longer than the %d bytes announced", size)
+		}
+		if err := p.s.tokens.acquire(ctx); err != nil {
+			b.recycle()
+			return nil, false, err
+		}
+		return b, true, nil
+	}
+	done := func(b *block) {
+		p.s.tokens.release()
+		b.recycle()
+	}
+	drop := func(b *block) {
+		for _, pin := range b.pins {
+			p.s.pins.release(pin)
+		}
+		done(b)
+	}
+	first, ok, err := next()
+	if err == nil && ok {
+		if split.EOF() {
+			if err = p.encode(first); err == nil {
+				err = p.collect(first)
+			}
+			if err != nil {
+				drop(first)
+			} else {
+				done(first)
+			}
+		} else {
+			workers := runtime.GOMAXPROCS(0)
+			err = pipeline.Ordered(ctx, workers, 2*workers+2,
+				func() (*block, bool, error) {
+					if b := first; b != nil {
+						first = nil
+						return b, true, nil
+					}
+					return next()
+				},
+				func(_ int, b *block) error { return p.encode(b) },
+				func(b *block) error {
+					if err := p.collect(b); err != nil {
+						drop(b)
+						return err
+					}
+					done(b)
+					return nil
+				},
+				drop)
+			if first != nil {
+				drop(first)
+			}
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if size >= 0 && total < size {
+		return capsule.Errorf(capsule.Invalid, "the input ended after %d of the %d bytes announced", total, size)
+	}
+	p.c.size = total
+	return nil
+}
+
+// encode names a block's chunks and appends records of the new ones to the
+// logs. It fills b.list and b.pins.
+func (p *putter) encode(b *block) error {
+	s := p.s
+	h := p.hashers.Get().(*pipeline.Hasher)
+	defer p.hashers.Put(h)
+	c := coders.Get().(*coder)
+	defer coders.Put(c)
+	c.out, c.sealed = c.out[:0], c.sealed[:0]
+	var err error
+	b.Chunks(func(chunk []byte) {
+		if err != nil {
+			return
+		}
+		x := extent{len: int64(len(chunk))}
+		if pipeline.IsZero(chunk) {
+			x.hole = true
+			b.list = append(b.list, x)
+			return
+		}
+		x.id = h.Sum(chunk)
+		pin, first := s.pins.acquire(x.id)
+		b.list, b.pins = append(b.list, x), append(b.pins, pin)
+		if !first {
+			return
+		}
+		if pin.stored, err = s.kv.view(segmentKey(x.id), func([]byte) error { return nil }); err != nil {
+			pin.err = err
+			s.pins.settle(pin)
+			return
+		}
+		if pin.stored {
+			s.pins.settle(pin)
+			return
+		}
+		start := len(c.out)
+		var hdr pipeline.Header
+		c.out, hdr = pipeline.Seal(c.out, &c.z, x.id, chunk, p.sealing)
+		pin.row = segmentRow{off: int64(start), recordLen: int64(hdr.RecordLen()), plainLen: int64(hdr.PlainLen),
+			key: hdr.Key, again: hdr.Again}
+		c.sealed = append(c.sealed, pin)
+	})
+	if len(c.out) == 0 {
+		return err
+	}
+	var log uint64
+	var off int64
+	if err == nil {
+		err = s.checkSpace(int64(len(c.out)))
+	}
+	if err == nil {
+		log, off, err = s.logs.Append(c.out)
+	}
+	for _, pin := range c.sealed {
+		row := pin.row
+		pin.row = segmentRow{}
+		if err != nil {
+			pin.err = err
+		} else {
+			row.log, row.off = log, row.off+off
+			s.pins.appended(pin, row)
+		}
+		s.pins.settle(pin)
+	}
+	return err
+}
+
+// collect takes over an encoded block's extents, in order, and writes pages of
+// those that have become many.
+func (p *putter) collect(b *block) error {
+	for _, pin := range b.pins {
+		<-pin.done
+		if pin.err != nil {
+			return pin.err
+		}
+	}
+	p.c.extents += int64(len(b.pins))
+	p.pins = append(p.pins, b.pins...)
+	b.pins = b.pins[:0]
+	for _, x := range b.list {
+		if n := len(p.list); x.hole && n > 0 && p.list[n-1].hole {
+			p.list[n-1].len += x.len
+			continue
+		}
+		p.list = append(p.list, x)
+	}
+	for len(p.list) > pageExtents {
+		if err := p.writePage(pageExtents); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writePage moves the first n extents to a page, with their references. It is
+// not synced: until the put commits, nothing depends on it.
+func (p *putter) writePage(n int) error {
+	list := p.list[:n]
+	var data int
+	var span int64
+	for _, x := range list {
+		span += x.len
+		if !x.hole {
+			data++
+		}
+	}
+	first := p.c.pages == 0
+	err := p.s.commit(false, func(t *tx) error {
+		if first {
+			if err := t.b.set(contentKey(keyBuilding, p.c.id), nil); err != nil {
+				return err
+			}
+		}
+		if err := t.addRefs(list, p.pins[:data]); err != nil {
+			return err
+		}
+		return t.b.set(pageKey(p.c.id, p.paged), encodePage(list))
+	})
+	if err != nil {
+		return err
+	}
+	p.c.pages++
+	p.paged += span
+	for _, pin := range p.pins[:data] {
+		p.s.pins.release(pin)
+	}
+	p.list = append(p.list[:0], p.list[n:]...)
+	p.pins = append(p.pins[:0], p.pins[data:]...)
+	return nil
+}
+
+// commit makes the content a capsule's.
+func (p *putter) commit(ctx context.Context, req PutRequest) (capsule.Info, error) {
+	if p.c.pages > 0 || len(p.list) > inlineExtents {
+		if len(p.list) > 0 {
+			if err := p.writePage(len(p.list)); err != nil {
+				return capsule.Info{}, err
+			}
+		}
+	} else {
+		p.c.inline = p.list
+	}
+	if err := ctx.Err(); err != nil {
+		return capsule.Info{}, err
+	}
+	fresh := capsule.NewID()
+	var info capsule.Info
+	err := p.s.commit(true, func(t *tx) error {
+		id, err := req.target(t.b)
+		if err != nil {
+			return err
+		}
+		now := p.s.now().UnixNano()
+		rec := capsuleRecord{kind: capsule.Object, name: req.Name, created: now}
+		var old *capsuleRecord
+		if id.IsZero() {
+			id = fresh
+		} else {
+			if rec, err = t.capsule(id); err != nil {
+				return err
+			}
+			if rec.kind != capsule.Object {
+				return capsule.Errorf(capsule.Invalid, "capsule %s is a %s; only objects are replaced by put", id, rec.kind)
+			}
+			was := rec
+			old = &was
+		}
+		rec.version++
+		rec.modified = now
+		rec.content = p.c
+		if req.Name != "" {
+			rec.name = req.Name
+		}
+		if req.Policy != nil {
+			var text string
+			rec.policy, text = policyKeyText(req.Policy)
+			if err := t.addPolicyRef(rec.policy, text, 1); err != nil {
+				return err
+			}
+			if old != nil {
+				if err := t.addPolicyRef(old.policy, "", -1); err != nil {
+					return err
+				}
+			}
+		}
+		if err := t.addRefs(p.c.inline, p.pins); err != nil {
+			return err
+		}
+		if p.c.pages > 0 {
+			if err := t.b.delete(contentKey(keyBuilding, p.c.id)); err != nil {
+				return err
+			}
+		}
+		if old == nil {
+			t.totals.capsules++
+			err = t.setName(id, nil, &rec.name)
+		} else {
+			t.totals.logical -= old.content.size
+			if err = t.discard(&old.content); err == nil && old.name != rec.name {
+				err = t.setName(id, &old.name, &rec.name)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		t.totals.logical += rec.content.size
+		change := Change{ID: id, Name: rec.name}
+		if old != nil && old.name != rec.name {
+			change.OldName = old.name
+		}
+		t.changes = append(t.changes, change)
+		info = rec.info(id)
+		return t.b.set(capsuleKey(id), rec.encode())
+	})
+	if err != nil {
+		return capsule.Info{}, err
+	}
+	p.releasePins()
+	return info, nil
+}
+
+func (p *putter) releasePins() {
+	for _, pin := range p.pins {
+		p.s.pins.release(pin)
+	}
+	p.pins = nil
+}
+
+// abort gives up what a failed put holds. Pages that it wrote become garbage;
+// if even that cannot be written, the next open finds them by their marker.
+func (p *putter) abort() {
+	p.releasePins()
+	if p.c.pages > 0 {
+		err := p.s.commit(false, func(t *tx) error {
+			if err := t.b.delete(contentKey(keyBuilding, p.c.id)); err != nil {
+				return err
+			}
+			p.c.size = 0 // was never part of the logical bytes
+			return t.discard(&p.c)
+		})
+		if err != nil {
+			p.s.log.Warn("an aborted put is cleaned up at the next open", "error", err)
+		}
+	}
+	p.s.wakeReaper()
+}
+
+// policyKeyText returns a policy's ID and canonical text; the default policy's
+// ID is zero.
+func policyKeyText(p *capsule.Policy) (id policyID, text string) {
+	text = string(p.YAML())
+	if p.Equal(capsule.DefaultPolicy()) {
+		return id, ""
+	}
+	sum := sha256.Sum256([]byte(text))
+	copy(id[:], sum[:])
+	return id, text
+}
+
+// policy returns the policy that an ID stands for.
+func (s *Store) policy(r kvReader, id policyID) (*capsule.Policy, error) {
+	if id == (policyID{}) {
+		return capsule.DefaultPolicy(), nil
+	}
+	b, err := r.get(policyKey(id))
+	if err != nil {
+		return nil, err
+	}
+	if b == nil {
+		return nil, capsule.Errorf(capsule.Damaged, "the policy record is missing; set the capsule's policy again")
+	}
+	row, err := decodePolicy(b)
+	if err != nil {
+		return nil, err
+	}
+	p, err := capsule.ParsePolicy("stored policy", []byte(row.text))
+	return p, capsule.Wrap(capsule.Damaged, err, "stored policy")
+}
+
+// sealing says how segments of capsules under a policy are sealed.
+func (s *Store) sealing(p *capsule.Policy) pipeline.Sealing {
+	k := s.keys.current()
+	return pipeline.Sealing{Compression: compression(p), Encrypt: p.Encryption != "disabled", Key: k.version, Cipher: k.cipher}
+}
+
+func compression(p *capsule.Policy) pipeline.Compression {
+	name, level := p.Codec()
+	switch name {
+	case "none":
+		return pipeline.Compression{}
+	case "lz4":
+		return pipeline.Compression{Codec: pipeline.LZ4}
+	case "s2":
+		return pipeline.Compression{Codec: pipeline.S2}
+	case "zstd":
+		return pipeline.Compression{Codec: pipeline.Zstd, Level: level}
+	}
+	return pipeline.Auto
+}

@@ -1,0 +1,462 @@
+package store
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/pipeline"
+)
+
+// The metadata's key space, by first byte. docs/format.md describes each.
+const (
+	keyCapsule  = 'c' // + capsule ID                -> capsuleRecord
+	keyName     = 'n' // + name                      -> capsule ID
+	keyUnnamed  = 'u' // + capsule ID                -> nothing
+	keyPage     = 'e' // + content ID + start offset -> extents
+	keySegment  = 's' // + segment ID                -> segmentRow
+	keyZero     = 'z' // + segment ID                -> nothing: a row without references waits
+	keyBuilding = 'w' // + content ID                -> nothing: content under construction
+	keyGarbage  = 'g' // + content ID                -> content that nothing refers to any more
+	keyLog      = 'l' // + log number                -> logRow
+	keyPolicy   = 'p' // + policy ID                 -> policyRow
+	keyTotals   = 't' //                             -> totals
+	keyVerify   = 'v' //                             -> where a verify run got to
+)
+
+// contentID names one content for ever; it is random.
+type contentID [16]byte
+
+// extent is a run of a content: a segment, or a hole of any length.
+type extent struct {
+	len  int64
+	hole bool
+	id   pipeline.SegmentID
+}
+
+// content is an immutable list of extents.
+type content struct {
+	id      contentID
+	size    int64
+	domain  [16]byte // the dedup domain of its own, or zero: the store's
+	pages   uint64   // extent pages; 0: the extents are in inline
+	inline  []extent
+	extents int64 // that hold data
+}
+
+const (
+	inlineExtents = 16  // more go to pages
+	pageExtents   = 256 // extents of a full page
+)
+
+type capsuleRecord struct {
+	kind     capsule.Kind
+	name     string
+	version  uint64
+	created  int64 // Unix nanoseconds
+	modified int64
+	policy   policyID // zero: the default policy
+	content  content
+}
+
+func (r *capsuleRecord) info(id capsule.ID) capsule.Info {
+	return capsule.Info{ID: id, Kind: r.kind, Name: r.name, Size: r.content.size, Version: r.version,
+		Created: time.Unix(0, r.created).UTC(), Modified: time.Unix(0, r.modified).UTC()}
+}
+
+// policyID is the truncated hash of a policy's canonical text.
+type policyID [16]byte
+
+type policyRow struct {
+	refs int64
+	text string
+}
+
+// segmentRow says where a segment's record is.
+type segmentRow struct {
+	log       uint64
+	off       int64
+	recordLen int64
+	plainLen  int64
+	key       uint32
+	again     bool // a denser codec is likely to gain
+	refs      int64
+}
+
+// logRow sums up the live records of a log: those that a segment row names.
+type logRow struct {
+	live      int64  // their bytes
+	again     int64  // bytes of those a denser codec is likely to shrink
+	oldestKey uint32 // oldest data key version that any record was sealed under; 0: no record yet
+}
+
+// totals are the store's sums, changed in the same batch as what they sum up.
+type totals struct {
+	capsules int64
+	logical  int64
+	segments int64
+	unique   int64
+	stored   int64
+	pending  int64
+}
+
+// Encodings are versioned by a first byte; numbers are varints.
+
+const recordVersion = 1
+
+type encoder struct{ b []byte }
+
+func (e *encoder) uint(v uint64)  { e.b = binary.AppendUvarint(e.b, v) }
+func (e *encoder) int(v int64)    { e.b = binary.AppendVarint(e.b, v) }
+func (e *encoder) bytes(p []byte) { e.b = append(e.b, p...) }
+func (e *encoder) string(s string) {
+	e.uint(uint64(len(s)))
+	e.b = append(e.b, s...)
+}
+func (e *encoder) bool(v bool) {
+	if v {
+		e.b = append(e.b, 1)
+	} else {
+		e.b = append(e.b, 0)
+	}
+}
+
+// decoder reads what encoder wrote. After the first error every read gives zero.
+type decoder struct {
+	b   []byte
+	err error
+}
+
+func (d *decoder) fail() {
+	if d.err == nil {
+		d.err = capsule.Errorf(capsule.Damaged, "malformed metadata record")
+	}
+	d.b = nil
+}
+
+func (d *decoder) version() {
+	if len(d.b) == 0 || d.b[0] != recordVersion {
+		d.fail()
+		return
+	}
+	d.b = d.b[1:]
+}
+
+func (d *decoder) uint() uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 {
+		d.fail()
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) int() int64 {
+	v, n := binary.Varint(d.b)
+	if n <= 0 {
+		d.fail()
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+// size reads a number that cannot be negative.
+func (d *decoder) size() int64 {
+	v := d.uint()
+	if v > math.MaxInt64 {
+		d.fail()
+		return 0
+	}
+	return int64(v)
+}
+
+func (d *decoder) bool() bool {
+	v := d.uint()
+	if v > 1 {
+		d.fail()
+	}
+	return v == 1
+}
+
+func (d *decoder) bytes(p []byte) {
+	if len(d.b) < len(p) {
+		d.fail()
+		return
+	}
+	copy(p, d.b)
+	d.b = d.b[len(p):]
+}
+
+func (d *decoder) string() string {
+	n := d.uint()
+	if n > uint64(len(d.b)) {
+		d.fail()
+		return ""
+	}
+	s := string(d.b[:n])
+	d.b = d.b[n:]
+	return s
+}
+
+// end returns the error, which trailing bytes are too.
+func (d *decoder) end(what string) error {
+	if d.err == nil && len(d.b) > 0 {
+		d.fail()
+	}
+	return capsule.Wrap(capsule.Damaged, d.err, "%s", what)
+}
+
+func (e *encoder) extents(list []extent) {
+	e.uint(uint64(len(list)))
+	for i := range list {
+		x := &list[i]
+		if x.hole {
+			e.uint(uint64(x.len)<<1 | 1)
+		} else {
+			e.uint(uint64(x.len) << 1)
+			e.bytes(x.id[:])
+		}
+	}
+}
+
+func (d *decoder) extents(limit uint64) []extent {
+	n := d.uint()
+	if n > limit {
+		d.fail()
+		return nil
+	}
+	list := make([]extent, n)
+	for i := range list {
+		v := d.uint()
+		x := &list[i]
+		x.len, x.hole = int64(v>>1), v&1 == 1
+		if x.len == 0 || !x.hole && x.len > pipeline.MaxChunk {
+			d.fail()
+		}
+		if !x.hole {
+			d.bytes(x.id[:])
+		}
+		if d.err != nil {
+			return nil
+		}
+	}
+	return list
+}
+
+func (e *encoder) content(c *content) {
+	e.bytes(c.id[:])
+	e.uint(uint64(c.size))
+	e.bytes(c.domain[:])
+	e.uint(c.pages)
+	e.uint(uint64(c.extents))
+	e.extents(c.inline)
+}
+
+func (d *decoder) content(c *content) {
+	d.bytes(c.id[:])
+	c.size = d.size()
+	d.bytes(c.domain[:])
+	c.pages = d.uint()
+	c.extents = d.size()
+	c.inline = d.extents(inlineExtents)
+	if c.pages == 0 {
+		var sum int64
+		for _, x := range c.inline {
+			if x.len > math.MaxInt64-sum {
+				d.fail()
+				return
+			}
+			sum += x.len
+		}
+		if sum != c.size {
+			d.fail()
+		}
+	} else if len(c.inline) > 0 {
+		d.fail()
+	}
+}
+
+func (r *capsuleRecord) encode() []byte {
+	e := encoder{append(make([]byte, 0, 128), recordVersion, byte(r.kind))}
+	e.string(r.name)
+	e.uint(r.version)
+	e.int(r.created)
+	e.int(r.modified)
+	e.bytes(r.policy[:])
+	e.content(&r.content)
+	return e.b
+}
+
+func decodeCapsule(b []byte) (r capsuleRecord, err error) {
+	d := decoder{b: b}
+	d.version()
+	r.kind = capsule.Kind(d.uint())
+	r.name = d.string()
+	r.version = d.uint()
+	r.created = d.int()
+	r.modified = d.int()
+	d.bytes(r.policy[:])
+	d.content(&r.content)
+	if d.err == nil && (r.kind < capsule.Object || r.kind > capsule.Tree || r.name != "" && capsule.CheckName(r.name) != nil) {
+		d.fail()
+	}
+	return r, d.end("capsule record")
+}
+
+func encodeContent(c *content) []byte {
+	e := encoder{[]byte{recordVersion}}
+	e.content(c)
+	return e.b
+}
+
+func decodeContent(b []byte) (c content, err error) {
+	d := decoder{b: b}
+	d.version()
+	d.content(&c)
+	return c, d.end("content record")
+}
+
+func encodePage(list []extent) []byte {
+	e := encoder{append(make([]byte, 0, 16+36*len(list)), recordVersion)}
+	e.extents(list)
+	return e.b
+}
+
+// decodePage reads the page that begins at offset start of its content.
+func decodePage(b []byte, start int64) ([]extent, error) {
+	d := decoder{b: b}
+	d.version()
+	list := d.extents(pageExtents)
+	for _, x := range list {
+		if x.len > math.MaxInt64-start {
+			d.fail()
+			break
+		}
+		start += x.len
+	}
+	return list, d.end("extent page")
+}
+
+func (r *segmentRow) encode(b []byte) []byte {
+	e := encoder{append(b[:0], recordVersion)}
+	e.uint(r.log)
+	e.uint(uint64(r.off))
+	e.uint(uint64(r.recordLen))
+	e.uint(uint64(r.plainLen))
+	e.uint(uint64(r.key))
+	e.bool(r.again)
+	e.uint(uint64(r.refs))
+	return e.b
+}
+
+func decodeSegment(b []byte) (r segmentRow, err error) {
+	d := decoder{b: b}
+	d.version()
+	r.log = d.uint()
+	r.off = d.size()
+	r.recordLen = d.size()
+	r.plainLen = d.size()
+	r.key = uint32(d.uint())
+	r.again = d.bool()
+	r.refs = d.size()
+	if r.recordLen > pipeline.MaxRecord || r.plainLen > pipeline.MaxChunk || r.off > math.MaxInt64-r.recordLen {
+		d.fail()
+	}
+	return r, d.end("segment row")
+}
+
+func (r *logRow) encode() []byte {
+	e := encoder{[]byte{recordVersion}}
+	e.int(r.live)
+	e.int(r.again)
+	e.uint(uint64(r.oldestKey))
+	return e.b
+}
+
+func decodeLog(b []byte) (r logRow, err error) {
+	d := decoder{b: b}
+	d.version()
+	r.live = d.int()
+	r.again = d.int()
+	r.oldestKey = uint32(d.uint())
+	return r, d.end("log row")
+}
+
+func (r *policyRow) encode() []byte {
+	e := encoder{[]byte{recordVersion}}
+	e.uint(uint64(r.refs))
+	e.string(r.text)
+	return e.b
+}
+
+func decodePolicy(b []byte) (r policyRow, err error) {
+	d := decoder{b: b}
+	d.version()
+	r.refs = d.size()
+	r.text = d.string()
+	return r, d.end("policy row")
+}
+
+func (t *totals) fields() []*int64 {
+	return []*int64{&t.capsules, &t.logical, &t.segments, &t.unique, &t.stored, &t.pending}
+}
+
+func (t *totals) encode() []byte {
+	e := encoder{[]byte{recordVersion}}
+	for _, f := range t.fields() {
+		e.int(*f)
+	}
+	return e.b
+}
+
+func decodeTotals(b []byte) (t totals, err error) {
+	d := decoder{b: b}
+	d.version()
+	for _, f := range t.fields() {
+		*f = d.int()
+	}
+	return t, d.end("totals")
+}
+
+func key(kind byte, parts ...[]byte) []byte {
+	b := append(make([]byte, 0, 40), kind)
+	for _, p := range parts {
+		b = append(b, p...)
+	}
+	return b
+}
+
+func capsuleKey(id capsule.ID) []byte           { return key(keyCapsule, id[:]) }
+func nameKey(name string) []byte                { return key(keyName, []byte(name)) }
+func unnamedKey(id capsule.ID) []byte           { return key(keyUnnamed, id[:]) }
+func segmentKey(id pipeline.SegmentID) []byte   { return key(keySegment, id[:]) }
+func zeroKey(id pipeline.SegmentID) []byte      { return key(keyZero, id[:]) }
+func contentKey(kind byte, id contentID) []byte { return key(kind, id[:]) }
+func policyKey(id policyID) []byte              { return key(keyPolicy, id[:]) }
+func logKey(log uint64) []byte                  { return binary.BigEndian.AppendUint64([]byte{keyLog}, log) }
+func pageKey(id contentID, start int64) []byte {
+	return binary.BigEndian.AppendUint64(key(keyPage, id[:]), uint64(start))
+}
+
+// prefixEnd returns the first key after all keys that begin with p.
+func prefixEnd(p []byte) []byte {
+	end := append([]byte(nil), p...)
+	for i := len(end) - 1; i >= 0; i-- {
+		if end[i] != 0xff {
+			end[i]++
+			return end[:i+1]
+		}
+	}
+	return nil
+}
+
+func (x extent) String() string {
+	if x.hole {
+		return fmt.Sprintf("hole(%d)", x.len)
+	}
+	return fmt.Sprintf("%s(%d)", x.id, x.len)
+}

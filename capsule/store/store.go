@@ -1,0 +1,432 @@
+package store
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/store/keyring"
+	"github.com/spacestore/space/capsule/store/metafs"
+	"github.com/spacestore/space/capsule/store/seglog"
+	"github.com/spacestore/space/internal/clock"
+	"github.com/spacestore/space/internal/vfs"
+	"github.com/spacestore/space/pipeline"
+)
+
+// Options say where a store is and how it may use the machine.
+type Options struct {
+	Dir        string         // SPACE_HOME; created at first use
+	FS         vfs.FS         // nil: the operating system's
+	Keys       keyring.Source // where the master key comes from
+	Logger     *slog.Logger   // nil: the default one
+	Clock      clock.Clock    // nil: the system's
+	CacheBytes int64          // decoded segments kept in memory; 0: 64 MiB
+	LogBytes   int64          // size at which a segment log is full; 0: 256 MiB
+	Background bool           // collect garbage, re-seal and recompress while idle
+}
+
+const (
+	defaultCache = 64 << 20
+	defaultLog   = 256 << 20
+	// reserve is disk space kept for metadata, so that a full disk can
+	// still be cleaned up: no content is taken that would eat into it.
+	reserve = 32 << 20
+	ballast = 1 << 20 // see fullDisk
+)
+
+// Store is an open store. Its methods may be called from many goroutines.
+type Store struct {
+	fs      vfs.FS
+	dir     string
+	log     *slog.Logger
+	clock   clock.Clock
+	lock    io.Closer
+	ring    *keyring.Ring
+	keys    *keyCache
+	metaFS  vfs.FS
+	kv      *kv
+	logs    *seglog.Set
+	chunker *pipeline.Chunker
+	cache   *segmentCache
+	tokens  tokens
+	pins    inflight
+	readers contentPins
+
+	round   sync.Mutex // guards leading and waiting
+	leading bool
+	waiting []*commitRequest
+
+	totals   totals // of the round's leader
+	totalsMu sync.Mutex
+	shown    totals // what others see
+
+	failure  atomic.Pointer[error]
+	space    spaceGauge
+	watchers watchers
+
+	life     sync.RWMutex // held for reading by every call
+	closed   bool
+	quit     context.Context
+	stop     context.CancelFunc
+	wg       sync.WaitGroup
+	reapWake chan struct{}
+	reaped   sync.Cond // broadcast when the reaper has found nothing more to do
+	reapIdle bool
+	moving   sync.Mutex // one garbage collection at a time
+}
+
+// Open opens the store in o.Dir, or creates one where there is none. Errors
+// have the kind Locked if another process holds it, WrongKey if the key does
+// not fit (nothing was touched then), Damaged or IO.
+func Open(ctx context.Context, o Options) (_ *Store, err error) {
+	s := &Store{fs: o.FS, dir: o.Dir, log: o.Logger, clock: o.Clock, reapWake: make(chan struct{}, 1)}
+	s.reaped.L = new(sync.Mutex)
+	if s.fs == nil {
+		s.fs = vfs.OS()
+	}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	if s.clock == nil {
+		s.clock = clock.System()
+	}
+	if o.CacheBytes == 0 {
+		o.CacheBytes = defaultCache
+	}
+	if o.LogBytes == 0 {
+		o.LogBytes = defaultLog
+	}
+	s.cache = newSegmentCache(o.CacheBytes)
+	s.tokens = newTokens(blockTokens)
+	s.quit, s.stop = context.WithCancel(context.Background())
+	defer func() {
+		if err != nil {
+			err = capsule.Wrap(ioKind(err), err, "open store %s", s.dir)
+			s.release()
+		}
+	}()
+
+	if err := s.fs.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, err
+	}
+	if s.lock, err = s.fs.Lock(s.path("lock")); err != nil {
+		if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) {
+			err = capsule.Wrap(capsule.Locked, err, "another process holds the store")
+		}
+		return nil, err
+	}
+	if err := s.openFormat(o.Keys); err != nil {
+		return nil, err
+	}
+	if s.keys, err = newKeyCache(s.ring); err != nil {
+		return nil, err
+	}
+	if s.chunker, err = pipeline.NewChunker(s.ring.ChunkKey()); err != nil {
+		return nil, err
+	}
+	s.metaFS = metafs.New(s.fs, metaKeys{s.ring}, metafs.Options{OnDiskFull: s.fullDisk})
+	if err := s.makeBallast(); err != nil {
+		s.log.Warn("no room for the disk-full ballast; free some space", "error", err)
+	}
+	if s.kv, err = openKV(s.metaFS, s.path("meta"), s.log); err != nil {
+		return nil, err
+	}
+	if err := s.recover(); err != nil {
+		return nil, err
+	}
+	if s.logs, err = seglog.Open(s.fs, s.path("segments"), o.LogBytes, 0); err != nil {
+		return nil, err
+	}
+	s.wg.Go(s.reaper)
+	s.wg.Go(s.watchers.run)
+	if o.Background {
+		s.wg.Go(s.tidy)
+	}
+	return s, nil
+}
+
+func (s *Store) path(elem ...string) string {
+	return s.fs.PathJoin(append([]string{s.dir}, elem...)...)
+}
+
+// Format versions of the whole directory:
+//
+//	1  the first (docs/format.md)
+const formatVersion = 1
+
+const formatName = "format"
+
+// openFormat checks the format file and opens the key ring, or creates both.
+// The format file is written last: without it there is no store yet, so a
+// creation that was cut short is done again.
+func (s *Store) openFormat(src keyring.Source) error {
+	b, err := vfs.ReadFile(s.fs, s.path(formatName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.create(src)
+	}
+	if err != nil {
+		return err
+	}
+	id, err := parseFormat(b)
+	if err != nil {
+		return capsule.Wrap(capsule.Damaged, err, "%s", s.path(formatName))
+	}
+	if s.ring, err = keyring.Open(s.fs, s.dir, src, s.log); err != nil {
+		return err
+	}
+	if s.ring.StoreID() != id {
+		return capsule.Errorf(capsule.Damaged, "%s and the key ring belong to different stores", s.path(formatName))
+	}
+	return nil
+}
+
+func (s *Store) create(src keyring.Source) error {
+	for _, name := range []string{"meta", "segments"} {
+		if names, err := s.fs.List(s.path(name)); err == nil && len(names) > 0 {
+			return capsule.Errorf(capsule.Damaged, "the file %q is missing but %s is not empty; restore it from a backup", formatName, s.path(name))
+		}
+	}
+	var err error
+	s.ring, err = keyring.Open(s.fs, s.dir, src, s.log)
+	if capsule.KindOf(err) == capsule.NotFound {
+		s.ring, err = keyring.Create(s.fs, s.dir, src)
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.fs.MkdirAll(s.path("meta"), 0o700); err != nil {
+		return err
+	}
+	return vfs.WriteFileAtomic(s.fs, s.path(formatName), encodeFormat(s.ring.StoreID()))
+}
+
+func encodeFormat(id [16]byte) []byte {
+	line := fmt.Sprintf("space-store format=%d id=%s", formatVersion, hex.EncodeToString(id[:]))
+	return fmt.Appendf(nil, "%s crc=%08x\n", line, checksum(line))
+}
+
+func parseFormat(b []byte) (id [16]byte, err error) {
+	var version int
+	var hexID string
+	var crc uint32
+	if n, _ := fmt.Sscanf(string(b), "space-store format=%d id=%32s crc=%08x\n", &version, &hexID, &crc); n < 1 {
+		return id, errors.New("this is not the format file of a SPACE store")
+	}
+	if version > formatVersion {
+		return id, fmt.Errorf("the store has format %d, this program knows formats up to %d: use a newer spacectl", version, formatVersion)
+	}
+	raw, herr := hex.DecodeString(hexID)
+	if herr == nil {
+		copy(id[:], raw)
+	}
+	if string(encodeFormat(id)) != string(b) {
+		return id, errors.New("the format file is damaged; restore it from a backup, or write it again from the store ID in keys/keyring")
+	}
+	return id, nil
+}
+
+// recover brings the metadata to where nothing is half done: contents that
+// were under construction become garbage for the reaper.
+func (s *Store) recover() error {
+	b, err := s.kv.get([]byte{keyTotals})
+	if err != nil {
+		return err
+	}
+	if b != nil {
+		if s.totals, err = decodeTotals(b); err != nil {
+			return err
+		}
+	}
+	s.shown = s.totals
+	batch := s.kv.newBatch()
+	err = s.kv.scan([]byte{keyBuilding}, []byte{keyBuilding + 1}, func(k, _ []byte) (bool, error) {
+		c := content{pages: 1}
+		if copy(c.id[:], k[1:]) != len(c.id) {
+			return false, capsule.Errorf(capsule.Damaged, "malformed metadata key %x", k)
+		}
+		if err := batch.delete(k); err != nil {
+			return false, err
+		}
+		return true, batch.set(contentKey(keyGarbage, c.id), encodeContent(&c))
+	})
+	if err != nil || batch.len() == 0 {
+		batch.discard()
+		return err
+	}
+	return batch.commit(true)
+}
+
+// Close ends the store. Calls under way are waited for; garbage that is left
+// is found again by the next Open.
+func (s *Store) Close() error {
+	s.stop()
+	s.life.Lock()
+	if s.closed {
+		s.life.Unlock()
+		return nil
+	}
+	s.closed = true
+	s.life.Unlock()
+	s.watchers.stop()
+	s.wg.Wait()
+	return s.release()
+}
+
+// release frees whatever has been opened.
+func (s *Store) release() error {
+	var err error
+	s.stop()
+	if s.logs != nil {
+		s.logs.Close()
+	}
+	if s.kv != nil {
+		err = s.kv.close()
+	}
+	if s.lock != nil {
+		s.lock.Close()
+	}
+	return err
+}
+
+// enter begins a call; leave ends it.
+func (s *Store) enter() error {
+	s.life.RLock()
+	if s.closed {
+		s.life.RUnlock()
+		return capsule.Errorf(capsule.Unavailable, "the store is closed")
+	}
+	return nil
+}
+
+func (s *Store) leave() { s.life.RUnlock() }
+
+func (s *Store) now() time.Time { return s.clock.Now() }
+
+// fail stops all changes for good. What was acknowledged is safe; what is on
+// disk of the rest only the next Open can tell.
+func (s *Store) fail(cause error) {
+	err := capsule.Wrap(capsule.Unavailable, &capsule.Error{Kind: capsule.Unavailable, Err: cause},
+		"the store takes no more changes after an I/O failure; check the disk, then restart the node")
+	if s.failure.CompareAndSwap(nil, &err) {
+		s.log.Error("store stopped taking changes", "cause", cause)
+	}
+}
+
+// writable returns the reason why the store takes no changes, if there is one.
+func (s *Store) writable() error {
+	if e := s.failure.Load(); e != nil {
+		return *e
+	}
+	if err := s.kv.failed(); err != nil {
+		s.fail(err)
+		return *s.failure.Load()
+	}
+	return nil
+}
+
+// Failed returns why the store takes no changes any more, or nil.
+func (s *Store) Failed() error { return s.writable() }
+
+func (s *Store) setTotals(t totals) {
+	s.totals = t
+	s.totalsMu.Lock()
+	s.shown = t
+	s.totalsMu.Unlock()
+}
+
+// spaceGauge remembers how much room the disk has, so that not every append
+// asks the kernel.
+type spaceGauge struct {
+	sync.Mutex
+	budget  int64 // bytes that may be appended before asking again
+	checked time.Time
+}
+
+// checkSpace fails with NoSpace if n more bytes of content would eat into the
+// space that is kept for metadata.
+func (s *Store) checkSpace(n int64) error {
+	g := &s.space
+	g.Lock()
+	defer g.Unlock()
+	if now := s.now(); g.budget < n || now.Sub(g.checked) > time.Second || now.Before(g.checked) {
+		u, err := s.fs.GetDiskUsage(s.dir)
+		if err != nil {
+			return nil // no such information here; the write itself will tell
+		}
+		keep := min(uint64(reserve), u.TotalBytes/8)
+		if u.AvailBytes < keep+uint64(n) {
+			g.budget = 0
+			return capsule.Errorf(capsule.NoSpace, "disk full: %d MiB left, of which %d MiB are kept for metadata; remove capsules and run spacectl gc, or add space",
+				u.AvailBytes>>20, keep>>20)
+		}
+		g.budget = min(int64(u.AvailBytes-keep), n+256<<20)
+		g.checked = now
+	}
+	g.budget -= n
+	return nil
+}
+
+func (s *Store) ballastPath() string { return s.path("ballast") }
+
+// makeBallast keeps a file that fullDisk can give up.
+func (s *Store) makeBallast() error {
+	if st, err := s.fs.Stat(s.ballastPath()); err == nil && st.Size() == ballast {
+		return nil
+	}
+	return vfs.WriteFileAtomic(s.fs, s.ballastPath(), make([]byte, ballast))
+}
+
+// fullDisk is called when a metadata write finds no room. Giving up the
+// ballast lets the write under way, and removals after it, go through.
+func (s *Store) fullDisk() {
+	if err := s.fs.Remove(s.ballastPath()); err == nil {
+		s.log.Error("disk full: released the ballast; remove capsules and run spacectl gc, or add space")
+	}
+}
+
+// ioKind is the kind of an error that came up from the operating system.
+func ioKind(err error) capsule.ErrorKind {
+	if k := capsule.KindOf(err); k != capsule.Other {
+		return k
+	}
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EFBIG):
+		return capsule.NoSpace
+	case errors.Is(err, syscall.EROFS):
+		return capsule.ReadOnly
+	case errors.Is(err, fs.ErrPermission):
+		return capsule.Denied
+	}
+	var errno syscall.Errno
+	var pathErr *os.PathError
+	if errors.As(err, &errno) || errors.As(err, &pathErr) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return capsule.IO
+	}
+	return capsule.Other
+}
+
+// tokens is a counting semaphore.
+type tokens chan struct{}
+
+func newTokens(n int) tokens { return make(tokens, n) }
+
+func (t tokens) acquire(ctx context.Context) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (t tokens) release() { <-t }

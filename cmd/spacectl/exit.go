@@ -1,0 +1,37 @@
+package main
+
+import (
+	"github.com/spacestore/space/capsule"
+)
+
+// exitCodes is the one table from error kinds to exit codes; docs/cli.md shows
+// it.
+var exitCodes = [...]int{
+	capsule.Other:       1,
+	capsule.Invalid:     2,
+	capsule.NotFound:    3,
+	capsule.Exists:      4,
+	capsule.Conflict:    5,
+	capsule.Damaged:     6,
+	capsule.NoSpace:     7,
+	capsule.ReadOnly:    8,
+	capsule.WrongKey:    9,
+	capsule.Locked:      10,
+	capsule.Unavailable: 11,
+	capsule.Denied:      12,
+	capsule.Canceled:    13,
+	capsule.IO:          14,
+}
+
+const (
+	exitInternal = 70  // a panic
+	exitSignal   = 128 // plus the signal's number
+)
+
+func exitCode(err error) int {
+	kind := capsule.KindOf(err)
+	if int(kind) < len(exitCodes) {
+		return exitCodes[kind]
+	}
+	return exitCodes[capsule.Other]
+}

@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/control"
+	"github.com/spacestore/space/internal/control/transfer"
+	"github.com/spacestore/space/internal/node"
+	"github.com/spacestore/space/views"
+)
+
+// mountFlags are those of project and project mount.
+type mountFlags struct {
+	ref        refFlags
+	req        control.MountRequest
+	policy     string
+	foreground bool
+}
+
+func (m *mountFlags) add(cmd *cobra.Command) {
+	m.ref.add(cmd)
+	f := cmd.Flags()
+	f.BoolVar(&m.req.All, "all", false, "project the whole namespace: all capsules by name")
+	f.StringVar(&m.req.Target, "target", "", "directory to mount at")
+	f.BoolVar(&m.req.AllowOther, "allow-other", false, "let other users in too")
+	f.BoolVar(&m.foreground, "foreground", false, "stay until the projection ends; Ctrl-C ends it")
+	f.StringVar(&m.policy, "policy-file", "", "give the capsule this policy first")
+}
+
+func newProject(a *app) *cobra.Command {
+	var m mountFlags
+	cmd := &cobra.Command{
+		Use:   "project",
+		Short: "Project capsules where programs can read them",
+		Long: `Project a capsule, or the whole namespace, as files. "project --view fuse" is
+the long form of "project mount".`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if m.req.View == "" {
+				return needsSubcommand(cmd, args)
+			}
+			return a.mount(cmd.Context(), m, nil)
+		},
+	}
+	cmd.Flags().StringVar(&m.req.View, "view", "", "how to project; this version has: fuse")
+	m.add(cmd)
+	cmd.AddCommand(newMount(a), newUnmount(a), newProjections(a))
+	return cmd
+}
+
+func newMount(a *app) *cobra.Command {
+	m := mountFlags{req: control.MountRequest{View: views.FUSE}}
+	cmd := &cobra.Command{
+		Use:   "mount [REF] --target DIR",
+		Short: "Mount a capsule as DIR/content, or all capsules by name",
+		Long: `Mount a capsule at a directory, as the file "content", or with --all every
+capsule under its name. Returns when the mount is ready, as mount(8) does. A
+node in the background serves it, started if none runs, and ends with the last
+projection.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.mount(cmd.Context(), m, args) },
+	}
+	m.add(cmd)
+	return cmd
+}
+
+func (a *app) mount(ctx context.Context, m mountFlags, args []string) error {
+	req := m.req
+	if req.View != views.FUSE {
+		return capsule.Errorf(capsule.Invalid, "the view %.32q is not in this version of SPACE; there is fuse", req.View)
+	}
+	if req.Target == "" {
+		return capsule.Errorf(capsule.Invalid, "project: say where with --target DIR")
+	}
+	var err error
+	if !req.All {
+		if req.Ref, err = m.ref.ref(args); err != nil {
+			return err
+		}
+	} else if len(args) > 0 || m.ref != (refFlags{}) || m.policy != "" {
+		return capsule.Errorf(capsule.Invalid, "project: --all goes with no single capsule and no policy")
+	}
+	shown := show(req.Target)
+	if req.Target, err = filepath.Abs(req.Target); err != nil {
+		return transfer.FileError(err, "project mount %s", shown)
+	}
+	if m.policy != "" {
+		p, err := readPolicy(m.policy)
+		if err != nil {
+			return err
+		}
+		if err := a.with(ctx, func(api node.Conn) error {
+			_, err := api.SetPolicy(ctx, req.Ref, p)
+			return err
+		}, "policy set %s", show(req.Ref)); err != nil {
+			return err
+		}
+	}
+	if !m.foreground {
+		info, err := node.Mount(ctx, a.target, req)
+		if err != nil {
+			return capsule.Wrap(capsule.Other, err, "project mount %s", shown)
+		}
+		return a.printProjection(info)
+	}
+	err = node.RunMount(ctx, node.Options{Target: a.target, Force: a.force}, req, func(info views.Info) error {
+		if err := a.printProjection(info); err != nil {
+			return err
+		}
+		return a.stdout.Flush() // whoever waits for the line should get it now
+	})
+	return capsule.Wrap(capsule.Other, err, "project mount %s", shown)
+}
+
+func (a *app) printProjection(info views.Info) error {
+	if info.Note != "" && !a.json() {
+		a.note("%s: %s", info.Target, info.Note)
+	}
+	if a.json() {
+		return a.printJSON(info)
+	}
+	return nil
+}
+
+func newUnmount(a *app) *cobra.Command {
+	var lazy bool
+	cmd := &cobra.Command{
+		Use:     "unmount DIR|ID...",
+		Aliases: []string{"umount"},
+		Short:   "End projections",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var failed failures
+			ended := []views.Info{}
+			for _, arg := range args {
+				info, err := node.Unmount(cmd.Context(), a.target, arg, lazy)
+				if err != nil {
+					if len(args) == 1 {
+						return capsule.Wrap(capsule.Other, err, "project unmount %s", show(arg))
+					}
+					failed.add(a, "project unmount", show(arg), err)
+					continue
+				}
+				ended = append(ended, info)
+			}
+			if a.json() {
+				if err := a.printJSON(map[string]any{"ended": ended, "failed": failed.list()}); err != nil {
+					return err
+				}
+			}
+			return failed.err("project unmount: %d of %d projections did not end", failed.count(), len(args))
+		},
+	}
+	cmd.Flags().BoolVar(&lazy, "lazy", false, "detach now, though files are open; they can be read until they close")
+	return cmd
+}
+
+func newProjections(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the running projections",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			list, err := node.Projections(cmd.Context(), a.target)
+			if err != nil && !errors.Is(err, control.ErrNoNode) {
+				return capsule.Wrap(capsule.Other, err, "project list")
+			}
+			if a.json() {
+				return a.printJSON(map[string]any{"projections": nonNil(list)})
+			}
+			a.printf("%-8s  %-4s  %-19s  %-36s  %s\n", "ID", "VIEW", "SINCE", "CAPSULE", "TARGET")
+			for _, p := range list {
+				id := "all"
+				if !p.Capsule.IsZero() {
+					id = p.Capsule.String()
+				}
+				a.printf("%-8s  %-4s  %-19s  %-36s  %s\n", printable(p.ID), printable(p.View), when(p.Since), id, printable(p.Target))
+			}
+			return nil
+		},
+	}
+}

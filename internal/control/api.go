@@ -1,0 +1,105 @@
+package control
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/store"
+	"github.com/spacestore/space/capsule/store/keyring"
+	"github.com/spacestore/space/views"
+)
+
+// API is what the commands of spacectl are written against. A ref is a
+// capsule's ID or its name.
+type API interface {
+	Capsules
+	Maintenance
+	Keyring
+	Projections
+	Node
+}
+
+// Capsules are the operations on single capsules and their list.
+type Capsules interface {
+	Put(ctx context.Context, req store.PutRequest, r io.Reader) (capsule.Info, error)
+	// Get calls begin once, with the version of the capsule that it serves,
+	// and then writes the range to the writer that begin returned.
+	Get(ctx context.Context, req GetRequest, begin func(capsule.Info) (io.Writer, error)) error
+	Resolve(ctx context.Context, ref string) (capsule.Info, error)
+	Stat(ctx context.Context, ref string) (capsule.Stat, error)
+	List(ctx context.Context, q store.ListQuery) (store.Page, error)
+	Rename(ctx context.Context, ref, name string) (capsule.Info, error)
+	Remove(ctx context.Context, ref string) (capsule.Info, error)
+	Policy(ctx context.Context, ref string) (*capsule.Policy, error)
+	SetPolicy(ctx context.Context, ref string, p *capsule.Policy) (capsule.Info, error)
+}
+
+// GetRequest asks for Length bytes of a capsule from Offset; a negative Length
+// means all that follow.
+type GetRequest struct {
+	Ref    string
+	Offset int64
+	Length int64
+}
+
+// Maintenance is about the store as a whole. Progress functions may be nil
+// and are called from one goroutine at a time.
+type Maintenance interface {
+	Usage(ctx context.Context) (capsule.Usage, error)
+	GC(ctx context.Context, o store.GCOptions, progress func(done, total int64)) (store.GCReport, error)
+	Verify(ctx context.Context, req VerifyRequest, progress func(done, total int64)) (store.VerifyReport, error)
+}
+
+// VerifyRequest asks for a check of one capsule, or of the whole store when
+// Ref is empty.
+type VerifyRequest struct {
+	Ref    string
+	Rate   int64 // bytes per second; 0: as fast as it goes
+	Resume bool
+}
+
+// Keyring is about the store's keys. ExportKey returns secrets; the socket
+// lets only the store's own user and root ask.
+type Keyring interface {
+	Keys(ctx context.Context) (keyring.Info, error)
+	RotateKey(ctx context.Context) (keyring.Info, error)
+	ExportKey(ctx context.Context) (string, error)
+}
+
+// Projections are the capsules a node exposes at the moment. A projection is
+// named by its ID or its target.
+type Projections interface {
+	Mount(ctx context.Context, req MountRequest) (views.Info, error)
+	Projections(ctx context.Context) ([]views.Info, error)
+	Unmount(ctx context.Context, ref string, lazy bool) (views.Info, error)
+	// Wait returns when the projection has ended.
+	Wait(ctx context.Context, ref string) error
+}
+
+// MountRequest asks for one capsule, or with All for the namespace, at the
+// directory Target, an absolute path.
+type MountRequest struct {
+	View       string // "" means fuse
+	Ref        string
+	All        bool
+	Target     string
+	AllowOther bool
+}
+
+// Node is about the process that answers.
+type Node interface {
+	Status(ctx context.Context) (Status, error)
+	Shutdown(ctx context.Context) error
+}
+
+// Status says who answers.
+type Status struct {
+	Version     string    `json:"version"`
+	PID         int       `json:"pid"`
+	Ephemeral   bool      `json:"ephemeral"` // ends with its last projection
+	Draining    bool      `json:"draining"`
+	Started     time.Time `json:"started"`
+	Projections int       `json:"projections"`
+}

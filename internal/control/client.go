@@ -1,0 +1,424 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/store"
+	"github.com/spacestore/space/capsule/store/keyring"
+	"github.com/spacestore/space/internal/control/controlpb"
+	"github.com/spacestore/space/views"
+)
+
+// Client is the API of the node at the other end of a control socket.
+type Client struct {
+	conn        *grpc.ClientConn
+	socket      string
+	pool        mem.BufferPool
+	heartbeat   time.Duration
+	capsules    controlpb.CapsulesClient
+	maintenance controlpb.MaintenanceClient
+	keys        controlpb.KeysClient
+	projections controlpb.ProjectionsClient
+	node        controlpb.NodeClient
+}
+
+var _ API = (*Client)(nil)
+
+// ErrNoNode says that nobody listens at the control socket.
+var ErrNoNode = errors.New("no node is running")
+
+// Dial connects to the node that holds the store at home, and asks it who it
+// is so that it is known to answer. It returns ErrNoNode when there is none.
+func Dial(ctx context.Context, home string) (*Client, error) {
+	path := SocketPath(home)
+	first, err := dialSocket(ctx, path)
+	switch {
+	case err == nil:
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
+		return nil, ErrNoNode
+	default:
+		kind := capsule.IO
+		if errors.Is(err, os.ErrPermission) {
+			kind = capsule.Denied
+		}
+		return nil, capsule.Wrap(kind, err, "connect to the node at %s", path)
+	}
+	c := &Client{socket: path, pool: mem.DefaultBufferPool(), heartbeat: DefaultLimits.PutIdle / 10}
+	handed := make(chan net.Conn, 1)
+	handed <- first
+	c.conn, err = grpc.NewClient("passthrough:space",
+		grpc.WithTransportCredentials(peerCredentials{}),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			select {
+			case conn := <-handed:
+				return conn, nil
+			default:
+				return dialSocket(ctx, path)
+			}
+		}),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(newCodec()), grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
+		grpc.WithStaticStreamWindowSize(streamWindow),
+		grpc.WithStaticConnWindowSize(4*connWindow),
+		grpc.WithReadBufferSize(256<<10),
+		grpc.WithWriteBufferSize(256<<10),
+		grpc.WithSharedWriteBuffer(true),
+		grpc.WithIdleTimeout(0),
+		grpc.WithDisableRetry(),
+		grpc.WithDisableServiceConfig(),
+	)
+	if err != nil {
+		first.Close()
+		return nil, capsule.Wrap(capsule.Other, err, "connect to the node at %s", path)
+	}
+	c.capsules = controlpb.NewCapsulesClient(c.conn)
+	c.maintenance = controlpb.NewMaintenanceClient(c.conn)
+	c.keys = controlpb.NewKeysClient(c.conn)
+	c.projections = controlpb.NewProjectionsClient(c.conn)
+	c.node = controlpb.NewNodeClient(c.conn)
+	if _, err := c.Status(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Close ends the connection and every request on it.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Put implements API.
+func (c *Client) Put(ctx context.Context, req store.PutRequest, r io.Reader) (capsule.Info, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // a stream that breaks off stores nothing
+	stream, err := c.capsules.Put(ctx)
+	if err != nil {
+		return capsule.Info{}, c.fromStatus(ctx, err)
+	}
+	s := &putSender{stream: stream, header: &controlpb.PutHeader{Name: req.Name, Id: idTo(req.ID), Exclusive: req.Exclusive,
+		Size: req.Size, Policy: policyTo(req.Policy)}}
+	defer s.beatEvery(c.heartbeat)()
+	want := chunkSize
+	if req.Size >= 0 && req.Size < chunkSize {
+		want = int(req.Size) + 1 // one more, to see the end, or that there is too much
+	}
+	for last := false; !last; {
+		buf := c.pool.Get(want)
+		n, err := io.ReadFull(r, *buf)
+		last = err == io.EOF || err == io.ErrUnexpectedEOF
+		if err != nil && !last {
+			c.pool.Put(buf)
+			return capsule.Info{}, err
+		}
+		*buf = (*buf)[:n]
+		if err := s.send(mem.BufferSlice{mem.NewBuffer(buf, c.pool)}, last); err == io.EOF {
+			break // the node has answered already, and RecvMsg says what
+		} else if err != nil {
+			return capsule.Info{}, c.fromStatus(ctx, err)
+		}
+	}
+	var info controlpb.Info
+	if err := stream.RecvMsg(&info); err != nil {
+		return capsule.Info{}, c.fromStatus(ctx, err)
+	}
+	return infoFrom(&info), nil
+}
+
+// putSender sends a put's messages: content as it comes, and in between empty
+// ones, so that the node can tell a slow source from a dead client.
+type putSender struct {
+	mu     sync.Mutex
+	stream grpc.ClientStream
+	header *controlpb.PutHeader // not sent yet
+	closed bool
+}
+
+func (s *putSender) send(data mem.BufferSlice, last bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		data.Free()
+		return nil
+	}
+	ch := chunk{head: &controlpb.PutRequest{Header: s.header, Last: last}, data: data}
+	s.header = nil
+	err := s.stream.SendMsg(&ch)
+	if err == nil && last {
+		err = s.stream.CloseSend()
+	}
+	s.closed = last || err != nil
+	return err
+}
+
+func (s *putSender) beatEvery(d time.Duration) (stop func()) {
+	quit := make(chan struct{})
+	go func() {
+		t := time.NewTicker(d)
+		defer t.Stop()
+		for {
+			select {
+			case <-t.C:
+				if s.send(nil, false) != nil {
+					return
+				}
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return func() { close(quit) }
+}
+
+// Get implements API.
+func (c *Client) Get(ctx context.Context, req GetRequest, begin func(capsule.Info) (io.Writer, error)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.capsules.Get(ctx, &controlpb.GetRequest{Ref: req.Ref, Offset: req.Offset, Length: req.Length})
+	if err != nil {
+		return c.fromStatus(ctx, err)
+	}
+	var w io.Writer
+	for {
+		head := &controlpb.GetResponse{}
+		ch := chunk{head: head}
+		if err := stream.RecvMsg(&ch); err == io.EOF {
+			if w == nil {
+				return capsule.Errorf(capsule.Other, "get: the node sent nothing")
+			}
+			return nil
+		} else if err != nil {
+			return c.fromStatus(ctx, err)
+		}
+		if w == nil {
+			if w, err = begin(infoFrom(head.GetInfo())); err != nil {
+				ch.free()
+				return err
+			}
+		}
+		for _, b := range ch.data {
+			if _, err := w.Write(b.ReadOnlyData()); err != nil {
+				ch.free()
+				return err
+			}
+		}
+		ch.free()
+	}
+}
+
+// Resolve implements API.
+func (c *Client) Resolve(ctx context.Context, ref string) (capsule.Info, error) {
+	return c.info(ctx)(c.capsules.Resolve(ctx, &controlpb.Ref{Ref: ref}))
+}
+
+func (c *Client) info(ctx context.Context) func(*controlpb.Info, error) (capsule.Info, error) {
+	return func(p *controlpb.Info, err error) (capsule.Info, error) {
+		if err != nil {
+			return capsule.Info{}, c.fromStatus(ctx, err)
+		}
+		return infoFrom(p), nil
+	}
+}
+
+// Stat implements API.
+func (c *Client) Stat(ctx context.Context, ref string) (capsule.Stat, error) {
+	p, err := c.capsules.Stat(ctx, &controlpb.Ref{Ref: ref})
+	if err != nil {
+		return capsule.Stat{}, c.fromStatus(ctx, err)
+	}
+	return statFrom(p)
+}
+
+// List implements API.
+func (c *Client) List(ctx context.Context, q store.ListQuery) (store.Page, error) {
+	p, err := c.capsules.List(ctx, &controlpb.ListRequest{Prefix: q.Prefix, Cursor: q.Cursor, Limit: int32(min(q.Limit, maxPage))})
+	if err != nil {
+		return store.Page{}, c.fromStatus(ctx, err)
+	}
+	page := store.Page{Next: p.GetNext(), Capsules: make([]capsule.Info, len(p.GetCapsules()))}
+	for i, info := range p.GetCapsules() {
+		page.Capsules[i] = infoFrom(info)
+	}
+	return page, nil
+}
+
+// Rename implements API.
+func (c *Client) Rename(ctx context.Context, ref, name string) (capsule.Info, error) {
+	return c.info(ctx)(c.capsules.Rename(ctx, &controlpb.RenameRequest{Ref: ref, Name: name}))
+}
+
+// Remove implements API.
+func (c *Client) Remove(ctx context.Context, ref string) (capsule.Info, error) {
+	return c.info(ctx)(c.capsules.Remove(ctx, &controlpb.Ref{Ref: ref}))
+}
+
+// Policy implements API.
+func (c *Client) Policy(ctx context.Context, ref string) (*capsule.Policy, error) {
+	p, err := c.capsules.Policy(ctx, &controlpb.Ref{Ref: ref})
+	if err != nil {
+		return nil, c.fromStatus(ctx, err)
+	}
+	return policyFrom(p.GetPolicy())
+}
+
+// SetPolicy implements API.
+func (c *Client) SetPolicy(ctx context.Context, ref string, p *capsule.Policy) (capsule.Info, error) {
+	return c.info(ctx)(c.capsules.SetPolicy(ctx, &controlpb.SetPolicyRequest{Ref: ref, Policy: policyTo(p)}))
+}
+
+// Usage implements API.
+func (c *Client) Usage(ctx context.Context) (capsule.Usage, error) {
+	p, err := c.maintenance.Usage(ctx, &controlpb.UsageRequest{})
+	if err != nil {
+		return capsule.Usage{}, c.fromStatus(ctx, err)
+	}
+	return usageFrom(p), nil
+}
+
+// GC implements API.
+func (c *Client) GC(ctx context.Context, o store.GCOptions, progress func(done, total int64)) (store.GCReport, error) {
+	stream, err := c.maintenance.GC(ctx, &controlpb.GCRequest{MinDead: o.MinDead, Recompress: o.Recompress})
+	if err != nil {
+		return store.GCReport{}, c.fromStatus(ctx, err)
+	}
+	var report store.GCReport
+	err = events(c, ctx, stream, func(ev *controlpb.GCEvent) bool {
+		if p := ev.GetProgress(); p != nil && progress != nil {
+			progress(p.GetDone(), p.GetTotal())
+		}
+		report = gcReportFrom(ev.GetReport())
+		return ev.GetReport() != nil
+	})
+	return report, err
+}
+
+// Verify implements API.
+func (c *Client) Verify(ctx context.Context, req VerifyRequest, progress func(done, total int64)) (store.VerifyReport, error) {
+	stream, err := c.maintenance.Verify(ctx, &controlpb.VerifyRequest{Ref: req.Ref, Rate: req.Rate, Resume: req.Resume})
+	if err != nil {
+		return store.VerifyReport{}, c.fromStatus(ctx, err)
+	}
+	var report store.VerifyReport
+	err = events(c, ctx, stream, func(ev *controlpb.VerifyEvent) bool {
+		if p := ev.GetProgress(); p != nil && progress != nil {
+			progress(p.GetDone(), p.GetTotal())
+		}
+		for _, d := range ev.GetDamage() {
+			report.Damage = append(report.Damage, damageFrom(d))
+		}
+		report.Problems = append(report.Problems, ev.GetProblems()...)
+		r := ev.GetReport()
+		report.Segments, report.Bytes, report.Capsules = r.GetSegments(), r.GetBytes(), r.GetCapsules()
+		return r != nil
+	})
+	return report, err
+}
+
+// events hands a job's events on until the stream ends; one of them must have
+// been the last, the one that carries the report.
+func events[T any](c *Client, ctx context.Context, stream grpc.ServerStreamingClient[T], each func(*T) (last bool)) error {
+	last := false
+	for {
+		ev, err := stream.Recv()
+		switch {
+		case err == io.EOF && last:
+			return nil
+		case err == io.EOF:
+			return capsule.Errorf(capsule.Other, "the node at %s ended the job without a report", c.socket)
+		case err != nil:
+			return c.fromStatus(ctx, err)
+		}
+		last = each(ev)
+	}
+}
+
+// Keys implements API.
+func (c *Client) Keys(ctx context.Context) (keyring.Info, error) {
+	return c.keysInfo(ctx)(c.keys.Describe(ctx, &controlpb.KeysRequest{}))
+}
+
+// RotateKey implements API.
+func (c *Client) RotateKey(ctx context.Context) (keyring.Info, error) {
+	return c.keysInfo(ctx)(c.keys.Rotate(ctx, &controlpb.KeysRequest{}))
+}
+
+func (c *Client) keysInfo(ctx context.Context) func(*controlpb.KeysText, error) (keyring.Info, error) {
+	return func(p *controlpb.KeysText, err error) (info keyring.Info, _ error) {
+		if err != nil {
+			return info, c.fromStatus(ctx, err)
+		}
+		if err := json.Unmarshal(p.GetJson(), &info); err != nil {
+			return info, capsule.Wrap(capsule.Other, err, "the node at %s: key description", c.socket)
+		}
+		return info, nil
+	}
+}
+
+// ExportKey implements API.
+func (c *Client) ExportKey(ctx context.Context) (string, error) {
+	p, err := c.keys.Export(ctx, &controlpb.KeysRequest{})
+	return p.GetText(), c.fromStatus(ctx, err)
+}
+
+// Mount implements API.
+func (c *Client) Mount(ctx context.Context, req MountRequest) (views.Info, error) {
+	return c.projection(ctx)(c.projections.Mount(ctx, &controlpb.MountRequest{View: req.View, Ref: req.Ref, All: req.All,
+		Target: req.Target, AllowOther: req.AllowOther}))
+}
+
+func (c *Client) projection(ctx context.Context) func(*controlpb.Projection, error) (views.Info, error) {
+	return func(p *controlpb.Projection, err error) (views.Info, error) {
+		if err != nil {
+			return views.Info{}, c.fromStatus(ctx, err)
+		}
+		return projectionFrom(p), nil
+	}
+}
+
+// Projections implements API.
+func (c *Client) Projections(ctx context.Context) ([]views.Info, error) {
+	p, err := c.projections.List(ctx, &controlpb.ProjectionsRequest{})
+	if err != nil {
+		return nil, c.fromStatus(ctx, err)
+	}
+	list := make([]views.Info, len(p.GetProjections()))
+	for i, one := range p.GetProjections() {
+		list[i] = projectionFrom(one)
+	}
+	return list, nil
+}
+
+// Unmount implements API.
+func (c *Client) Unmount(ctx context.Context, ref string, lazy bool) (views.Info, error) {
+	return c.projection(ctx)(c.projections.Unmount(ctx, &controlpb.UnmountRequest{Ref: ref, Lazy: lazy}))
+}
+
+// Wait implements API.
+func (c *Client) Wait(ctx context.Context, ref string) error {
+	_, err := c.projections.Wait(ctx, &controlpb.WaitRequest{Ref: ref})
+	return c.fromStatus(ctx, err)
+}
+
+// Status implements API.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	p, err := c.node.Status(ctx, &controlpb.StatusRequest{})
+	if err != nil {
+		return Status{}, c.fromStatus(ctx, err)
+	}
+	return statusFrom(p), nil
+}
+
+// Shutdown implements API.
+func (c *Client) Shutdown(ctx context.Context) error {
+	_, err := c.node.Shutdown(ctx, &controlpb.ShutdownRequest{})
+	return c.fromStatus(ctx, err)
+}

@@ -1,0 +1,24 @@
+// Package node is the process that holds a store: it wires the store, the
+// views and the control API together, and is the only place that does.
+//
+//   - [Run] is such a process: what `spacectl serve` runs, what a mount starts
+//     in the background, and what `project mount --foreground` becomes.
+//   - [Connect] is for commands: it reaches the node that holds the store, or
+//     opens the store itself where there is none. The store's lock decides,
+//     and a busy lock is waited for, so commands may overlap in any way.
+//   - [Start] starts a node in the background and returns a connection to it.
+//   - [Local] is the control API over a store that this process opened.
+//   - [Config] are the settings, from flags, environment and space.yaml.
+//
+// # Life of a node
+//
+// The store's lock is taken first, then the socket is made, so whoever holds
+// the lock owns the socket, and one found there without a holder is stale. At
+// its end a node goes the other way round: the socket closes, requests under
+// way finish, projections end, the store closes, the lock is free. A command
+// that comes in between finds the socket gone and the lock taken, and waits.
+//
+// An ephemeral node ends with its last projection. Deciding to end and
+// starting a projection exclude each other; a mount that comes too late is
+// told Unavailable, and its command starts the next node.
+package node

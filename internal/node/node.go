@@ -1,0 +1,151 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/store"
+	"github.com/spacestore/space/internal/control"
+	"github.com/spacestore/space/views"
+)
+
+// startGrace is how long an ephemeral node waits for its first projection: its
+// starter may have died.
+const startGrace = 30 * time.Second
+
+// Options are for Run.
+type Options struct {
+	Target
+	Ephemeral bool // end with the last projection
+	// Ready is called when the node answers; an error ends the node. May be nil.
+	Ready func(control.API) error
+	Force context.Context // when it ends, so does draining; may be nil
+}
+
+func (o Options) force() context.Context {
+	if o.Force == nil {
+		return context.Background()
+	}
+	return o.Force
+}
+
+// ErrRunning is Run's answer when another node holds the store.
+var ErrRunning = errors.New("a node is running already")
+
+// Run holds the store and serves it until ctx ends, a client asks for an end,
+// or, if ephemeral, its last projection ends; then it drains. The error has
+// the kind Canceled when requests had to be cut off.
+func Run(ctx context.Context, o Options) error {
+	s, err := o.takeStore(ctx)
+	if err != nil {
+		return err
+	}
+	closeStore := func() error { return capsule.Wrap(capsule.IO, s.Close(), "close store %s", o.Home) }
+	l, err := control.Listen(o.Home)
+	if err != nil {
+		return errors.Join(err, closeStore())
+	}
+	if st, err := os.Stat(o.Home); err == nil && st.Mode().Perm()&0o077 != 0 {
+		o.Log.Warn("others may look into the store's directory; chmod 700 it", "home", o.Home, "mode", st.Mode().Perm().String())
+	}
+
+	ctx, quit := context.WithCancel(ctx)
+	defer quit()
+	n := newNode(s, o, quit)
+	srv := control.NewServer(n, o.Log, control.DefaultLimits)
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	if o.Ephemeral {
+		grace := time.AfterFunc(startGrace, func() { n.endIfIdle() })
+		defer grace.Stop()
+	}
+	o.Log.Info("node is ready", "home", o.Home, "socket", control.SocketPath(o.Home), "version", o.Version, "pid", os.Getpid())
+	if o.Ready != nil {
+		err = o.Ready(n)
+	}
+	if err == nil {
+		notify("READY=1")
+		go watchdog(ctx)
+		select {
+		case <-ctx.Done():
+		case err = <-served:
+		}
+	}
+	notify("STOPPING=1")
+	o.Log.Info("node is draining", "timeout", o.Config.DrainTimeout.String())
+	n.draining.Store(true)
+	l.Close()
+	close(n.gone)
+	drain, cancel := context.WithTimeout(o.force(), o.Config.DrainTimeout)
+	defer cancel()
+	unmounted := make(chan struct{})
+	go func() {
+		defer close(unmounted)
+		n.closeProjections(drain)
+	}()
+	if !srv.Drain(drain) && err == nil {
+		err = capsule.Errorf(capsule.Canceled, "requests under way were cut off after %s (--drain-timeout)", o.Config.DrainTimeout)
+	}
+	<-unmounted
+	err = errors.Join(err, closeStore())
+	o.Log.Info("node has ended")
+	return err
+}
+
+// takeStore opens the store, waiting for commands that hold it for a moment
+// but not for another node.
+func (o Options) takeStore(ctx context.Context) (*store.Store, error) {
+	var s *store.Store
+	_, err := o.retry(ctx, func() (Conn, error) {
+		other, err := o.dial(ctx)
+		if err == nil {
+			defer other.Close()
+			st, err := other.Status(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return nil, capsule.Wrap(capsule.Conflict, ErrRunning, "store %s: process %d serves it", o.Home, st.PID)
+		}
+		if !errors.Is(err, control.ErrNoNode) {
+			return nil, err
+		}
+		s, err = o.openStore(ctx, o.Config.Background)
+		return nil, err
+	})
+	return s, err
+}
+
+// node is the control API of a running node.
+type node struct {
+	*Local
+	log         *slog.Logger
+	projections *views.Registry
+	quit        func()
+	ephemeral   bool
+	draining    atomic.Bool
+	gone        chan struct{} // closed when the socket is
+}
+
+func newNode(s *store.Store, o Options, quit func()) *node {
+	n := &node{Local: newLocal(s, o.Version), log: o.Log, quit: quit, ephemeral: o.Ephemeral, gone: make(chan struct{})}
+	n.projections = views.NewRegistry(func() { n.endIfIdle() })
+	return n
+}
+
+// Status implements control.API.
+func (n *node) Status(ctx context.Context) (control.Status, error) {
+	st, err := n.Local.Status(ctx)
+	st.Ephemeral, st.Draining, st.Projections = n.ephemeral, n.draining.Load(), len(n.projections.List())
+	return st, err
+}
+
+// Shutdown implements control.API.
+func (n *node) Shutdown(context.Context) error {
+	n.quit()
+	return nil
+}

@@ -1,0 +1,118 @@
+package node
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/control"
+	"github.com/spacestore/space/views"
+)
+
+var errEnding = capsule.Errorf(capsule.Unavailable, "the node is about to end; try again")
+
+// Mount implements control.API.
+func (n *node) Mount(ctx context.Context, req control.MountRequest) (views.Info, error) {
+	if n.draining.Load() {
+		return views.Info{}, errEnding
+	}
+	if req.View != "" && req.View != views.FUSE {
+		return views.Info{}, capsule.Errorf(capsule.Invalid, "the view %q is not in this version of SPACE; there is %s", req.View, views.FUSE)
+	}
+	p, err := n.projections.Start(func() (*views.Projection, error) { return n.mount(ctx, req) })
+	if err != nil {
+		return views.Info{}, err
+	}
+	n.log.Info("projection started", "id", p.ID, "view", p.View, "mode", p.Mode, "capsule", p.Capsule, "name", p.Name, "target", p.Target)
+	go func() {
+		<-p.Done()
+		n.log.Info("projection ended", "id", p.ID, "target", p.Target)
+	}()
+	return p.Info, nil
+}
+
+// Projections implements control.API.
+func (n *node) Projections(context.Context) ([]views.Info, error) { return n.projections.List(), nil }
+
+// Unmount implements control.API.
+func (n *node) Unmount(ctx context.Context, ref string, lazy bool) (views.Info, error) {
+	p, err := n.projections.Find(ref)
+	if err != nil {
+		return views.Info{}, err
+	}
+	if err := p.Close(lazy); err != nil {
+		return views.Info{}, err
+	}
+	if lazy { // it ends when its last user does
+		return p.Info, nil
+	}
+	if err := ended(ctx, p); err != nil {
+		return p.Info, err
+	}
+	if n.endIfIdle() {
+		// Whoever asked may run the next command at once: that must not find
+		// the socket of a node that is about to end.
+		select {
+		case <-n.gone:
+		case <-ctx.Done():
+		}
+	}
+	return p.Info, nil
+}
+
+// Wait implements control.API.
+func (n *node) Wait(ctx context.Context, ref string) error {
+	p, err := n.projections.Find(ref)
+	if err != nil {
+		return err
+	}
+	return ended(ctx, p)
+}
+
+func ended(ctx context.Context, p *views.Projection) error {
+	select {
+	case <-p.Done():
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// endIfIdle ends an ephemeral node that projects nothing.
+func (n *node) endIfIdle() bool {
+	if !n.ephemeral || !n.projections.Seal() {
+		return false
+	}
+	n.quit()
+	return true
+}
+
+// closeProjections ends all projections. One that is busy gets until ctx ends
+// and is then detached (umount -l): what has it open loses it when this
+// process ends.
+func (n *node) closeProjections(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, info := range n.projections.List() {
+		p, err := n.projections.Find(info.ID)
+		if err != nil {
+			continue // ended meanwhile
+		}
+		wg.Go(func() {
+			for p.Close(false) != nil {
+				select {
+				case <-p.Done():
+					return
+				case <-ctx.Done():
+					n.log.Warn("projection is busy; detaching it", "target", p.Target)
+					return
+				case <-time.After(4 * retryInterval):
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, err := range n.projections.CloseAll() {
+		n.log.Error("a projection could not be ended; fusermount3 -uz on its target helps", "error", err)
+	}
+}

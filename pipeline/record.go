@@ -1,0 +1,160 @@
+package pipeline
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+)
+
+// A record is a sealed segment as it lies in a segment log:
+//
+//	 0  4  magic "SPSG"
+//	 4  1  format, 1
+//	 5  1  codec
+//	 6  1  cipher: 0 keyed checksum alone, 1 XAES-256-GCM
+//	 7  1  flags: bit 0, a denser codec is likely to gain
+//	 8  4  data key version, little-endian as all numbers
+//	12  4  plain length, 1 to MaxChunk
+//	16  4  payload length, with the 16-byte tag
+//	20 24  nonce
+//	44 32  segment ID
+//	76  4  CRC-32C of bytes 0 to 75, so that a scan can tell a header from noise
+//	80     payload, tag last
+//
+// Bytes 0 to 75 are the AEAD's associated data.
+const (
+	HeaderSize = 80
+	// MaxRecord bounds a whole record: compressing never grows a payload.
+	MaxRecord = HeaderSize + MaxChunk + tagSize
+)
+
+// Magic starts every record.
+const Magic = "SPSG"
+
+const recordFormat = 1
+
+const flagAgain = 1
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Header is a record's self-description.
+type Header struct {
+	ID         SegmentID
+	Codec      Codec
+	Encrypted  bool
+	Again      bool   // a denser codec is likely to gain
+	Key        uint32 // data key version
+	PlainLen   int
+	PayloadLen int
+	nonce      [nonceSize]byte
+}
+
+// RecordLen is the length of the whole record in bytes.
+func (h *Header) RecordLen() int { return HeaderSize + h.PayloadLen }
+
+func (h *Header) put(b []byte) {
+	copy(b, Magic)
+	b[4], b[5], b[6], b[7] = recordFormat, byte(h.Codec), 0, 0
+	if h.Encrypted {
+		b[6] = 1
+	}
+	if h.Again {
+		b[7] = flagAgain
+	}
+	binary.LittleEndian.PutUint32(b[8:], h.Key)
+	binary.LittleEndian.PutUint32(b[12:], uint32(h.PlainLen))
+	binary.LittleEndian.PutUint32(b[16:], uint32(h.PayloadLen))
+	copy(b[20:44], h.nonce[:])
+	copy(b[44:76], h.ID[:])
+	binary.LittleEndian.PutUint32(b[76:], crc32.Checksum(b[:76], castagnoli))
+}
+
+// ParseHeader reads the header at the start of b. It fails, wrapping
+// [ErrCorrupt], unless every field is one that [Seal] can have written.
+func ParseHeader(b []byte) (Header, error) {
+	var h Header
+	if len(b) < HeaderSize || string(b[:4]) != Magic {
+		return h, fmt.Errorf("%w: no record header", ErrCorrupt)
+	}
+	if crc32.Checksum(b[:76], castagnoli) != binary.LittleEndian.Uint32(b[76:]) {
+		return h, fmt.Errorf("%w: header checksum", ErrCorrupt)
+	}
+	h.Codec, h.Encrypted, h.Again = Codec(b[5]), b[6] == 1, b[7] == flagAgain
+	h.Key = binary.LittleEndian.Uint32(b[8:])
+	plain, payload := binary.LittleEndian.Uint32(b[12:]), binary.LittleEndian.Uint32(b[16:])
+	if b[4] != recordFormat || h.Codec > S2 || b[6] > 1 || b[7] > flagAgain ||
+		plain == 0 || plain > MaxChunk || payload <= tagSize || payload > plain+tagSize {
+		return h, fmt.Errorf("%w: header fields out of range", ErrCorrupt)
+	}
+	h.PlainLen, h.PayloadLen = int(plain), int(payload)
+	copy(h.nonce[:], b[20:44])
+	copy(h.ID[:], b[44:76])
+	return h, nil
+}
+
+// Sealing is how a [Writer] of records seals them.
+type Sealing struct {
+	Compression
+	Encrypt bool
+	Key     uint32  // the version of the data key
+	Cipher  *Cipher // of that key
+}
+
+// Seal appends the record of a segment that holds plain, 1 to MaxChunk bytes,
+// to dst and returns the extended slice with the record's header.
+func Seal(dst []byte, z *Compressor, id SegmentID, plain []byte, s Sealing) ([]byte, Header) {
+	start := len(dst)
+	dst = grow(dst, MaxRecord)[:start+HeaderSize]
+	h := Header{ID: id, Encrypted: s.Encrypt, Key: s.Key, PlainLen: len(plain)}
+	dst, h.Codec, h.Again = z.Compress(dst, plain, s.Compression)
+	h.PayloadLen = len(dst) - start - HeaderSize + tagSize
+	freshNonce(h.nonce[:])
+	dst = grow(dst, tagSize)
+	h.put(dst[start : start+HeaderSize])
+	ad, payload := dst[start:start+76], dst[start+HeaderSize:]
+	if s.Encrypt {
+		s.Cipher.seal(h.nonce[:], payload, ad)
+		dst = dst[:len(dst)+tagSize]
+	} else {
+		tag := s.Cipher.checksum(payload, ad)
+		dst = append(dst, tag[:]...)
+	}
+	return dst, h
+}
+
+// Keys finds the cipher of a data key version.
+type Keys interface {
+	Cipher(version uint32) (*Cipher, bool)
+}
+
+// Open verifies the record at the start of rec, which it overwrites, and
+// appends its plain bytes to dst. Errors wrap [ErrCorrupt]: nothing is
+// returned that was not sealed under one of the keys.
+func Open(dst, rec []byte, keys Keys) ([]byte, Header, error) {
+	h, err := ParseHeader(rec)
+	if err != nil {
+		return nil, h, err
+	}
+	if len(rec) < h.RecordLen() {
+		return nil, h, fmt.Errorf("%w: %d of %d bytes", ErrCorrupt, len(rec), h.RecordLen())
+	}
+	c, ok := keys.Cipher(h.Key)
+	if !ok {
+		return nil, h, fmt.Errorf("%w: sealed under data key %d, which this store does not have", ErrCorrupt, h.Key)
+	}
+	ad, payload := rec[:76], rec[HeaderSize:h.RecordLen()]
+	if h.Encrypted {
+		payload, err = c.open(h.nonce[:], payload, ad)
+		if err != nil {
+			return nil, h, err
+		}
+	} else {
+		n := len(payload) - tagSize
+		if c.checksum(payload[:n], ad) != [tagSize]byte(payload[n:]) {
+			return nil, h, fmt.Errorf("%w: checksum", ErrCorrupt)
+		}
+		payload = payload[:n]
+	}
+	dst, err = Decompress(dst, payload, h.Codec, h.PlainLen)
+	return dst, h, err
+}

@@ -1,0 +1,44 @@
+// Package fuse is the read-only FUSE view: it shows one capsule as a directory
+// with the file "content", or the whole namespace as a directory tree.
+//
+//   - [Mount] makes a kernel mount and returns when it is ready for use.
+//   - [Copy] is the portable fallback where [Available] says there is no FUSE:
+//     it writes the content to plain files under the target.
+//   - [Store] and [Reader] are what the view needs of the store.
+//
+// # Versions and caching
+//
+// A FUSE node (what the kernel calls an inode and keeps pages for) stands for
+// one version of one capsule under one path, and never changes. So its
+// attributes and pages are valid for ever, every open may keep the page cache,
+// and the pages of two versions can't mix. st_ino, in contrast, follows from
+// the capsule's ID alone.
+//
+// A directory entry is valid for [entryTimeout], and the store's change
+// notifications invalidate it sooner. Open doesn't rely on either: it pins the
+// store's current version and, if that isn't the node's, answers ESTALE, upon
+// which the kernel looks the path up again and opens what it finds. An open
+// thus always gets the newest version, and a handle keeps the one it has.
+//
+// # Locking
+//
+// No lock is held across a call into the store or into the kernel, but for
+// that of one open directory, which only its own users wait for. Change
+// notifications reach the kernel from a goroutine of their own, because the
+// kernel may hold a directory's lock while it waits for our answer to a lookup
+// in it.
+//
+// # Interrupts
+//
+// The kernel reports every signal that a waiting process gets, harmless ones
+// too. As on a disk or NFS, only a fatal one ends the wait: a read that failed
+// for SIGURG or SIGWINCH would surprise programs, and kill them where the read
+// was a page fault.
+//
+// # Damage
+//
+// A read request that touches a damaged range fails whole with EIO. A short
+// answer would be wrong: to the kernel that is the end of the file, and it
+// fills the rest with zeros. After a failed request the kernel reads page by
+// page, so that only damaged pages stay unreadable.
+package fuse

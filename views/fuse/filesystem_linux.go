@@ -1,0 +1,313 @@
+package fuse
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/views"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// entryTimeout bounds how long a name may show an old version in stat,
+	// should a change notification be lost. Opens are exact without it.
+	entryTimeout = time.Second
+
+	// forever is for what can't change: the attributes of a version.
+	forever = 365 * 24 * time.Hour
+
+	blockSize = 4096
+)
+
+// maxNodes is how many nodes the kernel may refer to before it is asked to
+// let go of some. It would otherwise keep all it ever saw while its own
+// memory lasts, and each costs us some hundred bytes. A variable for tests.
+var maxNodes = 1 << 16
+
+// fileSystem answers the kernel's requests. It is made on the raw interface
+// of go-fuse rather than on its tree of inodes: node IDs have to be ours, one
+// for each version, and nodes cost less memory.
+type fileSystem struct {
+	gofuse.RawFileSystem // ENOSYS for all that isn't here
+
+	store    Store
+	only     capsule.ID // the one capsule to show; zero: the namespace
+	log      *slog.Logger
+	messages limiter
+	uid, gid uint32
+	started  time.Time
+
+	nodes   *nodeTable
+	lookups atomic.Int64 // new references since the last pruning
+	prune   chan struct{}
+	handles handleTable
+	dirs    dirTable
+	streams atomic.Int64 // handles that are read sequentially
+	buffers bufferPool
+}
+
+func newFileSystem(store Store, only capsule.ID, log *slog.Logger) *fileSystem {
+	now := time.Now()
+	return &fileSystem{
+		RawFileSystem: gofuse.NewDefaultRawFileSystem(),
+		store:         store,
+		only:          only,
+		log:           log,
+		uid:           uint32(os.Geteuid()),
+		gid:           uint32(os.Getegid()),
+		started:       now,
+		nodes:         newNodeTable(now),
+		prune:         make(chan struct{}, 1),
+	}
+}
+
+// find returns the facts of one path.
+func (f *fileSystem) find(ctx context.Context, p string) (info capsule.Info, dir bool, err error) {
+	if f.only.IsZero() {
+		return f.store.LookupName(ctx, p)
+	}
+	if p != contentName {
+		return info, false, capsule.Errorf(capsule.NotFound, "no file %q", p)
+	}
+	info, err = f.store.Info(ctx, f.only)
+	return info, false, err
+}
+
+func (f *fileSystem) Lookup(cancel <-chan struct{}, req *gofuse.InHeader, name string, out *gofuse.EntryOut) gofuse.Status {
+	parent := f.nodes.get(req.NodeId)
+	if parent == nil {
+		return gofuse.Status(syscall.ESTALE)
+	}
+	if len(name) > capsule.MaxComponent {
+		return gofuse.Status(syscall.ENAMETOOLONG)
+	}
+	p := join(parent.path, name)
+	found := new(struct {
+		info capsule.Info
+		dir  bool
+		err  error
+	})
+	if !await(req, cancel, func(ctx context.Context) {
+		found.info, found.dir, found.err = f.find(ctx, p)
+	}) {
+		return gofuse.EINTR
+	}
+	switch kind := capsule.KindOf(found.err); {
+	case found.err == nil:
+	case kind == capsule.NotFound || kind == capsule.Invalid:
+		return gofuse.ENOENT // what can't be a name has no file
+	default:
+		return f.fail("look up", p, found.err)
+	}
+	f.fillEntry(out, p, found.info, found.dir)
+	return gofuse.OK
+}
+
+// fillEntry answers a lookup: it takes a reference for the kernel.
+func (f *fileSystem) fillEntry(out *gofuse.EntryOut, p string, info capsule.Info, dir bool) {
+	var n *node
+	if dir {
+		n = f.nodes.lookupDir(p, f.started)
+		out.SetAttrTimeout(entryTimeout)
+	} else {
+		n = f.nodes.lookupFile(p, info)
+		out.SetAttrTimeout(forever)
+	}
+	out.NodeId = n.id
+	out.SetEntryTimeout(entryTimeout)
+	f.fillAttr(&out.Attr, n)
+
+	if f.lookups.Add(1) > int64(maxNodes/4) && f.nodes.len() > maxNodes {
+		select {
+		case f.prune <- struct{}{}:
+			f.lookups.Store(0)
+		default:
+		}
+	}
+}
+
+func (f *fileSystem) Forget(id, count uint64) { f.nodes.forget(id, count) }
+
+func (f *fileSystem) fillAttr(a *gofuse.Attr, n *node) {
+	a.Ino = n.ino()
+	a.Owner = gofuse.Owner{Uid: f.uid, Gid: f.gid}
+	a.Blksize = blockSize
+	if n.dir {
+		t := f.nodes.changedAt(n)
+		a.Mode = syscall.S_IFDIR | 0o555
+		a.Nlink = 2
+		a.SetTimes(&t, &t, &t)
+		return
+	}
+	// ctime is the content's time too: a file whose content changed must not
+	// keep its change time. The time of creation is in statx.
+	t := n.info.Modified
+	a.Mode = syscall.S_IFREG | 0o444
+	a.Nlink = 1
+	a.Size = uint64(n.info.Size)
+	a.Blocks = (a.Size + 511) / 512
+	a.SetTimes(&t, &t, &t)
+}
+
+func (f *fileSystem) GetAttr(_ <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse.AttrOut) gofuse.Status {
+	n := f.nodes.get(in.NodeId)
+	if n == nil {
+		return gofuse.Status(syscall.ESTALE)
+	}
+	f.fillAttr(&out.Attr, n)
+	if n.dir {
+		out.SetTimeout(entryTimeout)
+	} else {
+		out.SetTimeout(forever)
+	}
+	return gofuse.OK
+}
+
+// Statx is asked for the time of creation alone.
+func (f *fileSystem) Statx(_ <-chan struct{}, in *gofuse.StatxIn, out *gofuse.StatxOut) gofuse.Status {
+	n := f.nodes.get(in.NodeId)
+	if n == nil {
+		return gofuse.Status(syscall.ESTALE)
+	}
+	var a gofuse.Attr
+	f.fillAttr(&a, n)
+	timeOf := func(sec uint64, nsec uint32) gofuse.SxTime { return gofuse.SxTime{Sec: sec, Nsec: nsec} }
+	out.Statx = gofuse.Statx{
+		Mask:    unix.STATX_BASIC_STATS,
+		Blksize: a.Blksize,
+		Nlink:   a.Nlink,
+		Uid:     a.Uid,
+		Gid:     a.Gid,
+		Mode:    uint16(a.Mode),
+		Ino:     a.Ino,
+		Size:    a.Size,
+		Blocks:  a.Blocks,
+		Atime:   timeOf(a.Atime, a.Atimensec),
+		Mtime:   timeOf(a.Mtime, a.Mtimensec),
+		Ctime:   timeOf(a.Ctime, a.Ctimensec),
+	}
+	out.SetTimeout(entryTimeout)
+	if !n.dir {
+		out.Mask |= unix.STATX_BTIME
+		out.Btime = timeOf(uint64(n.info.Created.Unix()), uint32(n.info.Created.Nanosecond()))
+		out.SetTimeout(forever)
+	}
+	return gofuse.OK
+}
+
+// StatFs shows a full disk with the logical size of what is projected.
+func (f *fileSystem) StatFs(cancel <-chan struct{}, req *gofuse.InHeader, out *gofuse.StatfsOut) gofuse.Status {
+	found := new(struct {
+		bytes, files int64
+		err          error
+	})
+	if !await(req, cancel, func(ctx context.Context) {
+		if f.only.IsZero() {
+			var u capsule.Usage
+			u, found.err = f.store.Usage(ctx)
+			found.bytes, found.files = u.LogicalBytes, u.Capsules
+			return
+		}
+		var info capsule.Info
+		info, found.err = f.store.Info(ctx, f.only)
+		found.bytes, found.files = info.Size, 1
+		if capsule.KindOf(found.err) == capsule.NotFound { // removed: nothing is left
+			found.files, found.err = 0, nil
+		}
+	}) {
+		return gofuse.EINTR
+	}
+	if found.err != nil {
+		return f.fail("statfs", "", found.err)
+	}
+	out.Bsize, out.Frsize = blockSize, blockSize
+	out.Blocks = (uint64(found.bytes) + blockSize - 1) / blockSize
+	out.Files = uint64(found.files)
+	out.NameLen = capsule.MaxComponent
+	return gofuse.OK
+}
+
+// Flush has nothing to do; ENOSYS tells the kernel not to ask again.
+func (f *fileSystem) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status { return gofuse.ENOSYS }
+
+func (f *fileSystem) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
+	n := f.nodes.get(in.NodeId)
+	if n == nil {
+		return gofuse.Status(syscall.ESTALE)
+	}
+	if in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+		return gofuse.EROFS
+	}
+	opened := new(struct {
+		r     Reader
+		err   error
+		taken atomic.Bool // by whoever is first: op when it ends, or we when we give up
+	})
+	if !await(&in.InHeader, cancel, func(ctx context.Context) {
+		opened.r, opened.err = f.openVersion(ctx, n)
+		if !opened.taken.CompareAndSwap(false, true) && opened.err == nil {
+			opened.r.Close()
+		}
+	}) {
+		if !opened.taken.CompareAndSwap(false, true) && opened.err == nil {
+			opened.r.Close()
+		}
+		return gofuse.EINTR
+	}
+	if opened.err == errNotCurrent {
+		return gofuse.Status(syscall.ESTALE)
+	}
+	if opened.err != nil {
+		return f.fail("open", n.path, opened.err)
+	}
+	out.Fh = f.handles.add(newHandle(opened.r, &f.streams))
+	out.OpenFlags = gofuse.FOPEN_KEEP_CACHE
+	return gofuse.OK
+}
+
+// errNotCurrent says that a node's version is not the one its path has now.
+// The kernel is told ESTALE, looks the path up again and opens what it finds.
+var errNotCurrent = capsule.Errorf(capsule.Conflict, "not the current version")
+
+func (f *fileSystem) openVersion(ctx context.Context, n *node) (Reader, error) {
+	r, err := f.store.Open(ctx, n.info.ID)
+	if capsule.KindOf(err) == capsule.NotFound {
+		return nil, errNotCurrent
+	}
+	if err != nil {
+		return nil, err
+	}
+	now := r.Info()
+	if now.Version != n.info.Version || f.only.IsZero() && now.Name != n.path {
+		err = errNotCurrent
+	} else {
+		err = views.Gate(r.Policy(), views.FUSE)
+	}
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// fail logs an error that the user of the mount sees as a bare number, and
+// returns that number. A path that isn't there and a policy's refusal are
+// answers, not failures.
+func (f *fileSystem) fail(what, p string, err error) gofuse.Status {
+	errno := errnoOf(err)
+	switch errno {
+	case syscall.ENOENT, syscall.EACCES, syscall.EINTR:
+	default:
+		if f.messages.allow(what + "\x00" + p + "\x00" + err.Error()) {
+			f.log.Error("FUSE request failed", "op", what, "path", p, "errno", errno.Error(), "err", err)
+		}
+	}
+	return gofuse.Status(errno)
+}

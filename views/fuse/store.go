@@ -1,0 +1,53 @@
+package fuse
+
+import (
+	"context"
+	"io"
+
+	"github.com/spacestore/space/capsule"
+)
+
+// Store is what the view needs of the store.
+type Store interface {
+	// Open pins the capsule's current version until the Reader is closed.
+	Open(ctx context.Context, id capsule.ID) (Reader, error)
+	Info(ctx context.Context, id capsule.ID) (capsule.Info, error)
+	// ReadDir lists up to limit entries of a directory of the namespace ("" is
+	// its root), those after the component after, sorted.
+	ReadDir(ctx context.Context, dir, after string, limit int) ([]DirEntry, error)
+	// LookupName finds one path of the namespace: a capsule or a directory.
+	LookupName(ctx context.Context, path string) (info capsule.Info, dir bool, err error)
+	Usage(ctx context.Context) (capsule.Usage, error)
+	// Watch calls fn after changes, never from inside a store operation, until
+	// cancel is called.
+	Watch(fn func(Change)) (cancel func())
+}
+
+// Reader reads one version of a capsule. It is safe for concurrent use.
+type Reader interface {
+	Info() capsule.Info
+	Policy() *capsule.Policy
+	// ReadAt returns a *capsule.DamageError for a damaged range.
+	io.ReaderAt
+	// Prefetch makes coming reads of a range cheaper, in the background.
+	Prefetch(off, n int64)
+	// Stream writes n bytes from off on to w.
+	Stream(ctx context.Context, w io.Writer, off, n int64) (int64, error)
+	Close() error
+}
+
+// DirEntry is one entry of a namespace directory.
+type DirEntry struct {
+	Name string // the component
+	Dir  bool
+	Info capsule.Info // zero for a directory
+}
+
+// Change says what changed in the store.
+type Change struct {
+	ID      capsule.ID
+	Name    string
+	OldName string
+	Removed bool
+	All     bool // changes were dropped: anything may have changed
+}

@@ -1,0 +1,66 @@
+package fuse
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// maxUsers is how many processes an error names.
+const maxUsers = 5
+
+// users describes the processes that use files under a mount point, of those
+// that this process may look into. It reads links in /proc alone and never
+// asks the mount itself.
+func users(target string) string {
+	procs, _ := filepath.Glob("/proc/[0-9]*")
+	var found []string
+	more := 0
+	for _, proc := range procs {
+		what := use(proc, target)
+		if what == "" {
+			continue
+		}
+		if len(found) == maxUsers {
+			more++
+			continue
+		}
+		comm, _ := os.ReadFile(proc + "/comm")
+		found = append(found, fmt.Sprintf("process %s (%s) %s", filepath.Base(proc), bytes.TrimSpace(comm), what))
+	}
+	switch {
+	case len(found) == 0:
+		return "a process that this one may not look at"
+	case more > 0:
+		found = append(found, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(found, "; ")
+}
+
+// use says how one process uses files under target; "" means not at all.
+func use(proc, target string) string {
+	under := func(link string) (string, bool) {
+		p, err := os.Readlink(link)
+		if err != nil || p != target && !strings.HasPrefix(p, target+"/") {
+			return "", false
+		}
+		return p, true
+	}
+	if p, ok := under(proc + "/cwd"); ok {
+		return "works in " + p
+	}
+	if p, ok := under(proc + "/root"); ok {
+		return "has its root in " + p
+	}
+	for _, kind := range []struct{ dir, verb string }{{"/fd/", "has open "}, {"/map_files/", "maps "}} {
+		links, _ := os.ReadDir(proc + kind.dir)
+		for _, l := range links {
+			if p, ok := under(proc + kind.dir + l.Name()); ok {
+				return kind.verb + p
+			}
+		}
+	}
+	return ""
+}

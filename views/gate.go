@@ -1,0 +1,17 @@
+package views
+
+import "github.com/spacestore/space/capsule"
+
+// FUSE is the FUSE view's name in policies and listings.
+const FUSE = "fuse"
+
+// Gate reports whether a capsule with policy p may be exposed through view:
+// nil, or an error of kind [capsule.Denied]. A view asks at every open, not
+// only when the projection starts, because policies change.
+func Gate(p *capsule.Policy, view string) error {
+	if !p.AllowsView(view) {
+		return capsule.Errorf(capsule.Denied,
+			"the capsule's policy does not allow the %s view; add %q to its `views` to allow it", view, view)
+	}
+	return nil
+}
