@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/spacestore/space/capsule"
-	"github.com/spacestore/space/capsule/store/metafs"
 	"github.com/spacestore/space/pipeline"
 )
 
@@ -139,7 +138,7 @@ func (s *Store) collectGarbage(ctx context.Context, o GCOptions, rep *GCReport, 
 			return err
 		}
 	}
-	return s.resealMeta(rep)
+	return s.resealMeta(ctx, rep)
 }
 
 // commitDurably makes all metadata changes so far durable.
@@ -284,7 +283,7 @@ func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCRep
 
 // resealMeta writes metadata tables under an older data key again, and drops
 // data keys that nothing uses any more.
-func (s *Store) resealMeta(rep *GCReport) error {
+func (s *Store) resealMeta(ctx context.Context, rep *GCReport) error {
 	current := s.keys.current().version
 	if len(s.ring.Versions()) == 1 {
 		return nil
@@ -292,33 +291,26 @@ func (s *Store) resealMeta(rep *GCReport) error {
 	if err := s.kv.flush(); err != nil {
 		return err
 	}
-	n, err := metafs.Reseal(s.metaFS, s.path("meta"))
+	n, err := s.metaFS.Reseal(ctx, s.path("meta"))
 	rep.Resealed += int64(n)
 	if err != nil {
 		return err
 	}
-	used := map[uint32]bool{current: true}
+	oldest, err := s.metaFS.OldestKeyVersion(s.path("meta"))
+	if err != nil {
+		return err
+	}
 	err = s.kv.scan([]byte{keyLog}, []byte{keyLog + 1}, func(_, v []byte) (bool, error) {
 		row, err := decodeLog(v)
 		if err == nil && row.live > 0 {
-			// Only the oldest is known; anything from there on may be in it.
-			for v := row.oldestKey; v < current; v++ {
-				used[v] = true
-			}
+			oldest = min(oldest, row.oldestKey)
 		}
 		return true, err
 	})
 	if err != nil {
 		return err
 	}
-	versions, err := metafs.KeyVersions(s.metaFS, s.path("meta"))
-	if err != nil {
-		return err
-	}
-	for _, v := range versions {
-		used[v] = true
-	}
-	return s.ring.DropUnused(func(v uint32) bool { return used[v] })
+	return s.ring.DropUnused(func(v uint32) bool { return v >= oldest || v == current })
 }
 
 // tidy collects garbage, seals again and recompresses in the background.

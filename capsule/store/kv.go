@@ -4,14 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/sstable"
 
 	"github.com/spacestore/space/capsule"
-	"github.com/spacestore/space/internal/vfs"
+	"github.com/spacestore/space/capsule/store/metafs"
 )
 
 // kv is the metadata engine. What the store needs of one is little: point
@@ -21,9 +20,7 @@ import (
 type kv struct {
 	db    *pebble.DB
 	cache *pebble.Cache
-	// dead is set at the engine's first unrecoverable error. Pebble's commit
-	// pipeline must not be used after it.
-	dead atomic.Pointer[error]
+	fs    *metafs.FS // knows whether the engine can still be trusted
 }
 
 // kvReader is what can be read from: the engine or a batch over it.
@@ -40,8 +37,8 @@ const (
 	metaMemtable = 8 << 20
 )
 
-func openKV(fsys vfs.FS, dir string, log *slog.Logger) (*kv, error) {
-	k := &kv{cache: pebble.NewCache(metaCache)}
+func openKV(fsys *metafs.FS, dir string, log *slog.Logger) (*kv, error) {
+	k := &kv{cache: pebble.NewCache(metaCache), fs: fsys}
 	opts := &pebble.Options{
 		FS:                          fsys,
 		Cache:                       k.cache,
@@ -52,8 +49,7 @@ func openKV(fsys vfs.FS, dir string, log *slog.Logger) (*kv, error) {
 		L0StopWritesThreshold:       32,
 		MaxOpenFiles:                256,
 		MaxManifestFileSize:         4 << 20,
-		Logger:                      kvLogger{k, log},
-		DisableAutomaticCompactions: false,
+		Logger:                      kvLogger{fsys, log},
 	}
 	for i := range opts.Levels {
 		l := &opts.Levels[i]
@@ -62,7 +58,11 @@ func openKV(fsys vfs.FS, dir string, log *slog.Logger) (*kv, error) {
 		l.FilterType = pebble.TableFilter
 		l.Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
 	}
-	db, err := k.guardOpen(dir, opts)
+	db, err := pebble.Open(dir, opts)
+	if err == nil && fsys.Err() != nil {
+		db.Close()
+		err = fsys.Err()
+	}
 	if err != nil {
 		k.cache.Unref()
 		return nil, kvError(err, "open metadata")
@@ -71,28 +71,27 @@ func openKV(fsys vfs.FS, dir string, log *slog.Logger) (*kv, error) {
 	return k, nil
 }
 
-// guardOpen opens the database; what Pebble has to say by panicking becomes an error.
-func (k *kv) guardOpen(dir string, opts *pebble.Options) (db *pebble.DB, err error) {
-	defer k.guard(&err)
-	return pebble.Open(dir, opts)
-}
+// failed returns the error after which the engine takes no more changes.
+func (k *kv) failed() error { return k.fs.Err() }
 
-// guard turns a panic of Pebble after an I/O error into an error, and marks
-// the engine dead.
-func (k *kv) guard(err *error) {
-	if p := recover(); p != nil {
-		*err = fmt.Errorf("metadata engine: %v", p)
-		k.kill(*err)
+// do runs a call of the engine that may wait for a flush, which on a disk that
+// has failed never comes; and it has succeeded only if the disk has not failed
+// meanwhile (see package metafs).
+func (k *kv) do(what string, call func() error) error {
+	if err := k.failed(); err != nil {
+		return err
 	}
-}
-
-func (k *kv) kill(err error) { k.dead.CompareAndSwap(nil, &err) }
-
-func (k *kv) failed() error {
-	if e := k.dead.Load(); e != nil {
-		return *e
+	done := make(chan error, 1)
+	go func() { done <- call() }()
+	select {
+	case err := <-done:
+		if err != nil {
+			k.fs.Fail(err)
+			return kvError(err, what)
+		}
+	case <-k.fs.Failed():
 	}
-	return nil
+	return k.failed()
 }
 
 // kvError gives an error of the engine a kind.
@@ -211,53 +210,42 @@ func (b *kvBatch) delete(key []byte) error     { return b.b.Delete(key, nil) }
 func (b *kvBatch) len() int                    { return int(b.b.Count()) }
 func (b *kvBatch) discard()                    { b.b.Close() }
 
-// commit applies the batch. After an error the engine is dead: whether the
-// batch is durable is not known.
-func (b *kvBatch) commit(sync bool) (err error) {
-	if err := b.k.failed(); err != nil {
-		return err
-	}
-	defer b.k.guard(&err)
+// commit applies the batch. After an error the engine takes no more: whether
+// the batch is durable, the next open will tell.
+func (b *kvBatch) commit(sync bool) error {
 	mode := pebble.NoSync
 	if sync {
 		mode = pebble.Sync
 	}
-	if err := b.b.Commit(mode); err != nil {
-		b.k.kill(err)
-		return kvError(err, "commit metadata")
-	}
-	if err := b.k.failed(); err != nil { // told to the logger instead of returned
-		return kvError(err, "commit metadata")
+	if err := b.k.do("commit metadata", func() error { return b.b.Commit(mode) }); err != nil {
+		return err
 	}
 	return b.b.Close()
 }
 
 // flush writes what is in memory to tables.
-func (k *kv) flush() (err error) {
-	if err := k.failed(); err != nil {
-		return err
-	}
-	defer k.guard(&err)
-	return kvError(k.db.Flush(), "flush metadata")
-}
+func (k *kv) flush() error { return k.do("flush metadata", k.db.Flush) }
 
 func (k *kv) diskBytes() int64 { return int64(k.db.Metrics().DiskSpaceUsage()) }
 
-func (k *kv) close() (err error) {
+func (k *kv) close() error {
 	defer k.cache.Unref()
-	defer k.guard(&err)
 	if k.failed() != nil {
-		// A dead pipeline may never finish a clean close; the process is
-		// about to end or to open the store again, which replays the log.
+		// Nothing more reaches the disk; closing frees memory, but may wait
+		// for a call that never returns.
+		go k.db.Close()
 		return nil
 	}
-	return kvError(k.db.Close(), "close metadata")
+	err := kvError(k.db.Close(), "close metadata")
+	if err == nil {
+		err = k.failed()
+	}
+	return err
 }
 
-// kvLogger hands Pebble's messages on. Fatalf must not end the process: it
-// marks the engine dead, and every commit after it is refused.
+// kvLogger hands Pebble's messages on.
 type kvLogger struct {
-	k   *kv
+	fs  *metafs.FS
 	log *slog.Logger
 }
 
@@ -267,8 +255,10 @@ func (l kvLogger) Infof(format string, args ...any) {
 func (l kvLogger) Errorf(format string, args ...any) {
 	l.log.Error("metadata engine: " + fmt.Sprintf(format, args...))
 }
+
+// Fatalf must not end the process: it freezes the disk, as metafs demands.
 func (l kvLogger) Fatalf(format string, args ...any) {
 	err := fmt.Errorf(format, args...)
 	l.log.Error("metadata engine stopped", "error", err)
-	l.k.kill(err)
+	l.fs.Fail(err)
 }

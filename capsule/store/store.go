@@ -53,7 +53,7 @@ type Store struct {
 	lock    io.Closer
 	ring    *keyring.Ring
 	keys    *keyCache
-	metaFS  vfs.FS
+	metaFS  *metafs.FS
 	kv      *kv
 	logs    *seglog.Set
 	chunker *pipeline.Chunker
@@ -134,7 +134,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if s.chunker, err = pipeline.NewChunker(s.ring.ChunkKey()); err != nil {
 		return nil, err
 	}
-	s.metaFS = metafs.New(s.fs, metaKeys{s.ring}, metafs.Options{OnDiskFull: s.fullDisk})
+	s.metaFS = metafs.New(s.fs, metaKeys{s.ring}, s.fullDisk)
 	if err := s.makeBallast(); err != nil {
 		s.log.Warn("no room for the disk-full ballast; free some space", "error", err)
 	}

@@ -29,6 +29,9 @@ func Available() (bool, string) {
 		}
 		return false, fmt.Sprintf("%s can't be opened (%v); load the kernel's fuse module, or give the container the device", fuseDevice, err)
 	}
+	if err := unix.Access(fuseDevice, unix.R_OK|unix.W_OK); err != nil {
+		return false, fuseDevice + " is not open to this user; `chmod 666 /dev/fuse` as root makes it as most systems have it"
+	}
 	if _, err := fusermount(); err != nil {
 		return false, "fusermount3 is not installed, which mounts for users other than root; install the package fuse3"
 	}

@@ -133,27 +133,40 @@ func (f *fileSystem) list(cancel <-chan struct{}, in *gofuse.ReadIn, add func(e 
 func (d *dirHandle) from(ctx context.Context, f *fileSystem, n int, rewind bool) ([]DirEntry, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	page := n / dirPage
 	if rewind {
 		d.loaded, d.marks = false, []string{""}
 	}
-	if !d.loaded || page != d.page {
-		if page >= len(d.marks) {
-			return nil, nil // behind the end, or never listed
-		}
-		entries, err := f.entries(ctx, d.path, d.marks[page])
-		if err != nil {
+	for page := n / dirPage; !d.loaded || d.page != page; {
+		// The page itself, or the last one before it that can be found.
+		if err := d.load(ctx, f, min(page, len(d.marks)-1)); err != nil {
 			return nil, err
 		}
-		d.page, d.entries, d.loaded = page, entries, true
-		// What follows is listed anew from here, lest names that came or went
-		// meanwhile shift entries across the page's end.
-		d.marks = d.marks[:page+1]
-		if len(entries) == dirPage {
-			d.marks = append(d.marks, entries[dirPage-1].Name)
+		if d.page < page && len(d.entries) < dirPage {
+			return nil, nil // behind the end
 		}
 	}
-	return d.entries[min(n-page*dirPage, len(d.entries)):], nil
+	return d.entries[min(n%dirPage, len(d.entries)):], nil
+}
+
+func (d *dirHandle) load(ctx context.Context, f *fileSystem, page int) error {
+	entries, err := f.entries(ctx, d.path, d.marks[page])
+	if err != nil {
+		return err
+	}
+	d.page, d.entries, d.loaded = page, entries, true
+	if len(entries) < dirPage {
+		return nil
+	}
+	last := entries[dirPage-1].Name
+	if len(d.marks) > page+1 && d.marks[page+1] != last {
+		// Names came or went on this page: what follows is paged anew, so that
+		// none is skipped or shown twice.
+		d.marks = d.marks[:page+1]
+	}
+	if len(d.marks) == page+1 {
+		d.marks = append(d.marks, last)
+	}
+	return nil
 }
 
 // entries returns the page of a directory that begins after a name.

@@ -320,4 +320,3 @@ func mustKind(t *testing.T, err error, want capsule.ErrorKind, mention ...string
 		}
 	}
 }
-

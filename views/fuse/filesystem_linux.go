@@ -48,6 +48,7 @@ type fileSystem struct {
 	lookups atomic.Int64 // new references since the last pruning
 	prune   chan struct{}
 	handles handleTable
+	retries retries
 	dirs    dirTable
 	streams atomic.Int64 // handles that are read sequentially
 	buffers bufferPool
@@ -89,14 +90,20 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, req *gofuse.InHeader, name s
 		return gofuse.Status(syscall.ENAMETOOLONG)
 	}
 	p := join(parent.path, name)
+	again := f.retries.expected(req.Pid, p)
 	found := new(struct {
 		info capsule.Info
 		dir  bool
 		err  error
+		pin  pin
 	})
 	if !await(req, cancel, func(ctx context.Context) {
 		found.info, found.dir, found.err = f.find(ctx, p)
+		if again && found.err == nil && !found.dir {
+			found.pin.set(f.store.Open(ctx, found.info.ID))
+		}
 	}) {
+		found.pin.abandon()
 		return gofuse.EINTR
 	}
 	switch kind := capsule.KindOf(found.err); {
@@ -106,8 +113,46 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, req *gofuse.InHeader, name s
 	default:
 		return f.fail("look up", p, found.err)
 	}
+	pinned := found.pin.r
+	if pinned != nil && f.shows(pinned, p) {
+		f.fillEntry(out, p, pinned.Info(), false)
+		f.retries.pin(req.Pid, p, out.NodeId, pinned)
+		return gofuse.OK
+	}
+	if pinned != nil { // renamed just now
+		pinned.Close()
+	}
 	f.fillEntry(out, p, found.info, found.dir)
 	return gofuse.OK
+}
+
+// shows reports whether what r reads is at path p.
+func (f *fileSystem) shows(r Reader, p string) bool {
+	return !f.only.IsZero() || r.Info().Name == p
+}
+
+// pin is a Reader that one goroutine opens for another, which may give up.
+type pin struct {
+	r     Reader
+	taken atomic.Bool // by whoever is first: the end of the opening, or the giving up
+}
+
+// set keeps the outcome of an Open, and closes it if nobody waits any more.
+func (p *pin) set(r Reader, err error) error {
+	if err == nil {
+		p.r = r
+	}
+	if !p.taken.CompareAndSwap(false, true) && err == nil {
+		r.Close()
+	}
+	return err
+}
+
+// abandon closes the Reader, now or when it comes.
+func (p *pin) abandon() {
+	if !p.taken.CompareAndSwap(false, true) && p.r != nil {
+		p.r.Close()
+	}
 }
 
 // fillEntry answers a lookup: it takes a reference for the kernel.
@@ -246,28 +291,35 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse
 		return gofuse.EROFS
 	}
 	opened := new(struct {
-		r     Reader
-		err   error
-		taken atomic.Bool // by whoever is first: op when it ends, or we when we give up
+		pin pin
+		err error
 	})
 	if !await(&in.InHeader, cancel, func(ctx context.Context) {
-		opened.r, opened.err = f.openVersion(ctx, n)
-		if !opened.taken.CompareAndSwap(false, true) && opened.err == nil {
-			opened.r.Close()
-		}
+		opened.err = opened.pin.set(f.openVersion(ctx, n))
 	}) {
-		if !opened.taken.CompareAndSwap(false, true) && opened.err == nil {
-			opened.r.Close()
-		}
+		opened.pin.abandon()
 		return gofuse.EINTR
 	}
-	if opened.err == errNotCurrent {
+	r, err := opened.pin.r, opened.err
+	pinned := f.retries.take(in.Pid, n.id)
+	switch {
+	case err == errNotCurrent && pinned != nil:
+		r, err = pinned, nil
+	case pinned != nil:
+		pinned.Close()
+	case err == errNotCurrent:
+		f.retries.expect(in.Pid, n.path)
 		return gofuse.Status(syscall.ESTALE)
 	}
-	if opened.err != nil {
-		return f.fail("open", n.path, opened.err)
+	if err == nil {
+		if err = views.Gate(r.Policy(), views.FUSE); err != nil {
+			r.Close()
+		}
 	}
-	out.Fh = f.handles.add(newHandle(opened.r, &f.streams))
+	if err != nil {
+		return f.fail("open", n.path, err)
+	}
+	out.Fh = f.handles.add(newHandle(r, &f.streams))
 	out.OpenFlags = gofuse.FOPEN_KEEP_CACHE
 	return gofuse.OK
 }
@@ -284,15 +336,9 @@ func (f *fileSystem) openVersion(ctx context.Context, n *node) (Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := r.Info()
-	if now.Version != n.info.Version || f.only.IsZero() && now.Name != n.path {
-		err = errNotCurrent
-	} else {
-		err = views.Gate(r.Policy(), views.FUSE)
-	}
-	if err != nil {
+	if r.Info().Version != n.info.Version || !f.shows(r, n.path) {
 		r.Close()
-		return nil, err
+		return nil, errNotCurrent
 	}
 	return r, nil
 }

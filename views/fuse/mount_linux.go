@@ -113,6 +113,7 @@ func (m *mount) serve(f *fileSystem, fd int) error {
 		cancel()
 		notifying.Wait()
 		f.handles.closeAll()
+		f.retries.closeAll()
 		close(m.done)
 	}()
 

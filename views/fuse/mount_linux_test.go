@@ -877,8 +877,8 @@ func TestDeadMountIsReplaced(t *testing.T) {
 	}
 }
 
-// asNobody runs this test binary again as a user without privileges, for
-// helperMain.
+// TestWithoutRoot runs this test binary again as a user without privileges,
+// for helperMain.
 func TestWithoutRoot(t *testing.T) {
 	needFUSE(t)
 	if os.Geteuid() != 0 {
@@ -902,6 +902,13 @@ func TestWithoutRoot(t *testing.T) {
 	bin := filepath.Join(dir, "test")
 	if err := os.WriteFile(bin, self, 0o755); err != nil {
 		t.Fatal(err)
+	}
+	// Most systems let everyone open the device; a bare devtmpfs does not.
+	if st, err := os.Stat(fuseDevice); err == nil && st.Mode().Perm() != 0o666 {
+		if err := os.Chmod(fuseDevice, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		defer os.Chmod(fuseDevice, st.Mode().Perm())
 	}
 	own, foreign := filepath.Join(dir, "own"), filepath.Join(dir, "foreign")
 	os.Mkdir(own, 0o755)

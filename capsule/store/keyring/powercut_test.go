@@ -29,7 +29,7 @@ var changes = []change{
 	{"drop", Source{}, func(r *Ring) error { return r.DropUnused(func(uint32) bool { return false }) }, []Source{{}}, 2, "1"},
 }
 
-const seeds = 12
+const seeds = 8
 
 // newMachine is a machine with a store's home directory that is there for good.
 func newMachine(t testing.TB) *vfstest.PowerCut {

@@ -18,7 +18,7 @@
 // the first one, FS latches it, which freezes the disk as it is, and from then on
 // answers "done" to every operation that Pebble cannot do without, doing
 // nothing: writes and syncs of log files, creating them, syncing
-// directories, renaming and removing. Therefore:
+// and listing directories, renaming and removing. Therefore:
 //
 //	An operation of Pebble's (Open, Apply, Flush, Close) has succeeded only if
 //	it returned nil and FS.Err is nil afterwards.
@@ -26,8 +26,11 @@
 // Check in this order; acknowledge nothing otherwise. The database may then be
 // closed in peace and opened again on a new FS, which recovers exactly what
 // was durable. Pebble's logger must call [FS.Fail] from Fatalf and return.
-// Table files do not latch: Pebble gives a half-written table up and tries
-// again; FS makes it wait before it does, longer each time up to a second.
+// A failed table does not latch: Pebble gives it up and tries again, after a
+// wait that FS imposes. But it tries for ever, and where it does so to flush
+// its memory, Open, Flush, a commit and Close can wait for ever too; so five failed flushes in a
+// row latch as well. Flushes after the failure go to memory, which lets
+// everything that waits for them return.
 //
 // # File format
 //

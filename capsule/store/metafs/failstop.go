@@ -11,9 +11,7 @@ func (fs *FS) Err() error {
 	return nil
 }
 
-// Failed returns a channel that is closed once Err is set. Wait for it beside
-// any call of Pebble's that waits for a flush (Flush, and Apply when it stalls):
-// on a dead disk no flush ever succeeds, and the call never returns.
+// Failed returns a channel that is closed once Err is set.
 func (fs *FS) Failed() <-chan struct{} { return fs.failed }
 
 // Fail freezes the disk because of err, unless an earlier failure did. The

@@ -1,9 +1,9 @@
 package metafs
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -40,7 +40,13 @@ type FS struct {
 		calls atomic.Uint64
 	}
 
-	tableFailures atomic.Int32 // since the last success
+	flushes     tries // of tables made from memory
+	compactions tries // of tables made from tables
+
+	lists sync.Map // directory -> its last listing, []string
+
+	// lost has the tables that were flushed after the failure.
+	lost *pebblevfs.MemFS
 
 	// names orders Reseal's rename after anything that takes a table's name away.
 	names sync.Mutex
@@ -50,7 +56,7 @@ type FS struct {
 // not nil, it is called when a write finds no room, and the write is tried
 // once more after it has returned; writes that failed meanwhile share the call.
 func New(under vfs.FS, keys Keys, onDiskFull func()) *FS {
-	fs := &FS{FS: under, keys: keys, failed: make(chan struct{})}
+	fs := &FS{FS: under, keys: keys, failed: make(chan struct{}), lost: pebblevfs.NewMem()}
 	fs.full.call = onDiskFull
 	return fs
 }
@@ -86,13 +92,7 @@ func isWAL(name string) bool { return strings.HasSuffix(name, ".log") }
 func (fs *FS) Create(name string, c vfs.Category) (vfs.File, error) {
 	k := kindOf(name)
 	if k == tableFile {
-		fs.tableDelay()
-		f, err := fs.create(name, c)
-		if err != nil {
-			fs.tableDone(err)
-			return nil, err
-		}
-		return newTableWriter(fs, f, name), nil
+		return fs.createTable(name, c)
 	}
 	if fs.Err() == nil {
 		if f, err := fs.create(name, c); err != nil {
@@ -107,6 +107,27 @@ func (fs *FS) Create(name string, c vfs.Category) (vfs.File, error) {
 		}
 	}
 	return &logWriter{fs: fs, name: name}, nil
+}
+
+func (fs *FS) createTable(name string, c vfs.Category) (vfs.File, error) {
+	t := &fs.compactions
+	if c == flushCategory {
+		t = &fs.flushes
+	}
+	t.wait()
+	if err := fs.Err(); err != nil {
+		if c == flushCategory {
+			return fs.lost.Create(fs.PathBase(name), c)
+		}
+		t.done(err)
+		return nil, err
+	}
+	f, err := fs.create(name, c)
+	if err != nil {
+		fs.tableDone(t, err)
+		return nil, err
+	}
+	return newTableWriter(fs, f, name, func(err error) { fs.tableDone(t, err) }), nil
 }
 
 func (fs *FS) create(name string, c vfs.Category) (vfs.File, error) {
@@ -125,9 +146,9 @@ func (fs *FS) create(name string, c vfs.Category) (vfs.File, error) {
 
 // ReuseForWrite makes a new file: bytes once sealed are never overwritten.
 func (fs *FS) ReuseForWrite(oldname, newname string, c vfs.Category) (vfs.File, error) {
-	if err := fs.Remove(oldname); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
+	// Create must not fail, and so neither may this. A WAL that is left over is
+	// obsolete, and found to be so at the next Open.
+	_ = fs.Remove(oldname)
 	return fs.Create(newname, c)
 }
 
@@ -138,6 +159,9 @@ func (fs *FS) OpenReadWrite(string, vfs.Category, ...vfs.OpenOption) (vfs.File, 
 
 // Open implements [vfs.FS].
 func (fs *FS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
+	if fs.isLost(name) {
+		return fs.lost.Open(fs.PathBase(name))
+	}
 	f, err := fs.FS.Open(name, opts...)
 	if err != nil {
 		return nil, err
@@ -196,6 +220,9 @@ func readHeader(f vfs.File, name string, size int64) (header, error) {
 // Stat implements [vfs.FS]; sizes are of the content. It has to read a log
 // for that, but not a table.
 func (fs *FS) Stat(name string) (vfs.FileInfo, error) {
+	if fs.isLost(name) {
+		return fs.lost.Stat(fs.PathBase(name))
+	}
 	fi, err := fs.FS.Stat(name)
 	if err != nil || fi.IsDir() || kindOf(name) == markerFile {
 		return fi, err
@@ -232,7 +259,27 @@ func (fs *FS) RemoveAll(name string) error {
 
 // Rename implements [vfs.FS].
 func (fs *FS) Rename(oldname, newname string) error {
-	return fs.change(func() error { return fs.retry(func() error { return fs.FS.Rename(oldname, newname) }) })
+	return fs.change(func() error {
+		if err := fs.retry(func() error { return fs.FS.Rename(oldname, newname) }); err != nil {
+			fs.Fail(ioError(err, "rename", oldname))
+		}
+		return nil
+	})
+}
+
+// List implements [vfs.FS]. A directory that was listed before it can only
+// fail to be listed by a failure that is latched.
+func (fs *FS) List(name string) ([]string, error) {
+	names, err := fs.FS.List(name)
+	if err == nil {
+		fs.lists.Store(name, names)
+		return slices.Clone(names), nil
+	}
+	if last, ok := fs.lists.Load(name); ok {
+		fs.Fail(ioError(err, "list the directory of", name))
+		return slices.Clone(last.([]string)), nil
+	}
+	return nil, err
 }
 
 // change changes names, unless the disk is frozen: what then looks obsolete
@@ -287,23 +334,49 @@ func (fs *FS) retry(f func() error) error {
 	return f()
 }
 
-// Pebble tries a failed flush again at once, for ever, which on a full disk
-// would keep a core and the disk busy. tableDelay is where it has to wait,
-// holding no lock.
-func (fs *FS) tableDelay() {
-	const first, most = 10 * time.Millisecond, time.Second
-	if n := fs.tableFailures.Load(); n > 1 {
-		time.Sleep(min(first<<min(n-2, 10), most))
+// flushCategory is what Pebble calls the tables that it writes from memory.
+const flushCategory = "pebble-memtable-flush"
+
+// flushTries is how many flushes in a row may fail. Pebble tries again for
+// ever, and meanwhile Open, Flush, and with them a commit and Close, wait.
+const flushTries = 5
+
+// tries counts failures to write a table since the last success.
+type tries struct{ failed atomic.Int32 }
+
+// wait is where Pebble, which tries again at once, has to wait, holding no lock:
+// on a full disk it would otherwise keep a core and the disk busy.
+func (t *tries) wait() {
+	const first, most = 10 * time.Millisecond, 320 * time.Millisecond
+	if n := t.failed.Load(); n > 1 {
+		time.Sleep(min(first<<min(n-2, 5), most))
 	}
 }
 
-// tableDone notes how writing a table ended.
-func (fs *FS) tableDone(err error) {
+// done notes how a try ended and returns the failures in a row.
+func (t *tries) done(err error) int32 {
 	if err == nil {
-		fs.tableFailures.Store(0)
-	} else {
-		fs.tableFailures.Add(1)
+		t.failed.Store(0)
+		return 0
 	}
+	return t.failed.Add(1)
+}
+
+func (fs *FS) tableDone(t *tries, err error) {
+	if n := t.done(err); t == &fs.flushes && n >= flushTries {
+		fs.Fail(err)
+	}
+}
+
+// isLost reports whether a table exists in memory only, because it was flushed
+// after the failure, to get Pebble out of its waiting. There are no more of them than
+// there was data waiting to be flushed.
+func (fs *FS) isLost(name string) bool {
+	if fs.Err() == nil || kindOf(name) != tableFile {
+		return false
+	}
+	_, err := fs.lost.Stat(fs.PathBase(name))
+	return err == nil
 }
 
 // dir is a directory, open for syncing.

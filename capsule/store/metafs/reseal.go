@@ -97,7 +97,7 @@ func (fs *FS) resealTable(ctx context.Context, name string) (done bool, err erro
 	if err != nil {
 		return false, ioError(err, "create", temp)
 	}
-	dst := newTableWriter(fs, f, temp)
+	dst := newTableWriter(fs, f, temp, func(error) {})
 	_, err = io.CopyBuffer(onlyWriter{dst}, contextReader{ctx, src}, make([]byte, tableBuffer*frameSize))
 	if err = errors.Join(err, dst.Close()); err != nil {
 		return false, err

@@ -44,11 +44,12 @@ type tableWriter struct {
 	frame    []byte // the frame being filled; never sealed before more content comes
 	out      []byte // sealed, not written
 	err      error
+	done     func(error) // called by Close
 }
 
-func newTableWriter(fs *FS, f vfs.File, name string) *tableWriter {
+func newTableWriter(fs *FS, f vfs.File, name string, done func(error)) *tableWriter {
 	h, s := newHeader(modeTable, fs.keys)
-	w := &tableWriter{File: f, fs: fs, name: name, s: s, frame: make([]byte, 0, frameSize)}
+	w := &tableWriter{File: f, fs: fs, name: name, s: s, done: done, frame: make([]byte, 0, frameSize)}
 	w.out = append(make([]byte, 0, headerSize+tableBuffer*sealedFrame), h...)
 	return w
 }
@@ -111,7 +112,7 @@ func (w *tableWriter) Close() error {
 	if err := w.File.Close(); err != nil && w.err == nil {
 		w.err = ioError(err, "close", w.name)
 	}
-	w.fs.tableDone(w.err)
+	w.done(w.err)
 	return w.err
 }
 

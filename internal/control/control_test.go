@@ -1,0 +1,419 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/store"
+	"github.com/spacestore/space/internal/control/controlpb"
+)
+
+func content(n int) []byte {
+	b := make([]byte, n)
+	r := rand.NewChaCha8([32]byte{1})
+	r.Read(b)
+	return b
+}
+
+var sizes = []int{0, 1, 4096, chunkSize - 1, chunkSize, chunkSize + 1, 5*chunkSize + 77}
+
+func TestPutCarriesContent(t *testing.T) {
+	var got bytes.Buffer
+	var req store.PutRequest
+	c := serve(t, &fake{put: func(_ context.Context, r store.PutRequest, content io.Reader) (capsule.Info, error) {
+		got.Reset()
+		req = r
+		n, err := got.ReadFrom(content)
+		return capsule.Info{ID: r.ID, Name: r.Name, Size: n, Version: 3, Created: time.Unix(1, 2).UTC()}, err
+	}})
+	pol := capsule.DefaultPolicy()
+	pol.Compression = "none"
+	for _, n := range sizes {
+		for _, size := range []int64{int64(n), -1} {
+			want := content(n)
+			in := store.PutRequest{ID: capsule.NewID(), Name: "a/b", Exclusive: true, Size: size, Policy: pol}
+			info, err := c.Put(t.Context(), in, bytes.NewReader(want))
+			if err != nil {
+				t.Fatalf("%d bytes, size %d: %v", n, size, err)
+			}
+			if !bytes.Equal(got.Bytes(), want) {
+				t.Fatalf("%d bytes, size %d: other content arrived (%d bytes)", n, size, got.Len())
+			}
+			if req.ID != in.ID || req.Name != in.Name || !req.Exclusive || req.Size != size || !req.Policy.Equal(pol) {
+				t.Fatalf("request %+v became %+v", in, req)
+			}
+			if info.ID != in.ID || info.Name != in.Name || info.Size != int64(n) || info.Version != 3 || !info.Created.Equal(time.Unix(1, 2)) {
+				t.Fatalf("answer became %+v", info)
+			}
+		}
+	}
+}
+
+func TestGetCarriesContent(t *testing.T) {
+	var want []byte
+	var req GetRequest
+	c := serve(t, &fake{get: func(_ context.Context, r GetRequest, begin func(capsule.Info) (io.Writer, error)) error {
+		req = r
+		w, err := begin(capsule.Info{Name: "n", Size: 7})
+		for rest := want; len(rest) > 0 && err == nil; { // in pieces unlike the messages
+			n := min(len(rest), 300_000)
+			_, err = w.Write(rest[:n])
+			rest = rest[n:]
+		}
+		return err
+	}})
+	for _, n := range sizes {
+		want = content(n)
+		var got bytes.Buffer
+		begun := 0
+		err := c.Get(t.Context(), GetRequest{Ref: "n", Offset: 5, Length: -1}, func(info capsule.Info) (io.Writer, error) {
+			if begun++; info.Name != "n" || info.Size != 7 {
+				t.Errorf("begin(%+v)", info)
+			}
+			return &got, nil
+		})
+		if err != nil || begun != 1 || !bytes.Equal(got.Bytes(), want) {
+			t.Fatalf("%d bytes: %v, begun %d times, got %d bytes", n, err, begun, got.Len())
+		}
+		if req != (GetRequest{Ref: "n", Offset: 5, Length: -1}) {
+			t.Fatalf("request became %+v", req)
+		}
+	}
+}
+
+// A put of which the client did not say that it is complete must look broken
+// to the API behind, however it ended.
+func TestPutThatBreaksOffIsNoContent(t *testing.T) {
+	result := make(chan error, 1)
+	started := make(chan struct{}, 1)
+	api := &fake{put: func(_ context.Context, _ store.PutRequest, r io.Reader) (capsule.Info, error) {
+		buf := make([]byte, 1)
+		io.ReadFull(r, buf)
+		started <- struct{}{}
+		_, err := io.Copy(io.Discard, r)
+		result <- err
+		return capsule.Info{}, err
+	}}
+	broken := errors.New("source broke")
+	for name, end := range map[string]struct {
+		break_ func(c *Client, cancel func())
+		source error
+	}{
+		"context ends":      {func(_ *Client, cancel func()) { cancel() }, nil},
+		"connection closes": {func(c *Client, _ func()) { c.Close() }, nil},
+		"source fails":      {func(*Client, func()) {}, broken},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := serve(t, api)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			source, w := io.Pipe()
+			put := make(chan error, 1)
+			go func() {
+				_, err := c.Put(ctx, store.PutRequest{Size: -1}, source)
+				put <- err
+			}()
+			w.Write(content(chunkSize + 1)) // one full message
+			<-started
+			end.break_(c, cancel)
+			w.CloseWithError(cmpOr(end.source, io.ErrClosedPipe))
+			if err := <-result; err == nil {
+				t.Error("the API saw the end of the content")
+			}
+			if err := <-put; err == nil {
+				t.Error("Put succeeded")
+			} else if end.source != nil && !errors.Is(err, end.source) {
+				t.Errorf("Put: %v", err)
+			}
+		})
+	}
+}
+
+func cmpOr(a, b error) error {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+func TestErrorsCrossWithKindAndText(t *testing.T) {
+	var fail error
+	c := serve(t, &fake{stat: func(string) (capsule.Stat, error) { return capsule.Stat{}, fail }})
+	for kind := capsule.Other; kind <= capsule.IO; kind++ {
+		fail = capsule.Wrap(kind, errors.New("why"), "what failed\twith %q", "é")
+		_, err := c.Stat(t.Context(), "x")
+		if capsule.KindOf(err) != kind || err.Error() != fail.Error() {
+			t.Errorf("%v %q became %v %q", kind, fail, capsule.KindOf(err), err)
+		}
+	}
+	fail = fmt.Errorf("outer: %w", &capsule.DamageError{Capsule: capsule.NewID(), Off: 1, Len: 2, Log: 3, LogOff: 4, Why: "rot"})
+	_, err := c.Stat(t.Context(), "x")
+	var want, got *capsule.DamageError
+	errors.As(fail, &want)
+	if !errors.As(err, &got) || *got != *want || err.Error() != fail.Error() || capsule.KindOf(err) != capsule.Damaged {
+		t.Errorf("%v became %v", fail, err)
+	}
+	fail = errors.New(strings.Repeat("x", 1<<20))
+	if _, err := c.Stat(t.Context(), "x"); err == nil || len(err.Error()) > 10<<10 {
+		t.Errorf("a huge error became one of %d bytes", len(err.Error()))
+	}
+}
+
+func TestKindTablesAreComplete(t *testing.T) {
+	if len(kindCodes) != int(capsule.IO)+1 {
+		t.Errorf("%d kinds have a gRPC code, there are %d", len(kindCodes), capsule.IO+1)
+	}
+}
+
+func TestGetSendsWhatCameBeforeTheDamage(t *testing.T) {
+	good := content(chunkSize + 5)
+	c := serve(t, &fake{get: func(_ context.Context, _ GetRequest, begin func(capsule.Info) (io.Writer, error)) error {
+		w, _ := begin(capsule.Info{})
+		w.Write(good)
+		return &capsule.DamageError{Off: int64(len(good)), Len: 1}
+	}})
+	var got bytes.Buffer
+	err := c.Get(t.Context(), GetRequest{Ref: "x", Length: -1}, func(capsule.Info) (io.Writer, error) { return &got, nil })
+	if capsule.KindOf(err) != capsule.Damaged || !bytes.Equal(got.Bytes(), good) {
+		t.Errorf("%v after %d bytes of %d", err, got.Len(), len(good))
+	}
+}
+
+func TestGetStopsWhenTheWriterFails(t *testing.T) {
+	stopped := make(chan error, 1)
+	c := serve(t, &fake{get: func(ctx context.Context, _ GetRequest, begin func(capsule.Info) (io.Writer, error)) error {
+		w, err := begin(capsule.Info{})
+		for buf := make([]byte, chunkSize); err == nil; {
+			_, err = w.Write(buf)
+		}
+		stopped <- err
+		return err
+	}})
+	full := errors.New("disk full")
+	err := c.Get(t.Context(), GetRequest{Ref: "x", Length: -1}, func(capsule.Info) (io.Writer, error) { return failingWriter{full}, nil })
+	if !errors.Is(err, full) {
+		t.Errorf("Get: %v", err)
+	}
+	<-stopped
+}
+
+type failingWriter struct{ err error }
+
+func (w failingWriter) Write([]byte) (int, error) { return 0, w.err }
+
+func TestVerifyReportOfAnySizeCrosses(t *testing.T) {
+	var want store.VerifyReport
+	want.Segments, want.Bytes, want.Capsules = 1, 2, 3
+	for i := range 20_000 {
+		want.Damage = append(want.Damage, store.Damage{Off: int64(i), Name: strings.Repeat("n", 255), Why: "checksum"})
+		want.Problems = append(want.Problems, fmt.Sprint(i))
+	}
+	c := serve(t, &fake{verify: func(progress func(done, total int64)) (store.VerifyReport, error) {
+		progress(7, 9)
+		return want, nil
+	}})
+	var done int64
+	got, err := c.Verify(t.Context(), VerifyRequest{}, func(d, _ int64) { done = d })
+	if err != nil || done != 7 {
+		t.Fatalf("%v, progress %d", err, done)
+	}
+	if got.Segments != 1 || got.Bytes != 2 || got.Capsules != 3 || len(got.Damage) != len(want.Damage) || len(got.Problems) != len(want.Problems) {
+		t.Fatalf("report of %d and %d became one of %d and %d", len(want.Damage), len(want.Problems), len(got.Damage), len(got.Problems))
+	}
+	for i := range want.Damage {
+		if got.Damage[i] != want.Damage[i] || got.Problems[i] != want.Problems[i] {
+			t.Fatalf("finding %d: %+v %q", i, got.Damage[i], got.Problems[i])
+		}
+	}
+}
+
+func TestServerSurvivesPanic(t *testing.T) {
+	c := serve(t, &fake{stat: func(string) (capsule.Stat, error) { panic("boom") }})
+	if _, err := c.Stat(t.Context(), "x"); capsule.KindOf(err) != capsule.Other || strings.Contains(err.Error(), "boom") {
+		t.Errorf("Stat: %v", err)
+	}
+	if _, err := c.Status(t.Context()); err != nil {
+		t.Errorf("after the panic: %v", err)
+	}
+}
+
+func TestHostileArgumentsAreInvalid(t *testing.T) {
+	c := serve(t, &fake{})
+	long := strings.Repeat("x", 5000)
+	for name, call := range map[string]func() error{
+		"empty ref":       func() error { _, err := c.Stat(t.Context(), ""); return err },
+		"NUL in ref":      func() error { _, err := c.Resolve(t.Context(), "a\x00b"); return err },
+		"long ref":        func() error { _, err := c.Remove(t.Context(), long); return err },
+		"name ../x":       func() error { _, err := c.Rename(t.Context(), "a", "../x"); return err },
+		"negative offset": func() error { return c.Get(t.Context(), GetRequest{Ref: "a", Offset: -1}, nil) },
+		"offset overflow": func() error {
+			return c.Get(t.Context(), GetRequest{Ref: "a", Offset: math.MaxInt64, Length: math.MaxInt64}, nil)
+		},
+		"put bad name": func() error {
+			_, err := c.Put(t.Context(), store.PutRequest{Name: "a//b", Size: -1}, strings.NewReader("x"))
+			return err
+		},
+		"put bad size": func() error {
+			_, err := c.Put(t.Context(), store.PutRequest{Size: -2}, strings.NewReader("x"))
+			return err
+		},
+		"relative target": func() error { _, err := c.Mount(t.Context(), MountRequest{All: true, Target: "d"}); return err },
+		"mount nothing":   func() error { _, err := c.Mount(t.Context(), MountRequest{Target: "/d"}); return err },
+		"min dead NaN":    func() error { _, err := c.GC(t.Context(), store.GCOptions{MinDead: math.NaN()}, nil); return err },
+		"negative rate":   func() error { _, err := c.Verify(t.Context(), VerifyRequest{Rate: -1}, nil); return err },
+		"long prefix":     func() error { _, err := c.List(t.Context(), store.ListQuery{Prefix: long}); return err },
+	} {
+		if err := call(); capsule.KindOf(err) != capsule.Invalid {
+			t.Errorf("%s: %v (%v)", name, err, capsule.KindOf(err))
+		}
+	}
+}
+
+func TestIdlePutIsEnded(t *testing.T) {
+	c := serveAt(t, t.TempDir(), &fake{}, Limits{PutIdle: 20 * time.Millisecond, GetIdle: time.Hour})
+	stream, err := c.capsules.Put(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.SendMsg(&chunk{head: &controlpb.PutRequest{Header: &controlpb.PutHeader{Size: -1}}}); err != nil {
+		t.Fatal(err)
+	}
+	err = c.fromStatus(t.Context(), stream.RecvMsg(&controlpb.Info{}))
+	if capsule.KindOf(err) != capsule.Canceled || !strings.Contains(err.Error(), "nothing moved") {
+		t.Errorf("idle put: %v", err)
+	}
+}
+
+// recordingStream counts the messages sent to it.
+type recordingStream struct {
+	grpc.ClientStream
+	sent chan *controlpb.PutRequest
+}
+
+func (s *recordingStream) SendMsg(m any) error {
+	s.sent <- m.(*chunk).head.(*controlpb.PutRequest)
+	return nil
+}
+func (s *recordingStream) CloseSend() error { return nil }
+
+func TestSlowSourceSendsHeartbeats(t *testing.T) {
+	stream := &recordingStream{sent: make(chan *controlpb.PutRequest)}
+	s := &putSender{stream: stream, header: &controlpb.PutHeader{Name: "n"}}
+	stop := s.beatEvery(time.Millisecond)
+	if first := <-stream.sent; first.GetHeader().GetName() != "n" || first.GetLast() {
+		t.Errorf("the first heartbeat carries %v", first)
+	}
+	if second := <-stream.sent; second.GetHeader() != nil || second.GetLast() {
+		t.Errorf("the second heartbeat carries %v", second)
+	}
+	stop()
+	go func() {
+		for range stream.sent { // one may be on its way
+		}
+	}()
+	s.mu.Lock() // none is being sent when the channel closes
+	s.closed = true
+	s.mu.Unlock()
+	close(stream.sent)
+}
+
+func TestSocket(t *testing.T) {
+	deep := t.TempDir()
+	for len(deep) < 300 {
+		deep = filepath.Join(deep, strings.Repeat("d", 60))
+	}
+	if err := os.MkdirAll(deep, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, home := range map[string]string{"short path": t.TempDir(), "long path": deep} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := Dial(t.Context(), home); !errors.Is(err, ErrNoNode) {
+				t.Fatalf("nobody there: %v", err)
+			}
+			// A process that died leaves its socket.
+			stale, err := Listen(home)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stale.(*listener).UnixListener.Close()
+			if _, err := os.Lstat(SocketPath(home)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Dial(t.Context(), home); !errors.Is(err, ErrNoNode) {
+				t.Fatalf("stale socket: %v", err)
+			}
+			l, err := Listen(home)
+			if err != nil {
+				t.Fatal(err)
+			}
+			st, err := os.Lstat(SocketPath(home))
+			if err != nil || st.Mode() != os.ModeSocket|0o600 {
+				t.Errorf("socket: %v, %v", st.Mode(), err)
+			}
+			l.Close()
+			if names, err := filepath.Glob(home + "/*"); err != nil || len(names) > 0 {
+				t.Errorf("left behind: %v %v", names, err)
+			}
+			c := serveAt(t, home, &fake{}, DefaultLimits)
+			if _, err := c.Status(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestPeers(t *testing.T) {
+	for _, c := range []struct {
+		us, them int
+		want     bool
+	}{{1000, 1000, true}, {1000, 0, true}, {0, 1000, true}, {1000, 1001, false}} {
+		if peerAllowed(c.us, c.them) != c.want {
+			t.Errorf("user %d and %d: want %v", c.us, c.them, c.want)
+		}
+	}
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	if _, _, err := checkPeer(a); capsule.KindOf(err) != capsule.Denied {
+		t.Errorf("a connection without credentials: %v", err)
+	}
+}
+
+func TestVanishedNodeIsUnavailable(t *testing.T) {
+	home := t.TempDir()
+	c := serveAt(t, home, &fake{stat: func(string) (capsule.Stat, error) { return capsule.Stat{}, nil }}, DefaultLimits)
+	c.Close()
+	if _, err := c.Stat(t.Context(), "x"); err == nil {
+		t.Error("an answer from nowhere")
+	} else if strings.Contains(err.Error(), "rpc error") {
+		t.Errorf("gRPC shows through: %v", err)
+	}
+}
+
+func TestUnknownStatusIsExplained(t *testing.T) {
+	c := &Client{socket: "/s"}
+	for code := range 17 {
+		err := c.fromStatus(context.Background(), status.Error(codesOf(code), "text"))
+		if code == 0 {
+			continue
+		}
+		if err == nil || !strings.Contains(err.Error(), "/s") || strings.Contains(err.Error(), "rpc error") {
+			t.Errorf("code %d: %v", code, err)
+		}
+	}
+}
