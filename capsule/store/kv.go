@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -20,7 +21,8 @@ import (
 type kv struct {
 	db    *pebble.DB
 	cache *pebble.Cache
-	fs    *metafs.FS // knows whether the engine can still be trusted
+	fs    *metafs.FS     // knows whether the engine can still be trusted
+	calls sync.WaitGroup // of do that have not returned
 }
 
 // kvReader is what can be read from: the engine or a batch over it.
@@ -82,7 +84,7 @@ func (k *kv) do(what string, call func() error) error {
 		return err
 	}
 	done := make(chan error, 1)
-	go func() { done <- call() }()
+	k.calls.Go(func() { done <- call() })
 	select {
 	case err := <-done:
 		if err != nil {
@@ -231,9 +233,12 @@ func (k *kv) diskBytes() int64 { return int64(k.db.Metrics().DiskSpaceUsage()) }
 func (k *kv) close() error {
 	defer k.cache.Unref()
 	if k.failed() != nil {
-		// Nothing more reaches the disk; closing frees memory, but may wait
-		// for a call that never returns.
-		go k.db.Close()
+		// Nothing more reaches the disk. Closing only frees memory, and must
+		// wait for calls of which some may never return.
+		go func() {
+			k.calls.Wait()
+			k.db.Close()
+		}()
 		return nil
 	}
 	err := kvError(k.db.Close(), "close metadata")

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -120,7 +121,11 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		return nil, err
 	}
 	if s.lock, err = s.fs.Lock(s.path("lock")); err != nil {
-		if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) {
+		// What opening the lock file says is a PathError; the rest is about
+		// the lock, fcntl(2) F_SETLK, or says that this process has it.
+		var pathErr *os.PathError
+		if !errors.As(err, &pathErr) && (errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) ||
+			strings.Contains(err.Error(), "lock held by current process")) {
 			err = capsule.Wrap(capsule.Locked, err, "another process holds the store")
 		}
 		return nil, err
@@ -182,6 +187,10 @@ func (s *Store) openFormat(src keyring.Source) error {
 		return capsule.Wrap(capsule.Damaged, err, "%s", s.path(formatName))
 	}
 	if s.ring, err = keyring.Open(s.fs, s.dir, src, s.log); err != nil {
+		if capsule.KindOf(err) == capsule.NotFound {
+			err = capsule.Wrap(capsule.Other, &capsule.Error{Kind: capsule.Damaged, Err: err},
+				"the store has lost its key ring; restore keys/ from a backup")
+		}
 		return err
 	}
 	if s.ring.StoreID() != id {
@@ -204,8 +213,20 @@ func (s *Store) create(src keyring.Source) error {
 	if err != nil {
 		return err
 	}
-	if err := s.fs.MkdirAll(s.path("meta"), 0o700); err != nil {
+	for _, name := range []string{"meta", "segments"} {
+		if err := s.fs.MkdirAll(s.path(name), 0o700); err != nil {
+			return err
+		}
+	}
+	if err := vfs.SyncDir(s.fs, s.dir); err != nil {
 		return err
+	}
+	// The store's own directory must not be lost either, nor those above it
+	// that may have been made with it.
+	for dir := s.dir; s.fs.PathDir(dir) != dir; dir = s.fs.PathDir(dir) {
+		if err := vfs.SyncDir(s.fs, s.fs.PathDir(dir)); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
 	}
 	return vfs.WriteFileAtomic(s.fs, s.path(formatName), encodeFormat(s.ring.StoreID()))
 }

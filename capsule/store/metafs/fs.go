@@ -1,6 +1,7 @@
 package metafs
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -94,17 +95,42 @@ func (fs *FS) Create(name string, c vfs.Category) (vfs.File, error) {
 	if k == tableFile {
 		return fs.createTable(name, c)
 	}
+	if k == markerFile {
+		return fs.createMarker(name, c)
+	}
 	if fs.Err() == nil {
 		if f, err := fs.create(name, c); err != nil {
 			fs.Fail(err)
-		} else if k == markerFile {
-			return marker{f}, nil
 		} else if w, err := newLogWriter(fs, f, name, isWAL(name)); err != nil {
 			fs.Fail(err)
 			f.Close()
 		} else {
 			return w, nil
 		}
+	}
+	return &logWriter{fs: fs, name: name}, nil
+}
+
+// createMarker creates a marker between two syncs of its directory. Pebble moves a
+// marker by creating the new one, removing the old one and syncing the
+// directory once. That relies on names becoming durable in the order of the
+// operations, which not every file system promises: a new marker alone could
+// point to a manifest whose name was lost, and a removal alone would leave no
+// marker, which means an empty database.
+func (fs *FS) createMarker(name string, c vfs.Category) (vfs.File, error) {
+	dir := fs.PathDir(name)
+	if err := fs.syncDir(dir); err != nil {
+		fs.Fail(err)
+	}
+	if fs.Err() == nil {
+		f, err := fs.create(name, c)
+		if err == nil {
+			if err = fs.syncDir(dir); err == nil {
+				return marker{f}, nil
+			}
+			f.Close()
+		}
+		fs.Fail(err)
 	}
 	return &logWriter{fs: fs, name: name}, nil
 }
@@ -396,6 +422,16 @@ func (d dir) Sync() error {
 }
 
 func (d dir) SyncData() error { return d.Sync() }
+
+// syncDir makes a directory's names durable.
+func (fs *FS) syncDir(name string) error {
+	d, err := fs.OpenDir(name)
+	if err != nil {
+		return err
+	}
+	d.Sync() // latches
+	return errors.Join(fs.Err(), d.Close())
+}
 
 // marker is a file that must stay empty, because it is not sealed.
 type marker struct{ vfs.File }

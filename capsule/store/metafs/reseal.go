@@ -56,16 +56,6 @@ func (fs *FS) Reseal(ctx context.Context, dir string) (n int, err error) {
 	return n, damage
 }
 
-// syncDir makes dir's names durable.
-func (fs *FS) syncDir(dir string) error {
-	d, err := fs.OpenDir(dir)
-	if err != nil {
-		return err
-	}
-	d.Sync() // latches
-	return errors.Join(fs.Err(), d.Close())
-}
-
 // resealTable does one table, if it needs it and is still there.
 func (fs *FS) resealTable(ctx context.Context, name string) (done bool, err error) {
 	h, _, err := fs.peek(name)
