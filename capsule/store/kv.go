@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -33,6 +34,9 @@ type kvReader interface {
 	// or an error. key and value are fn's only until it returns.
 	scan(lo, hi []byte, fn func(key, value []byte) (bool, error)) error
 }
+
+// failedCloseWait bounds how long closing waits for an engine that has failed.
+const failedCloseWait = 5 * time.Second
 
 const (
 	metaCache    = 32 << 20
@@ -234,11 +238,17 @@ func (k *kv) close() error {
 	defer k.cache.Unref()
 	if k.failed() != nil {
 		// Nothing more reaches the disk. Closing only frees memory, and must
-		// wait for calls of which some may never return.
+		// wait for calls, of which those that wait for a flush never return.
+		done := make(chan struct{})
 		go func() {
+			defer close(done)
 			k.calls.Wait()
 			k.db.Close()
 		}()
+		select {
+		case <-done:
+		case <-time.After(failedCloseWait):
+		}
 		return nil
 	}
 	err := kvError(k.db.Close(), "close metadata")

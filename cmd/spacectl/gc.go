@@ -40,14 +40,15 @@ writes go on. A node does so by itself when idle.`,
 				"Freed", bytesText(report.FreedBytes),
 				"Moved", bytesText(report.MovedBytes),
 				"Logs removed", fmt.Sprint(report.LogsRemoved),
-				"Logs rewritten", fmt.Sprint(report.LogsRewritten),
+				"Logs rewritten", fmt.Sprint(report.LogsMoved),
+				"Logs kept, damaged", fmt.Sprint(report.Unmovable),
 				"Segments recompressed", fmt.Sprint(report.Recompressed),
 				"Segments re-sealed", fmt.Sprint(report.Resealed),
 			)
 			return nil
 		},
 	}
-	cmd.Flags().Float64Var(&o.MinDead, "min-dead", 0.25, "rewrite logs of which at least this share is dead")
+	cmd.Flags().Float64Var(&o.MinDead, "min-dead", 0, "rewrite logs of which at least this share is dead (default 0.1)")
 	cmd.Flags().BoolVar(&o.Recompress, "recompress", false, "compress harder what went in fast")
 	return cmd
 }

@@ -77,13 +77,13 @@ func usageFrom(p *controlpb.UsageResponse) capsule.Usage {
 }
 
 func gcReportTo(r store.GCReport) *controlpb.GCReport {
-	return &controlpb.GCReport{LogsRemoved: int64(r.LogsRemoved), LogsRewritten: int64(r.LogsRewritten), FreedBytes: r.FreedBytes,
-		MovedBytes: r.MovedBytes, Recompressed: r.Recompressed, Resealed: r.Resealed}
+	return &controlpb.GCReport{LogsRemoved: int64(r.LogsRemoved), LogsMoved: int64(r.LogsMoved), FreedBytes: r.FreedBytes,
+		MovedBytes: r.MovedBytes, Recompressed: r.Recompressed, Resealed: r.Resealed, Unmovable: int64(r.Unmovable)}
 }
 
 func gcReportFrom(p *controlpb.GCReport) store.GCReport {
-	return store.GCReport{LogsRemoved: int(p.GetLogsRemoved()), LogsRewritten: int(p.GetLogsRewritten()), FreedBytes: p.GetFreedBytes(),
-		MovedBytes: p.GetMovedBytes(), Recompressed: p.GetRecompressed(), Resealed: p.GetResealed()}
+	return store.GCReport{LogsRemoved: int(p.GetLogsRemoved()), LogsMoved: int(p.GetLogsMoved()), FreedBytes: p.GetFreedBytes(),
+		MovedBytes: p.GetMovedBytes(), Recompressed: p.GetRecompressed(), Resealed: p.GetResealed(), Unmovable: int(p.GetUnmovable())}
 }
 
 func damageTo(d store.Damage) *controlpb.Damage {

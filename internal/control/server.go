@@ -148,13 +148,40 @@ func (s *Server) transfer(ctx context.Context) (release func(), err error) {
 	}
 }
 
-// idle returns a context that ends when touch was not called for d.
-func idle(ctx context.Context, d time.Duration, what string) (_ context.Context, touch, stop func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	t := time.AfterFunc(d, func() {
-		cancel(capsule.Errorf(capsule.Canceled, "%s: nothing moved for %s", what, d))
-	})
-	return ctx, func() { t.Reset(d) }, func() { t.Stop(); cancel(context.Canceled) }
+// watched runs fn, which moves content through a stream and calls touch
+// whenever something moved, and gives up on it when nothing did for limit. A
+// handler that returns ends its stream; that is what gets fn out of a blocked
+// receive or send, and nothing else does.
+func (s *Server) watched(ctx context.Context, limit time.Duration, what string, fn func(ctx context.Context, touch func()) error) error {
+	release, err := s.transfer(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	idle := make(chan struct{})
+	timer := time.AfterFunc(limit, func() { close(idle) })
+	done := make(chan error, 1)
+	go func() {
+		defer release()
+		defer func() {
+			if p := recover(); p != nil {
+				done <- s.panicked(what, p)
+			}
+		}()
+		done <- fn(ctx, func() {
+			if timer.Stop() {
+				timer.Reset(limit)
+			}
+		})
+	}()
+	defer timer.Stop()
+	defer cancel()
+	select {
+	case err := <-done:
+		return err
+	case <-idle:
+		return capsule.Errorf(capsule.Canceled, "%s: nothing moved for %s", what, limit)
+	}
 }
 
 func checkRef(ref string) error {
@@ -209,31 +236,23 @@ type capsulesServer struct {
 }
 
 func (s capsulesServer) Put(stream grpc.ClientStreamingServer[controlpb.PutRequest, controlpb.Info]) error {
-	release, err := s.transfer(stream.Context())
-	if err != nil {
-		return err
-	}
-	defer release()
-	ctx, touch, stop := idle(stream.Context(), s.limits.PutIdle, "put")
-	defer stop()
-	r := &putReader{ctx: ctx, stream: stream, touch: touch}
-	defer r.close()
-	first, err := r.next()
-	if err != nil {
-		return err
-	}
-	req, err := putRequestFrom(first.GetHeader())
-	if err != nil {
-		return err
-	}
-	info, err := s.api.Put(ctx, req, r)
-	if err != nil {
-		if cause := context.Cause(ctx); cause != nil && r.err == nil {
-			err = cause
+	return s.watched(stream.Context(), s.limits.PutIdle, "put", func(ctx context.Context, touch func()) error {
+		r := &putReader{stream: stream, touch: touch}
+		defer r.close()
+		first, err := r.next()
+		if err != nil {
+			return err
 		}
-		return err
-	}
-	return stream.SendMsg(infoTo(info))
+		req, err := putRequestFrom(first.GetHeader())
+		if err != nil {
+			return err
+		}
+		info, err := s.api.Put(ctx, req, r)
+		if err != nil {
+			return err
+		}
+		return stream.SendMsg(infoTo(info))
+	})
 }
 
 func putRequestFrom(h *controlpb.PutHeader) (store.PutRequest, error) {
@@ -259,7 +278,6 @@ func putRequestFrom(h *controlpb.PutHeader) (store.PutRequest, error) {
 
 // putReader is the content of a put, as it arrives.
 type putReader struct {
-	ctx    context.Context
 	stream grpc.ServerStream
 	touch  func()
 	data   mem.BufferSlice // not yet read
@@ -273,11 +291,8 @@ func (r *putReader) next() (*controlpb.PutRequest, error) {
 	head := &controlpb.PutRequest{}
 	ch := chunk{head: head}
 	if err := r.stream.RecvMsg(&ch); err != nil {
-		switch {
-		case err == io.EOF:
+		if err == io.EOF || r.stream.Context().Err() != nil {
 			err = capsule.Errorf(capsule.Canceled, "put: the client ended before its content did; nothing was stored")
-		case r.ctx.Err() != nil:
-			err = context.Cause(r.ctx)
 		}
 		r.err = err
 		return nil, err
@@ -333,26 +348,18 @@ func (s capsulesServer) Get(req *controlpb.GetRequest, stream grpc.ServerStreami
 	if err := checkRange(req.GetOffset(), req.GetLength()); err != nil {
 		return err
 	}
-	release, err := s.transfer(stream.Context())
-	if err != nil {
+	return s.watched(stream.Context(), s.limits.GetIdle, "get", func(ctx context.Context, touch func()) error {
+		w := &getWriter{stream: stream, pool: s.pool, touch: touch}
+		defer w.close()
+		err := s.api.Get(ctx, GetRequest{Ref: req.GetRef(), Offset: req.GetOffset(), Length: req.GetLength()},
+			func(info capsule.Info) (io.Writer, error) {
+				return w, stream.SendMsg(&chunk{head: &controlpb.GetResponse{Info: infoTo(info)}})
+			})
+		if ferr := w.flush(); err == nil { // what came before a damaged range is good and worth having
+			err = ferr
+		}
 		return err
-	}
-	defer release()
-	ctx, touch, stop := idle(stream.Context(), s.limits.GetIdle, "get")
-	defer stop()
-	w := &getWriter{stream: stream, pool: s.pool, touch: touch}
-	defer w.close()
-	err = s.api.Get(ctx, GetRequest{Ref: req.GetRef(), Offset: req.GetOffset(), Length: req.GetLength()},
-		func(info capsule.Info) (io.Writer, error) {
-			return w, stream.SendMsg(&chunk{head: &controlpb.GetResponse{Info: infoTo(info)}})
-		})
-	if ferr := w.flush(); err == nil { // what came before a damaged range is good and worth having
-		err = ferr
-	}
-	if err != nil && ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
-	return err
+	})
 }
 
 // getWriter gathers content into messages of chunkSize.

@@ -168,7 +168,7 @@ func (m *mount) Close(lazy bool) error {
 		}
 		err := detach(mp.path, lazy)
 		if errors.Is(err, unix.EBUSY) {
-			return capsule.Errorf(capsule.Conflict, "%s is in use: %s; stop that, or unmount lazily (--lazy)", mp.path, users(mp.path))
+			return capsule.Errorf(capsule.Conflict, "%s is in use: %s; end that, or unmount lazily (--lazy)", mp.path, users(mp.path))
 		}
 		if err != nil {
 			return capsule.Wrap(capsule.IO, err, "unmount %s", mp.path)

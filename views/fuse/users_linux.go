@@ -32,7 +32,7 @@ func users(target string) string {
 	}
 	switch {
 	case len(found) == 0:
-		return "a process that this one may not look at"
+		return "by a process that is out of sight here, or has ended just now"
 	case more > 0:
 		found = append(found, fmt.Sprintf("%d more", more))
 	}

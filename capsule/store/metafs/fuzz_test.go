@@ -17,6 +17,7 @@ var fixedKeys = newKeys(1)
 // in either mode, and never a panic. The input says where a good file is changed, so
 // that the fuzzer gets past the header: at offset at, cut bytes are replaced by ins.
 func FuzzReader(f *testing.F) {
+	f.Add(uint8(1), uint32(348), uint32(75), []byte("0")) // ReadAt before damage, after meeting it
 	for which := range uint8(4) {
 		f.Add(which, uint32(0), uint32(0), []byte{})
 		f.Add(which, uint32(70), uint32(1), []byte{0})

@@ -52,21 +52,23 @@ func (l logger) Fatalf(format string, args ...any) {
 
 // openDB opens a small database: a few tens of commits bring flushes, log
 // rotations and compactions.
-func openDB(fs *metafs.FS) (*db, error) { return openDBWith(fs, 64<<10) }
+func openDB(fs *metafs.FS) (*db, error) { return openDBWith(fs, func(*pebble.Options) {}) }
 
 var testCache = pebble.NewCache(1 << 20)
 
-func openDBWith(fs *metafs.FS, memtable uint64) (*db, error) {
-	d, err := pebble.Open("/meta", &pebble.Options{
+func openDBWith(fs *metafs.FS, change func(*pebble.Options)) (*db, error) {
+	o := &pebble.Options{
 		FS:                    fs,
 		Logger:                logger{fs},
 		EventListener:         &pebble.EventListener{DataCorruption: func(pebble.DataCorruptionInfo) {}},
-		MemTableSize:          memtable,
+		MemTableSize:          64 << 10,
 		L0CompactionThreshold: 2,
 		MaxManifestFileSize:   2 << 10,
 		FormatMajorVersion:    pebble.FormatNewest,
 		Cache:                 testCache,
-	})
+	}
+	change(o)
+	d, err := pebble.Open("/meta", o)
 	if err == nil && fs.Err() != nil {
 		err = errors.Join(fs.Err(), d.Close())
 	}

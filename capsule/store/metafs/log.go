@@ -340,6 +340,7 @@ func (r *logReader) advance() error {
 			return r.end.err
 		}
 		at := r.next
+		r.frame, r.start = nil, at.content // its buffer is used again
 		f, content, err := r.readFrame(at.sealed)
 		if err == errBadFrame {
 			err = r.judge(at.sealed)

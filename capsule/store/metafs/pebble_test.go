@@ -265,7 +265,7 @@ func TestPebbleDiskFull(t *testing.T) {
 		disk := vfstest.NewDiskFull(pebblevfs.NewMem(), budget)
 		fs := metafs.New(disk, k, nil)
 		var acked, unsure map[string]string
-		d, err := openDBWith(fs, 1<<20)
+		d, err := openDBWith(fs, func(o *pebble.Options) { o.MemTableSize = 1 << 20 })
 		if err == nil {
 			acked, unsure, err = workload(d)
 			if err != nil && capsule.KindOf(err) != capsule.NoSpace {

@@ -21,7 +21,8 @@ const resealSuffix = ".reseal"
 // removed. Copies left behind by a crash are removed. One Reseal at a time.
 //
 // Logs are not rewritten. Those left under an old key go when Pebble replaces
-// them: the WAL at the next flush, MANIFEST and OPTIONS at the next Open.
+// them: the WAL at the next flush, OPTIONS at the next Open, MANIFEST, of which
+// it keeps the last but one, at the second.
 //
 // A damaged table is left as it is and reported at the end.
 func (fs *FS) Reseal(ctx context.Context, dir string) (n int, err error) {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/cockroachdb/pebble/v2"
 	pebblevfs "github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/spacestore/space/capsule"
@@ -18,14 +19,21 @@ import (
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
 
-// After a rotation, one Reseal, a flush and an open, nothing needs the old key.
+// After a rotation, one Reseal, a flush and two opens, nothing needs the old key.
 func TestReseal(t *testing.T) {
-	mem, acked := build(t, true)
+	// Without compactions, which would rewrite the tables by themselves.
+	idle := func(o *pebble.Options) { o.DisableAutomaticCompactions = true }
+	mem := pebblevfs.NewCrashableMem()
+	d, err := openDBWith(metafs.New(mem, newKeys(1), nil), idle)
+	must(t, err)
+	acked, _, err := workload(d)
+	must(t, err)
+	must(t, d.Close())
+
 	ring := newKeys(2)
 	fs := metafs.New(mem, ring, nil)
-	d, err := openDB(fs)
+	d, err = openDBWith(fs, idle)
 	must(t, err)
-	defer d.Close()
 	if v, err := fs.OldestKeyVersion("/meta"); err != nil || v != 1 {
 		t.Fatalf("oldest key version is %d, %v", v, err)
 	}
@@ -52,7 +60,10 @@ func TestReseal(t *testing.T) {
 	}
 	must(t, d.flush())
 	must(t, d.Close())
-	d = mustOpen(t, mem, ring)
+	for range 2 { // Pebble keeps one old MANIFEST
+		d = mustOpen(t, mem, ring)
+		must(t, d.Close()) // waits for removals
+	}
 	for name := range onDisk(t, mem, "/meta") {
 		if strings.Contains(name, "reseal") {
 			t.Error("left behind:", name)
@@ -61,12 +72,11 @@ func TestReseal(t *testing.T) {
 	if v, err := d.fs.OldestKeyVersion("/meta"); err != nil || v != 2 {
 		t.Fatalf("oldest key version is %d, %v", v, err)
 	}
-	must(t, d.Close())
-
 	retired := newKeys(2)
 	retired[0] = [32]byte{}
 	d = mustOpen(t, mem, retired)
 	must(t, checkDB(d, acked, nil))
+	must(t, d.Close())
 }
 
 // rotating is a key ring whose current version a test moves.

@@ -1106,11 +1106,12 @@ func (x *GCEvent) GetReport() *GCReport {
 type GCReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LogsRemoved   int64                  `protobuf:"varint,1,opt,name=logs_removed,json=logsRemoved,proto3" json:"logs_removed,omitempty"`
-	LogsRewritten int64                  `protobuf:"varint,2,opt,name=logs_rewritten,json=logsRewritten,proto3" json:"logs_rewritten,omitempty"`
+	LogsMoved     int64                  `protobuf:"varint,2,opt,name=logs_moved,json=logsMoved,proto3" json:"logs_moved,omitempty"`
 	FreedBytes    int64                  `protobuf:"varint,3,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
 	MovedBytes    int64                  `protobuf:"varint,4,opt,name=moved_bytes,json=movedBytes,proto3" json:"moved_bytes,omitempty"`
 	Recompressed  int64                  `protobuf:"varint,5,opt,name=recompressed,proto3" json:"recompressed,omitempty"`
 	Resealed      int64                  `protobuf:"varint,6,opt,name=resealed,proto3" json:"resealed,omitempty"`
+	Unmovable     int64                  `protobuf:"varint,7,opt,name=unmovable,proto3" json:"unmovable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1152,9 +1153,9 @@ func (x *GCReport) GetLogsRemoved() int64 {
 	return 0
 }
 
-func (x *GCReport) GetLogsRewritten() int64 {
+func (x *GCReport) GetLogsMoved() int64 {
 	if x != nil {
-		return x.LogsRewritten
+		return x.LogsMoved
 	}
 	return 0
 }
@@ -1183,6 +1184,13 @@ func (x *GCReport) GetRecompressed() int64 {
 func (x *GCReport) GetResealed() int64 {
 	if x != nil {
 		return x.Resealed
+	}
+	return 0
+}
+
+func (x *GCReport) GetUnmovable() int64 {
+	if x != nil {
+		return x.Unmovable
 	}
 	return 0
 }
@@ -2253,16 +2261,18 @@ const file_control_proto_rawDesc = "" +
 	"recompress\"u\n" +
 	"\aGCEvent\x126\n" +
 	"\bprogress\x18\x01 \x01(\v2\x1a.space.control.v1.ProgressR\bprogress\x122\n" +
-	"\x06report\x18\x02 \x01(\v2\x1a.space.control.v1.GCReportR\x06report\"\xd6\x01\n" +
+	"\x06report\x18\x02 \x01(\v2\x1a.space.control.v1.GCReportR\x06report\"\xec\x01\n" +
 	"\bGCReport\x12!\n" +
-	"\flogs_removed\x18\x01 \x01(\x03R\vlogsRemoved\x12%\n" +
-	"\x0elogs_rewritten\x18\x02 \x01(\x03R\rlogsRewritten\x12\x1f\n" +
+	"\flogs_removed\x18\x01 \x01(\x03R\vlogsRemoved\x12\x1d\n" +
+	"\n" +
+	"logs_moved\x18\x02 \x01(\x03R\tlogsMoved\x12\x1f\n" +
 	"\vfreed_bytes\x18\x03 \x01(\x03R\n" +
 	"freedBytes\x12\x1f\n" +
 	"\vmoved_bytes\x18\x04 \x01(\x03R\n" +
 	"movedBytes\x12\"\n" +
 	"\frecompressed\x18\x05 \x01(\x03R\frecompressed\x12\x1a\n" +
-	"\bresealed\x18\x06 \x01(\x03R\bresealed\"M\n" +
+	"\bresealed\x18\x06 \x01(\x03R\bresealed\x12\x1c\n" +
+	"\tunmovable\x18\a \x01(\x03R\tunmovable\"M\n" +
 	"\rVerifyRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
 	"\x04rate\x18\x02 \x01(\x03R\x04rate\x12\x16\n" +
