@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"strings"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/pipeline"
@@ -90,7 +91,11 @@ func (s *Store) runRound(group []*commitRequest) {
 		}
 	}
 	t := &tx{s: s, b: s.kv.newBatch(), totals: s.totals}
+	done := false
 	defer func() {
+		if !done {
+			clear(s.dirs) // it may hold names of the round that failed
+		}
 		for _, fn := range t.after {
 			fn()
 		}
@@ -118,6 +123,7 @@ func (s *Store) runRound(group []*commitRequest) {
 		fail(s.writable())
 		return
 	}
+	done = true
 	s.setTotals(t.totals)
 	for _, c := range t.changes {
 		s.watchers.notify(c)
@@ -304,35 +310,51 @@ func lookupName(r kvReader, name string) (id capsule.ID, err error) {
 	return id, err
 }
 
-// checkFree fails if name is taken, or would have to be a file and a directory
-// at once. The capsule self does not count.
-func checkFree(r kvReader, name string, self capsule.ID) error {
-	id, err := lookupName(r, name)
+// checkFree fails if name, which no capsule has, would have to be a file and a
+// directory at once. The capsule self does not count.
+func (t *tx) checkFree(name string, self capsule.ID) error {
+	id, err := lookupName(t.b, name)
 	if err != nil {
 		return err
 	}
 	if !id.IsZero() && id != self {
 		return capsule.Errorf(capsule.Exists, "the name %q is taken by capsule %s", name, id)
 	}
-	for i := range name {
-		if name[i] != '/' {
-			continue
-		}
-		id, err := lookupName(r, name[:i])
+	for dir := parent(name); dir != "" && !t.s.dirs.has(dir); dir = parent(dir) {
+		id, err := lookupName(t.b, dir)
 		if err != nil {
 			return err
 		}
 		if !id.IsZero() && id != self {
-			return capsule.Errorf(capsule.Exists, "%q is a capsule, so %q cannot be a name below it", name[:i], name)
+			return capsule.Errorf(capsule.Exists, "%q is a capsule, so %q cannot be a name below it", dir, name)
 		}
 	}
 	below := nameKey(name + "/")
-	return r.scan(below, prefixEnd(below), func(k, v []byte) (bool, error) {
+	return t.b.scan(below, prefixEnd(below), func(k, v []byte) (bool, error) {
 		if !bytes.Equal(v, self[:]) {
 			return false, capsule.Errorf(capsule.Exists, "%q is a directory: there is a capsule %q", name, k[1:])
 		}
 		return true, nil
 	})
+}
+
+// parent is the directory that a name is in; "" is the root.
+func parent(name string) string { return name[:max(strings.LastIndexByte(name, '/'), 0)] }
+
+// dirCache remembers directories of the namespace in which a capsule was just
+// named: neither they nor any above them can be capsules. Names that go away
+// empty it. It is for the leader of a commit round alone.
+type dirCache map[string]struct{}
+
+const maxDirs = 1024
+
+func (d dirCache) has(dir string) bool { _, ok := d[dir]; return ok }
+
+func (d dirCache) add(name string) {
+	if len(d) >= maxDirs {
+		clear(d)
+	}
+	d[parent(name)] = struct{}{}
 }
 
 // setName moves a capsule's entry in the name index; "" is the index of
@@ -342,6 +364,7 @@ func (t *tx) setName(id capsule.ID, from *string, to *string) error {
 		k := unnamedKey(id)
 		if *from != "" {
 			k = nameKey(*from)
+			clear(t.s.dirs)
 		}
 		if err := t.b.delete(k); err != nil {
 			return err
@@ -353,6 +376,7 @@ func (t *tx) setName(id capsule.ID, from *string, to *string) error {
 	if *to == "" {
 		return t.b.set(unnamedKey(id), nil)
 	}
+	t.s.dirs.add(*to)
 	return t.b.set(nameKey(*to), id[:])
 }
 

@@ -100,7 +100,7 @@ func (s *Store) Rename(ctx context.Context, id capsule.ID, name string) (capsule
 		}
 		if rec.name != name {
 			if name != "" {
-				if err := checkFree(t.b, name, id); err != nil {
+				if err := t.checkFree(name, id); err != nil {
 					return err
 				}
 			}

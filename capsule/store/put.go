@@ -53,12 +53,11 @@ var coders = sync.Pool{New: func() any { return new(coder) }}
 type putter struct {
 	s       *Store
 	sealing pipeline.Sealing
-	domain  [32]byte // hash key of the dedup domain
 	c       content
 	list    []extent // not yet in a page
 	pins    []*pin   // of list
 	paged   int64    // bytes in pages
-	hashers sync.Pool
+	hashers *sync.Pool
 }
 
 // Put stores what r gives as a capsule's content and returns the capsule as it
@@ -109,7 +108,7 @@ func (s *Store) put(ctx context.Context, req PutRequest, r io.Reader) (capsule.I
 // early where the request cannot succeed as things are. The commit looks again.
 func (s *Store) putPolicy(req PutRequest) (*capsule.Policy, error) {
 	var rec capsuleRecord
-	id, err := req.target(s.kv)
+	id, _, err := req.target(s.kv)
 	if err != nil {
 		return nil, err
 	}
@@ -124,44 +123,56 @@ func (s *Store) putPolicy(req PutRequest) (*capsule.Policy, error) {
 	return s.policy(s.kv, rec.policy)
 }
 
-// target returns the capsule that the request replaces; zero: it makes a new one.
-func (req *PutRequest) target(r kvReader) (capsule.ID, error) {
-	id := req.ID
+// target returns the capsule that the request replaces; zero: it makes a new
+// one. newName tells that the capsule does not have the request's name yet.
+func (req *PutRequest) target(r kvReader) (id capsule.ID, newName bool, err error) {
+	id = req.ID
 	if req.Name == "" {
-		return id, nil
+		return id, false, nil
 	}
 	have, err := lookupName(r, req.Name)
 	if err != nil {
-		return id, err
+		return id, false, err
 	}
 	if !have.IsZero() && (req.Exclusive || !id.IsZero() && have != id) {
-		return id, capsule.Errorf(capsule.Exists, "the name %q is taken by capsule %s", req.Name, have)
+		return id, false, capsule.Errorf(capsule.Exists, "the name %q is taken by capsule %s", req.Name, have)
 	}
 	if id.IsZero() {
 		id = have
 	}
-	if have.IsZero() {
-		err = checkFree(r, req.Name, id)
-	}
-	return id, err
+	return id, have.IsZero(), nil
 }
 
 func (s *Store) newPutter(policy *capsule.Policy) *putter {
 	p := &putter{s: s, sealing: s.sealing(policy)}
 	rand.Read(p.c.id[:]) // never fails (crypto/rand.Read)
-	domain := "store"
+	if policy.Dedupe && p.sealing.Encrypt {
+		p.hashers = s.hashers
+		return p
+	}
 	if !policy.Dedupe {
 		p.c.domain = p.c.id
-		domain = "content " + string(p.c.id[:])
 	}
-	if !p.sealing.Encrypt {
-		// Never let a capsule that asks for encryption share a segment with
-		// one that does not.
+	p.hashers = s.newHashers(&p.c, p.sealing.Encrypt)
+	return p
+}
+
+// domainKey is the hash key of the dedup domain that a content belongs to.
+// Contents that are encrypted never share a segment with ones that are not.
+func (s *Store) domainKey(c *content, encrypted bool) [32]byte {
+	domain := "store"
+	if c.domain != [16]byte{} {
+		domain = "content " + string(c.domain[:])
+	}
+	if !encrypted {
 		domain = "clear " + domain
 	}
-	p.domain = pipeline.DomainKey(s.ring.HashKey(), domain)
-	p.hashers.New = func() any { return pipeline.NewHasher(p.domain) }
-	return p
+	return pipeline.DomainKey(s.ring.HashKey(), domain)
+}
+
+func (s *Store) newHashers(c *content, encrypted bool) *sync.Pool {
+	key := s.domainKey(c, encrypted)
+	return &sync.Pool{New: func() any { return pipeline.NewHasher(key) }}
 }
 
 // write takes the stream through the pipeline. One block or less is done here
@@ -400,7 +411,10 @@ func (p *putter) commit(ctx context.Context, req PutRequest) (capsule.Info, erro
 	fresh := capsule.NewID()
 	var info capsule.Info
 	err := p.s.commit(true, func(t *tx) error {
-		id, err := req.target(t.b)
+		id, newName, err := req.target(t.b)
+		if err == nil && newName {
+			err = t.checkFree(req.Name, id)
+		}
 		if err != nil {
 			return err
 		}

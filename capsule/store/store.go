@@ -58,10 +58,12 @@ type Store struct {
 	kv      *kv
 	logs    *seglog.Set
 	chunker *pipeline.Chunker
+	hashers *sync.Pool // of the store's own dedup domain
 	cache   *segmentCache
 	tokens  tokens
 	pins    inflight
 	readers contentPins
+	dirs    dirCache // of the round's leader
 
 	round   sync.Mutex // guards leading and waiting
 	leading bool
@@ -90,7 +92,7 @@ type Store struct {
 // have the kind Locked if another process holds it, WrongKey if the key does
 // not fit (nothing was touched then), Damaged or IO.
 func Open(ctx context.Context, o Options) (_ *Store, err error) {
-	s := &Store{fs: o.FS, dir: o.Dir, log: o.Logger, clock: o.Clock, reapWake: make(chan struct{}, 1)}
+	s := &Store{fs: o.FS, dir: o.Dir, log: o.Logger, clock: o.Clock, reapWake: make(chan struct{}, 1), dirs: dirCache{}}
 	s.reaped.L = new(sync.Mutex)
 	if s.fs == nil {
 		s.fs = vfs.OS()
@@ -139,6 +141,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if s.chunker, err = pipeline.NewChunker(s.ring.ChunkKey()); err != nil {
 		return nil, err
 	}
+	s.hashers = s.newHashers(&content{}, true)
 	s.metaFS = metafs.New(s.fs, metaKeys{s.ring}, s.fullDisk)
 	if err := s.makeBallast(); err != nil {
 		s.log.Warn("no room for the disk-full ballast; free some space", "error", err)

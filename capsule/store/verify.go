@@ -172,14 +172,7 @@ func (s *Store) checkRecord(rec []byte, id pipeline.SegmentID, c *content) error
 	if h.ID != id {
 		return fmt.Errorf("%w: another segment's record is there", pipeline.ErrCorrupt)
 	}
-	domain := "store"
-	if c != nil && c.domain != [16]byte{} {
-		domain = "content " + string(c.domain[:])
-	}
-	if !h.Encrypted {
-		domain = "clear " + domain
-	}
-	if c == nil || pipeline.NewHasher(pipeline.DomainKey(s.ring.HashKey(), domain)).Sum(plain) == id {
+	if c == nil || pipeline.NewHasher(s.domainKey(c, h.Encrypted)).Sum(plain) == id {
 		return nil
 	}
 	return fmt.Errorf("%w: the content is not what its ID says", pipeline.ErrCorrupt)

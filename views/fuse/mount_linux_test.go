@@ -993,6 +993,9 @@ func TestMain(m *testing.M) {
 	if file := os.Getenv("SPACE_FUSE_TEST_MAP"); file != "" {
 		helper = func() error { return mapperMain(file) }
 	}
+	if args := os.Getenv("SPACE_FUSE_TEST_READ"); args != "" {
+		helper = func() error { return readerMain(args) }
+	}
 	if own := os.Getenv("SPACE_FUSE_TEST_HELPER"); own != "" {
 		helper = func() error { return helperMain(own, os.Getenv("SPACE_FUSE_TEST_FOREIGN")) }
 	}

@@ -49,15 +49,19 @@ type FS struct {
 	// lost has the tables that were flushed after the failure.
 	lost *pebblevfs.MemFS
 
-	// names orders Reseal's rename after anything that takes a table's name away.
+	// names orders Reseal's rename after anything that takes a table's name
+	// away, and guards writing.
 	names sync.Mutex
+	// writing has the key versions of the files being written: what is on disk
+	// of them may not show it yet.
+	writing map[string]uint32
 }
 
 // New returns a file system that keeps sealed files on under. If onDiskFull is
 // not nil, it is called when a write finds no room, and the write is tried
 // once more after it has returned; writes that failed meanwhile share the call.
 func New(under vfs.FS, keys Keys, onDiskFull func()) *FS {
-	fs := &FS{FS: under, keys: keys, failed: make(chan struct{}), lost: pebblevfs.NewMem()}
+	fs := &FS{FS: under, keys: keys, failed: make(chan struct{}), lost: pebblevfs.NewMem(), writing: make(map[string]uint32)}
 	fs.full.call = onDiskFull
 	return fs
 }
@@ -99,16 +103,38 @@ func (fs *FS) Create(name string, c vfs.Category) (vfs.File, error) {
 		return fs.createMarker(name, c)
 	}
 	if fs.Err() == nil {
-		if f, err := fs.create(name, c); err != nil {
-			fs.Fail(err)
-		} else if w, err := newLogWriter(fs, f, name, isWAL(name)); err != nil {
-			fs.Fail(err)
-			f.Close()
-		} else {
+		w, err := fs.createLog(name, c)
+		if err == nil {
 			return w, nil
 		}
+		fs.Fail(err)
 	}
 	return &logWriter{fs: fs, name: name}, nil
+}
+
+func (fs *FS) createLog(name string, c vfs.Category) (*logWriter, error) {
+	h, s := fs.begin(name, modeLog)
+	f, err := fs.create(name, c)
+	if err != nil {
+		fs.finish(name)
+		return nil, err
+	}
+	w, err := newLogWriter(fs, f, name, h, s)
+	if err != nil {
+		fs.finish(name)
+		f.Close()
+	}
+	return w, err
+}
+
+func (fs *FS) newTable(name string, c vfs.Category) (*tableWriter, error) {
+	h, s := fs.begin(name, modeTable)
+	f, err := fs.create(name, c)
+	if err != nil {
+		fs.finish(name)
+		return nil, err
+	}
+	return newTableWriter(fs, f, name, h, s), nil
 }
 
 // createMarker creates a marker between two syncs of its directory. Pebble moves a
@@ -148,12 +174,13 @@ func (fs *FS) createTable(name string, c vfs.Category) (vfs.File, error) {
 		t.done(err)
 		return nil, err
 	}
-	f, err := fs.create(name, c)
+	w, err := fs.newTable(name, c)
 	if err != nil {
 		fs.tableDone(t, err)
 		return nil, err
 	}
-	return newTableWriter(fs, f, name, func(err error) { fs.tableDone(t, err) }), nil
+	w.done = func(err error) { fs.tableDone(t, err) }
+	return w, nil
 }
 
 func (fs *FS) create(name string, c vfs.Category) (vfs.File, error) {
@@ -329,7 +356,42 @@ func (fs *FS) Link(oldname, newname string) error {
 	return fs.retry(func() error { return fs.FS.Link(oldname, newname) })
 }
 
-// write writes all of p, or latches nothing and says why not. A write that
+// begin makes the header of a file that is about to be created.
+func (fs *FS) begin(name string, mode byte) ([]byte, *sealer) {
+	fs.names.Lock()
+	defer fs.names.Unlock()
+	version, key := fs.keys.Current()
+	fs.writing[name] = version
+	return newHeader(mode, version, key)
+}
+
+// finish ends what begin began.
+func (fs *FS) finish(name string) {
+	fs.names.Lock()
+	defer fs.names.Unlock()
+	delete(fs.writing, name)
+}
+
+func (fs *FS) isWriting(name string) bool {
+	fs.names.Lock()
+	defer fs.names.Unlock()
+	_, ok := fs.writing[name]
+	return ok
+}
+
+// oldestWriting returns the oldest key version that a file being written, now or later,
+// is sealed under.
+func (fs *FS) oldestWriting() uint32 {
+	fs.names.Lock()
+	defer fs.names.Unlock()
+	oldest, _ := fs.keys.Current()
+	for _, v := range fs.writing {
+		oldest = min(oldest, v)
+	}
+	return oldest
+}
+
+// write writes all of p, or says why not. A write that
 // found no room goes on where it stopped, with the same bytes.
 func (fs *FS) write(f vfs.File, name string, p []byte) error {
 	n := 0

@@ -64,8 +64,7 @@ func nonce(use byte, n uint64) *[12]byte {
 }
 
 // newHeader makes the header of a new file, and what seals its frames.
-func newHeader(mode byte, keys Keys) ([]byte, *sealer) {
-	version, key := keys.Current()
+func newHeader(mode byte, version uint32, key [32]byte) ([]byte, *sealer) {
 	h := make([]byte, headerSize)
 	copy(h, magic)
 	h[8] = mode

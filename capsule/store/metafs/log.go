@@ -87,9 +87,8 @@ type logWriter struct {
 }
 
 // newLogWriter writes and syncs the header.
-func newLogWriter(fs *FS, f vfs.File, name string, wal bool) (*logWriter, error) {
-	h, s := newHeader(modeLog, fs.keys)
-	w := &logWriter{File: f, fs: fs, name: name, wal: wal, s: s, off: headerSize}
+func newLogWriter(fs *FS, f vfs.File, name string, h []byte, s *sealer) (*logWriter, error) {
+	w := &logWriter{File: f, fs: fs, name: name, wal: isWAL(name), s: s, off: headerSize}
 	if err := fs.write(f, name, h); err != nil {
 		return nil, err
 	}
@@ -207,6 +206,7 @@ func (w *logWriter) Close() error {
 	if w.File == nil {
 		return nil
 	}
+	defer w.fs.finish(w.name)
 	if w.written() > w.synced.Load() {
 		w.sync(w.File.SyncData)
 	}

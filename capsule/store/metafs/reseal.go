@@ -30,21 +30,23 @@ func (fs *FS) Reseal(ctx context.Context, dir string) (n int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	var damage error
+	var tables []string
 	for _, base := range names {
 		name := fs.PathJoin(dir, base)
-		var done bool
-		var err error
-		switch {
-		case ctx.Err() != nil:
-			return n, ctx.Err()
-		case fs.Err() != nil:
-			return n, fs.Err()
-		case strings.HasSuffix(base, resealSuffix):
-			err = fs.FS.Remove(name)
-		case isTable(base):
-			done, err = fs.resealTable(ctx, name)
+		if strings.HasSuffix(base, resealSuffix) {
+			if err := fs.Remove(name); err != nil {
+				return 0, err
+			}
+		} else if isTable(base) {
+			tables = append(tables, name)
 		}
+	}
+	var damage error
+	for _, name := range tables {
+		if err := errors.Join(ctx.Err(), fs.Err()); err != nil {
+			return n, err
+		}
+		done, err := fs.resealTable(ctx, name)
 		if done {
 			n++
 		}
@@ -59,6 +61,9 @@ func (fs *FS) Reseal(ctx context.Context, dir string) (n int, err error) {
 
 // resealTable does one table, if it needs it and is still there.
 func (fs *FS) resealTable(ctx context.Context, name string) (done bool, err error) {
+	if fs.isWriting(name) {
+		return false, nil // too new to need it, or else it is for the next time
+	}
 	h, _, err := fs.peek(name)
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
@@ -84,11 +89,10 @@ func (fs *FS) resealTable(ctx context.Context, name string) (done bool, err erro
 			fs.FS.Remove(temp)
 		}
 	}()
-	f, err := fs.FS.Create(temp, "space-reseal")
+	dst, err := fs.newTable(temp, "space-reseal")
 	if err != nil {
-		return false, ioError(err, "create", temp)
+		return false, err
 	}
-	dst := newTableWriter(fs, f, temp, func(error) {})
 	_, err = io.CopyBuffer(onlyWriter{dst}, contextReader{ctx, src}, make([]byte, tableBuffer*frameSize))
 	if err = errors.Join(err, dst.Close()); err != nil {
 		return false, err
@@ -119,7 +123,7 @@ func (fs *FS) OldestKeyVersion(dir string) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	oldest, _ := fs.keys.Current()
+	oldest := fs.oldestWriting()
 	for _, base := range names {
 		if kindOf(base) == markerFile || strings.HasSuffix(base, resealSuffix) {
 			continue

@@ -44,12 +44,11 @@ type tableWriter struct {
 	frame    []byte // the frame being filled; never sealed before more content comes
 	out      []byte // sealed, not written
 	err      error
-	done     func(error) // called by Close
+	done     func(error) // if not nil, called by Close
 }
 
-func newTableWriter(fs *FS, f vfs.File, name string, done func(error)) *tableWriter {
-	h, s := newHeader(modeTable, fs.keys)
-	w := &tableWriter{File: f, fs: fs, name: name, s: s, done: done, frame: make([]byte, 0, frameSize)}
+func newTableWriter(fs *FS, f vfs.File, name string, h []byte, s *sealer) *tableWriter {
+	w := &tableWriter{File: f, fs: fs, name: name, s: s, frame: make([]byte, 0, frameSize)}
 	w.out = append(make([]byte, 0, headerSize+tableBuffer*sealedFrame), h...)
 	return w
 }
@@ -112,7 +111,10 @@ func (w *tableWriter) Close() error {
 	if err := w.File.Close(); err != nil && w.err == nil {
 		w.err = ioError(err, "close", w.name)
 	}
-	w.done(w.err)
+	w.fs.finish(w.name)
+	if w.done != nil {
+		w.done(w.err)
+	}
 	return w.err
 }
 

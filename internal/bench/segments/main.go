@@ -1,0 +1,471 @@
+//go:build linux
+
+// Segments measures what the size of a segment costs and gains, and prints the
+// tables of docs/segments.md:
+//
+//	go run ./internal/bench/segments [-limit 128] [-dir .] [FILE...]
+//
+// Without files it works on two corpora of at most -limit MiB each: a tar of
+// the Go distribution's source tree, and one of the ELF files in /usr/bin and
+// /usr/lib. Rates are per second of CPU time of one thread, the best of three
+// passes, so that what else runs on the machine disturbs little.
+package main
+
+import (
+	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	chunkers "github.com/PlakarKorp/go-cdc-chunkers"
+	_ "github.com/PlakarKorp/go-cdc-chunkers/chunkers/fastcdc"
+	_ "github.com/PlakarKorp/go-cdc-chunkers/chunkers/jc"
+	"github.com/klauspost/compress/s2"
+	"github.com/klauspost/compress/zstd"
+	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
+
+	"github.com/spacestore/space/pipeline"
+)
+
+func main() {
+	limit := flag.Int64("limit", 128, "size of a generated corpus, MiB")
+	dir := flag.String("dir", ".", "where a temporary file for cold reads goes; must be on a disk")
+	flag.Parse()
+	runtime.LockOSThread() // cpuTime is the thread's
+	if err := run(*limit<<20, *dir, flag.Args()); err != nil {
+		fmt.Fprintln(os.Stderr, "segments:", err)
+		os.Exit(1)
+	}
+}
+
+func run(limit int64, dir string, files []string) error {
+	sources := []source{
+		{"source: tar of Go's source tree", func() ([]byte, error) { return tarOf(limit, isSource, runtime.GOROOT()+"/src") }},
+		{"binaries: tar of /usr/bin and /usr/lib", func() ([]byte, error) { return tarOf(limit, isELF, "/usr/bin", "/usr/lib") }},
+	}
+	if len(files) > 0 {
+		sources = nil
+		for _, name := range files {
+			sources = append(sources, source{name, func() ([]byte, error) { return os.ReadFile(name) }})
+		}
+	}
+	for _, src := range sources {
+		data, err := src.load()
+		if err != nil {
+			return err
+		}
+		if len(data) == 0 {
+			return fmt.Errorf("%s: empty", src.name)
+		}
+		fmt.Printf("## %s, %.1f MB\n\n", src.name, mb(len(data)))
+		if err := sizes(data, dir); err != nil {
+			return err
+		}
+		if err := algorithms(data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type source struct {
+	name string
+	load func() ([]byte, error)
+}
+
+// algorithm is what package pipeline uses, under its name in the library.
+const algorithm = "jc-v1.0.0"
+
+// cut returns the chunks of data for an average size; the bounds are as far
+// from it as pipeline's. They alias data.
+func cut(algo string, avg int, data []byte) ([][]byte, error) {
+	c, err := chunkers.NewChunker(algo, bytes.NewReader(data),
+		&chunkers.ChunkerOpts{MinSize: avg / 4, NormalSize: avg, MaxSize: avg * 4, Key: make([]byte, 32)})
+	if err != nil {
+		return nil, err
+	}
+	var list [][]byte
+	for len(data) > 0 {
+		p, err := c.Next()
+		if err != nil && !errors.Is(err, io.EOF) {
+			return nil, err
+		}
+		list = append(list, data[:len(p):len(p)])
+		data = data[len(p):]
+	}
+	return list, nil
+}
+
+type ids map[[32]byte]bool
+
+// unique returns the chunks that are not in seen, each once, and notes them there.
+func unique(list [][]byte, seen ids) [][]byte {
+	var out [][]byte
+	for _, p := range list {
+		if id := blake3.Sum256(p); !seen[id] {
+			seen[id] = true
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func total(list [][]byte) (n int) {
+	for _, p := range list {
+		n += len(p)
+	}
+	return n
+}
+
+// overhead is what a record holds beside its compressed bytes.
+const overhead = pipeline.HeaderSize + 16
+
+// codec is a compressor at one strength.
+type codec struct {
+	name   string
+	encode func(dst, src []byte) []byte
+	decode func(dst, src []byte) ([]byte, error)
+}
+
+// codecs are those of package pipeline, with windows as large as the chunks.
+func codecs(maxChunk int) ([]codec, error) {
+	list := []codec{{"s2",
+		func(dst, src []byte) []byte { return s2.Encode(dst[:cap(dst)], src) },
+		func(dst, src []byte) ([]byte, error) { return s2.Decode(dst[:cap(dst)], src) }}}
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
+	if err != nil {
+		return nil, err
+	}
+	for _, level := range []int{1, 3, 7} {
+		e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)), zstd.WithEncoderConcurrency(1),
+			zstd.WithWindowSize(maxChunk), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true))
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, codec{fmt.Sprintf("zstd:%d", level),
+			func(dst, src []byte) []byte { return e.EncodeAll(src, dst[:0]) },
+			func(dst, src []byte) ([]byte, error) { return d.DecodeAll(src, dst[:0]) }})
+	}
+	return list, nil
+}
+
+// sizes prints the table of segment sizes for one corpus.
+func sizes(data []byte, dir string) error {
+	space := newTable("average, KiB", "segments", "mean, KiB", "unique, MB", "s2, MB", "zstd:1, MB", "zstd:3, MB", "zstd:7, MB", "DUP adds", "DUP adds, s2, MB")
+	speed := newTable("average, KiB", "s2", "zstd:1", "zstd:3", "zstd:7", "s2", "zstd:1", "zstd:3", "zstd:7", "s2, µs", "zstd:3, µs", "zstd:3 cold, µs")
+	dup := duplicate(data)
+	for _, kib := range []int{16, 32, 64, 128, 256, 512, 1024} {
+		avg := kib << 10
+		list, err := cut(algorithm, avg, data)
+		if err != nil {
+			return err
+		}
+		seen := ids{}
+		uniq := unique(list, seen)
+		dupList, err := cut(algorithm, avg, dup)
+		if err != nil {
+			return err
+		}
+		fresh := unique(dupList, seen)
+		all, err := codecs(4 * avg)
+		if err != nil {
+			return err
+		}
+		var stored, enc, dec, reads []string
+		freshStored := 0
+		for _, c := range all {
+			records, rate := encodeAll(c, uniq)
+			n := 0
+			for i, r := range records {
+				n += overhead + min(len(r), len(uniq[i]))
+			}
+			stored = append(stored, fmt.Sprintf("%.1f", mb(n)))
+			enc = append(enc, fmt.Sprintf("%.0f", rate))
+			rate, err := decodeAll(c, records, uniq)
+			if err != nil {
+				return err
+			}
+			dec = append(dec, fmt.Sprintf("%.0f", rate))
+			switch c.name {
+			case "s2":
+				records, _ := encodeAll(c, fresh)
+				for i, r := range records {
+					freshStored += overhead + min(len(r), len(fresh[i]))
+				}
+				hot, _, err := randomReads(dir, c, sealAll(c, uniq), uniq)
+				if err != nil {
+					return err
+				}
+				reads = append(reads, micros(hot))
+			case "zstd:3":
+				hot, cold, err := randomReads(dir, c, sealAll(c, uniq), uniq)
+				if err != nil {
+					return err
+				}
+				reads = append(reads, micros(hot), micros(cold))
+			}
+		}
+		mean := float64(total(uniq)) / float64(len(uniq)) / 1024
+		space.row(slices.Concat([]string{fmt.Sprint(kib), fmt.Sprint(len(list)), fmt.Sprintf("%.1f", mean), fmt.Sprintf("%.1f", mb(total(uniq)))},
+			stored, []string{percent(total(fresh), len(data)), fmt.Sprintf("%.1f", mb(freshStored))})...)
+		speed.row(slices.Concat([]string{fmt.Sprint(kib)}, enc, dec, reads)...)
+	}
+	fmt.Printf("Space:\n\n%s\nSpeed: encoding (4 columns) and decoding (4), MB of plain bytes per CPU second; a random read of 4 KiB.\n\n%s\n", space, speed)
+	return nil
+}
+
+// algorithms compares chunkers at pipeline's sizes.
+func algorithms(data []byte) error {
+	t := newTable("chunker", "MB/s", "segments", "mean, KiB", "unique, MB", "DUP adds", "100 insertions add")
+	dup, ins := duplicate(data), insertions(data)
+	for _, algo := range []string{algorithm, "fastcdc-v1.0.0"} {
+		var list [][]byte
+		rate, err := best(len(data), func() (err error) {
+			list, err = cut(algo, pipeline.AvgChunk, data)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		uniq := unique(list, ids{})
+		row := []string{algo, fmt.Sprintf("%.0f", rate), fmt.Sprint(len(list)),
+			fmt.Sprintf("%.1f", float64(len(data))/float64(len(list))/1024), fmt.Sprintf("%.1f", mb(total(uniq)))}
+		for _, changed := range [][]byte{dup, ins} {
+			seen := ids{}
+			unique(list, seen)
+			after, err := cut(algo, pipeline.AvgChunk, changed)
+			if err != nil {
+				return err
+			}
+			row = append(row, percent(total(unique(after, seen)), len(changed)))
+		}
+		t.row(row...)
+	}
+	fmt.Printf("Chunkers at %d KiB:\n\n%s\n", pipeline.AvgChunk>>10, t)
+	return nil
+}
+
+// duplicate is data with one in a hundred of its 64 KiB blocks replaced.
+func duplicate(data []byte) []byte {
+	const block = 64 << 10
+	out := bytes.Clone(data)
+	r := rand.NewChaCha8([32]byte{1})
+	for off := 37 * block; off+block <= len(out); off += 100 * block {
+		r.Read(out[off : off+block])
+	}
+	return out
+}
+
+// insertions is data with up to 64 bytes inserted at a hundred places.
+func insertions(data []byte) []byte {
+	r := rand.New(rand.NewPCG(1, 2))
+	at := make([]int, 100)
+	for i := range at {
+		at[i] = r.IntN(len(data))
+	}
+	slices.Sort(at)
+	var out []byte
+	from := 0
+	for _, to := range at {
+		out = append(out, data[from:to]...)
+		for range 1 + r.IntN(64) {
+			out = append(out, byte(r.Uint32()))
+		}
+		from = to
+	}
+	return append(out, data[from:]...)
+}
+
+// encodeAll returns the encoded chunks, one slice for all, and MB/s.
+func encodeAll(c codec, list [][]byte) ([][]byte, float64) {
+	buf := make([]byte, 0, s2.MaxEncodedLen(longest(list)))
+	arena := make([]byte, 0, total(list)+total(list)/8+1<<20)
+	var out [][]byte
+	rate, _ := best(total(list), func() error {
+		out, arena = out[:0], arena[:0]
+		for _, p := range list {
+			q := c.encode(buf, p)
+			n := len(arena)
+			arena = append(arena, q...)
+			out = append(out, arena[n:len(arena):len(arena)])
+		}
+		return nil
+	})
+	return out, rate
+}
+
+func longest(list [][]byte) (n int) {
+	for _, p := range list {
+		n = max(n, len(p))
+	}
+	return n
+}
+
+func decodeAll(c codec, records, plain [][]byte) (float64, error) {
+	buf := make([]byte, 0, longest(plain))
+	return best(total(plain), func() error {
+		for i, r := range records {
+			p, err := c.decode(buf[:0:len(plain[i])], r)
+			if err != nil {
+				return err
+			}
+			if len(p) != len(plain[i]) {
+				return fmt.Errorf("%s decoded %d bytes, not %d", c.name, len(p), len(plain[i]))
+			}
+		}
+		return nil
+	})
+}
+
+// best returns MB of n bytes per CPU second: the best of three passes.
+func best(n int, fn func() error) (float64, error) {
+	var d time.Duration
+	for i := range 3 {
+		runtime.GC()
+		start := cpuTime()
+		if err := fn(); err != nil {
+			return 0, err
+		}
+		if t := cpuTime() - start; i == 0 || t < d {
+			d = t
+		}
+	}
+	return mb(n) / max(d, 1).Seconds(), nil
+}
+
+func cpuTime() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
+		panic(err) // only for arguments that make no sense
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// sealAll seals chunks as a store would: encode and encrypt.
+func sealAll(c codec, list [][]byte) [][]byte {
+	records, _ := encodeAll(c, list)
+	g := newGCM()
+	for i, r := range records {
+		records[i] = g.Seal(nil, nonce(i), r, nil)
+	}
+	return records
+}
+
+func newGCM() cipher.AEAD {
+	b, err := aes.NewCipher(make([]byte, 32))
+	if err != nil {
+		panic(err) // only for a key of the wrong length
+	}
+	g, err := cipher.NewGCM(b)
+	if err != nil {
+		panic(err) // only for a block size other than AES's
+	}
+	return g
+}
+
+func nonce(i int) []byte { return binary.BigEndian.AppendUint32(make([]byte, 8, 12), uint32(i)) }
+
+// randomReads serves 4 KiB at random places: read the record, open it, decode
+// it, copy. hot is the CPU time of one with all records in the page cache;
+// cold is the time of one with none there.
+func randomReads(dir string, c codec, records, plain [][]byte) (hot, cold time.Duration, err error) {
+	f, err := os.CreateTemp(dir, "segments-*.tmp")
+	if err != nil {
+		return 0, 0, err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	offs := make([]int64, len(records))
+	starts := make([]int, len(plain))
+	at, size, biggest := int64(0), 0, 0
+	for i, r := range records {
+		offs[i], starts[i] = at, size
+		if _, err := f.Write(r); err != nil {
+			return 0, 0, err
+		}
+		at += int64(len(r))
+		size += len(plain[i])
+		biggest = max(biggest, len(r))
+	}
+	g := newGCM()
+	rec, buf, page := make([]byte, biggest), make([]byte, 0, longest(plain)), make([]byte, 4096)
+	rnd := rand.New(rand.NewPCG(3, 4))
+	read := func() error {
+		off := rnd.IntN(size)
+		i, ok := slices.BinarySearch(starts, off)
+		if !ok {
+			i--
+		}
+		if _, err := f.ReadAt(rec[:len(records[i])], offs[i]); err != nil {
+			return err
+		}
+		p, err := g.Open(rec[:0], nonce(i), rec[:len(records[i])], nil)
+		if err == nil {
+			p, err = c.decode(buf[:0:len(plain[i])], p)
+		}
+		if err != nil {
+			return err
+		}
+		copy(page, p[min(off-starts[i], max(len(p)-len(page), 0)):])
+		return nil
+	}
+	const n = 500
+	rate, err := best(n, func() error {
+		for range n {
+			if err := read(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, 0, err
+	}
+	hot = time.Duration(1e9 / (rate * 1e6))
+	if err := f.Sync(); err != nil { // dirty pages stay in the cache
+		return 0, 0, err
+	}
+	for range n {
+		// Before each read, so that none profits from the kernel's readahead for another.
+		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+			return 0, 0, err
+		}
+		start := time.Now()
+		if err := read(); err != nil {
+			return 0, 0, err
+		}
+		cold += time.Since(start)
+	}
+	return hot, cold / n, nil
+}
+
+func mb(n int) float64 { return float64(n) / 1e6 }
+
+func percent(n, of int) string { return fmt.Sprintf("%.1f %%", 100*float64(n)/float64(of)) }
+
+func micros(d time.Duration) string { return fmt.Sprint(d.Microseconds()) }
+
+// table is a markdown table.
+type table struct{ b strings.Builder }
+
+func newTable(heads ...string) *table {
+	t := &table{}
+	t.row(heads...)
+	t.row(slices.Repeat([]string{"--:"}, len(heads))...)
+	return t
+}
+
+func (t *table) row(cells ...string) { fmt.Fprintf(&t.b, "| %s |\n", strings.Join(cells, " | ")) }
+
+func (t *table) String() string { return t.b.String() }
