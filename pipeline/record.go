@@ -127,33 +127,40 @@ type Keys interface {
 	Cipher(version uint32) (*Cipher, bool)
 }
 
-// Open verifies the record at the start of rec, which it overwrites, and
-// appends its plain bytes to dst. Errors wrap [ErrCorrupt]: nothing is
-// returned that was not sealed under one of the keys.
-func Open(dst, rec []byte, keys Keys) ([]byte, Header, error) {
+// Unseal authenticates the record at the start of rec and returns its header
+// and its payload, still compressed, which lies in rec. Errors wrap
+// [ErrCorrupt]; then what was in rec is lost.
+func Unseal(rec []byte, keys Keys) (Header, []byte, error) {
 	h, err := ParseHeader(rec)
 	if err != nil {
-		return nil, h, err
+		return h, nil, err
 	}
 	if len(rec) < h.RecordLen() {
-		return nil, h, fmt.Errorf("%w: %d of %d bytes", ErrCorrupt, len(rec), h.RecordLen())
+		return h, nil, fmt.Errorf("%w: %d of %d bytes", ErrCorrupt, len(rec), h.RecordLen())
 	}
 	c, ok := keys.Cipher(h.Key)
 	if !ok {
-		return nil, h, fmt.Errorf("%w: sealed under data key %d, which this store does not have", ErrCorrupt, h.Key)
+		return h, nil, fmt.Errorf("%w: sealed under data key %d, which this store does not have", ErrCorrupt, h.Key)
 	}
 	ad, payload := rec[:76], rec[HeaderSize:h.RecordLen()]
 	if h.Encrypted {
 		payload, err = c.open(h.nonce[:], payload, ad)
-		if err != nil {
-			return nil, h, err
-		}
-	} else {
-		n := len(payload) - tagSize
-		if c.checksum(payload[:n], ad) != [tagSize]byte(payload[n:]) {
-			return nil, h, fmt.Errorf("%w: checksum", ErrCorrupt)
-		}
-		payload = payload[:n]
+		return h, payload, err
+	}
+	n := len(payload) - tagSize
+	if c.checksum(payload[:n], ad) != [tagSize]byte(payload[n:]) {
+		return h, nil, fmt.Errorf("%w: checksum", ErrCorrupt)
+	}
+	return h, payload[:n], nil
+}
+
+// Open verifies the record at the start of rec, which it overwrites, and
+// appends its plain bytes to dst. Errors wrap [ErrCorrupt]: nothing is
+// returned that was not sealed under one of the keys.
+func Open(dst, rec []byte, keys Keys) ([]byte, Header, error) {
+	h, payload, err := Unseal(rec, keys)
+	if err != nil {
+		return nil, h, err
 	}
 	dst, err = Decompress(dst, payload, h.Codec, h.PlainLen)
 	return dst, h, err

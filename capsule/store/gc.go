@@ -229,33 +229,34 @@ func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCRep
 	}
 	key := s.keys.current()
 	var scratch []byte
-	err := s.logs.Scan(log, func(off int64, h pipeline.Header, rec []byte) error {
+	err := s.logs.Scan(log, func(off int64, h pipeline.Header, rec []byte) (bool, error) {
 		if err := ctx.Err(); err != nil {
-			return err
+			return false, err
 		}
 		if err := s.quit.Err(); err != nil {
-			return err
+			return false, err
 		}
 		progress(off)
-		row, err := s.segmentRow(h.ID)
-		if capsule.KindOf(err) == capsule.Damaged || err == nil && (row.log != log || row.off != off) {
-			return nil // dead
-		}
+		row, live, err := s.liveRecord(h.ID, log, off)
 		if err != nil {
-			return err
+			return false, err
+		}
+		if !live {
+			_, _, err := pipeline.Unseal(rec, s.keys)
+			return err == nil, nil
 		}
 		start := len(out)
 		dense := o.Recompress && h.Again
 		if !dense && h.Key == key.version {
 			// As it is; but damage must not be spread.
 			out = append(out, rec...)
-			if scratch, _, err = pipeline.Open(scratch[:0], rec, s.keys); err != nil {
+			if _, _, err := pipeline.Unseal(rec, s.keys); err != nil {
 				out = out[:start]
-				return nil // stays here, and keeps the log
+				return false, nil // stays here, and keeps the log
 			}
 		} else {
 			if scratch, _, err = pipeline.Open(scratch[:0], rec, s.keys); err != nil {
-				return nil
+				return false, nil
 			}
 			sealing := pipeline.Sealing{Encrypt: h.Encrypted, Key: key.version, Cipher: key.cipher,
 				Compression: pipeline.Compression{Codec: h.Codec, Auto: h.Again}}
@@ -271,14 +272,23 @@ func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCRep
 		batch = append(batch, moved{h.ID, row, segmentRow{off: int64(start), recordLen: int64(h.RecordLen()),
 			plainLen: int64(h.PlainLen), key: h.Key, again: h.Again}})
 		if len(out) >= moveBatch {
-			return flush()
+			return true, flush()
 		}
-		return nil
+		return true, nil
 	}, nil)
 	if err != nil {
 		return err
 	}
 	return flush()
+}
+
+// liveRecord tells whether a segment's row points to a place in a log.
+func (s *Store) liveRecord(id pipeline.SegmentID, log uint64, off int64) (row segmentRow, live bool, err error) {
+	ok, err := s.kv.view(segmentKey(id), func(v []byte) (err error) {
+		row, err = decodeSegment(v)
+		return err
+	})
+	return row, ok && row.log == log && row.off == off, err
 }
 
 // resealMeta writes metadata tables under an older data key again, and drops

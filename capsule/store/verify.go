@@ -222,17 +222,18 @@ func (s *Store) verifyStore(ctx context.Context, o VerifyOptions, rep *VerifyRep
 			continue
 		}
 		var good int64
-		err := s.logs.Scan(log, func(off int64, h pipeline.Header, rec []byte) error {
+		err := s.logs.Scan(log, func(off int64, h pipeline.Header, rec []byte) (bool, error) {
 			progress(done+off, total)
 			if err := p.wait(ctx, int64(len(rec))); err != nil {
-				return err
+				return false, err
 			}
-			row, err := s.segmentRow(h.ID)
-			if capsule.KindOf(err) == capsule.Damaged || err == nil && (row.log != log || row.off != off) {
-				return nil // dead
-			}
+			row, live, err := s.liveRecord(h.ID, log, off)
 			if err != nil {
-				return err
+				return false, err
+			}
+			if !live {
+				_, _, err := pipeline.Unseal(rec, s.keys)
+				return err == nil, nil
 			}
 			rep.Segments++
 			rep.Bytes += row.recordLen
@@ -240,9 +241,10 @@ func (s *Store) verifyStore(ctx context.Context, o VerifyOptions, rep *VerifyRep
 				if len(bad) < maxFindings {
 					bad[h.ID] = badSegment{row, err.Error()}
 				}
+				return false, nil
 			}
 			good += row.recordLen
-			return nil
+			return true, nil
 		}, nil)
 		if err != nil && capsule.KindOf(err) == capsule.Canceled {
 			return err

@@ -87,8 +87,9 @@ func (a *app) fail(ctx context.Context, err error) int {
 	}
 	code := exitCode(err)
 	var sig interrupted
-	if errors.As(context.Cause(ctx), &sig) && capsule.KindOf(err) == capsule.Canceled {
+	if errors.As(context.Cause(ctx), &sig) && errors.Is(err, context.Canceled) {
 		code = exitSignal + int(sig.sig)
+		err = capsule.Errorf(capsule.Canceled, "interrupted; nothing half-done was kept")
 	}
 	if a.json() {
 		a.printJSONError(err, code)

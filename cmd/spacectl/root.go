@@ -21,7 +21,7 @@ import (
 var commands = []func(*app) *cobra.Command{
 	newPut, newGet, newList, newStat, newRename, newRemove, newPolicy,
 	newProject,
-	newVerify, newGC, newDf, newKey,
+	newVerify, newGC, newDf, newKey, newBench,
 	newServe, newVersion, newMan,
 }
 

@@ -30,6 +30,7 @@ func newStat(a *app) *cobra.Command {
 				return err
 			}
 			if a.json() {
+				st.NotEnforced = nonNil(st.NotEnforced)
 				return a.printJSON(st)
 			}
 			name := st.Name

@@ -2,16 +2,15 @@ package bench
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"time"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
+	"github.com/spacestore/space/internal/control/transfer"
 	"github.com/spacestore/space/internal/vfs"
 )
 
@@ -104,7 +103,7 @@ type run struct {
 	samples map[quantity][]float64
 	discard bool
 	peak    int64
-	cold    bool  // the page cache can be emptied
+	cold    bool   // the page cache can be emptied
 	noise   []byte // random bytes, of no pattern
 }
 
@@ -238,8 +237,4 @@ func rateFor(ctx context.Context, d time.Duration, fn func() error) (float64, er
 	}
 }
 
-func fileError(err error) error { return capsule.Wrap(vfsKind(err), err, "benchmark") }
-
-func cores() int { return runtime.GOMAXPROCS(0) }
-
-func (c Value) String() string { return fmt.Sprintf("%g %s", c.Value, c.Unit) }
+func fileError(err error) error { return transfer.FileError(err, "benchmark file") }

@@ -260,10 +260,6 @@ func TestHostileArgumentsAreInvalid(t *testing.T) {
 		"NUL in ref":      func() error { _, err := c.Resolve(t.Context(), "a\x00b"); return err },
 		"long ref":        func() error { _, err := c.Remove(t.Context(), long); return err },
 		"name ../x":       func() error { _, err := c.Rename(t.Context(), "a", "../x"); return err },
-		"negative offset": func() error { return c.Get(t.Context(), GetRequest{Ref: "a", Offset: -1}, nil) },
-		"offset overflow": func() error {
-			return c.Get(t.Context(), GetRequest{Ref: "a", Offset: math.MaxInt64, Length: math.MaxInt64}, nil)
-		},
 		"put bad name": func() error {
 			_, err := c.Put(t.Context(), store.PutRequest{Name: "a//b", Size: -1}, strings.NewReader("x"))
 			return err

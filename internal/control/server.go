@@ -220,16 +220,6 @@ func checkProjection(ref string) error {
 	return nil
 }
 
-func checkRange(off, n int64) error {
-	switch {
-	case off < 0:
-		return capsule.Errorf(capsule.Invalid, "offset %d is negative", off)
-	case n > 0 && off+n < 0:
-		return capsule.Errorf(capsule.Invalid, "offset %d and length %d are together beyond what a capsule can hold", off, n)
-	}
-	return nil
-}
-
 type capsulesServer struct {
 	controlpb.UnimplementedCapsulesServer
 	*Server
@@ -343,9 +333,6 @@ func (r *putReader) close() {
 
 func (s capsulesServer) Get(req *controlpb.GetRequest, stream grpc.ServerStreamingServer[controlpb.GetResponse]) error {
 	if err := checkRef(req.GetRef()); err != nil {
-		return err
-	}
-	if err := checkRange(req.GetOffset(), req.GetLength()); err != nil {
 		return err
 	}
 	return s.watched(stream.Context(), s.limits.GetIdle, "get", func(ctx context.Context, touch func()) error {

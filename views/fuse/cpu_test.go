@@ -76,6 +76,8 @@ func TestCPU(t *testing.T) {
 		pprof.StartCPUProfile(f)
 		defer pprof.StopCPUProfile()
 	}
+	ViaStream.Store(0); ViaRead.Store(0)
+	defer func() { fmt.Println("ns stream MB", ViaStream.Load()>>20, "readat MB", ViaRead.Load()>>20) }()
 	report("fuse", func() { runReader(b, "cold", "1", filepath.Join(dir, "content")) })
 	report("fuse warm", func() { runReader(b, "warm", "1", filepath.Join(dir, "content")) })
 }

@@ -18,6 +18,9 @@ type handle struct {
 	info capsule.Info
 	ra   readahead
 
+	// stream decodes ahead while the reading is sequential.
+	stream atomic.Pointer[stream]
+
 	// refs counts the open itself and the reads under way, of which some may
 	// outlast it: those that a killed process no longer waits for.
 	refs atomic.Int32
@@ -27,6 +30,27 @@ func newHandle(r Reader, streams *atomic.Int64) *handle {
 	h := &handle{r: r, info: r.Info(), ra: readahead{streams: streams}}
 	h.refs.Store(1)
 	return h
+}
+
+// decodeAhead prepares for sequential reading of what starts at off.
+func (h *handle) decodeAhead(off, n int64) {
+	if off >= streamMin && h.info.Size-off >= streamMin {
+		if s := startStream(h, off); s != nil {
+			if !h.stream.CompareAndSwap(nil, s) {
+				s.stop()
+			}
+			return
+		}
+	}
+	h.r.Prefetch(off, n)
+}
+
+// close ends the handle for its user.
+func (h *handle) close() {
+	if s := h.stream.Load(); s != nil {
+		s.stop()
+	}
+	h.release()
 }
 
 func (h *handle) release() {
@@ -71,7 +95,7 @@ func (t *handleTable) close(fh uint64) {
 	delete(t.open, fh)
 	t.mu.Unlock()
 	if h != nil {
-		h.release()
+		h.close()
 	}
 }
 
@@ -81,7 +105,7 @@ func (t *handleTable) closeAll() {
 	t.open = nil
 	t.mu.Unlock()
 	for _, h := range open {
-		h.release()
+		h.close()
 	}
 }
 
@@ -101,9 +125,22 @@ func (f *fileSystem) Read(cancel <-chan struct{}, in *gofuse.ReadIn, _ []byte) (
 		return gofuse.ReadResultData(nil), gofuse.OK
 	}
 	size := min(int64(in.Size), h.info.Size-off)
-	if from, n := h.ra.plan(off, size, h.info.Size); n > 0 {
-		h.r.Prefetch(from, n)
+	from, n := h.ra.plan(off, size, h.info.Size)
+	s := h.stream.Load()
+	if s != nil {
+		if parts, alive := s.read(cancel, in.Pid, off, size); !alive {
+			h.release()
+			return nil, gofuse.EINTR
+		} else if parts != nil {
+			h.release()
+			ViaStream.Add(size)
+			return parts, gofuse.OK
+		}
+	} else if n > 0 {
+		h.decodeAhead(from, n)
 	}
+	if s != nil { s.mu.Lock(); println("miss", off>>10, size>>10, "first", s.first>>10, "end", s.end>>10, "front", s.front>>10, s.ended); s.mu.Unlock() }
+	ViaRead.Add(size)
 	rd := f.buffers.get(int(size))
 	rd.h, rd.off = h, off
 	go rd.run()
@@ -192,3 +229,5 @@ func (p *bufferPool) get(size int) *reading {
 }
 
 var _ gofuse.ReadResult = (*reading)(nil)
+
+var ViaStream, ViaRead atomic.Int64

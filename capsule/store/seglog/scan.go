@@ -8,13 +8,13 @@ import (
 	"github.com/spacestore/space/pipeline"
 )
 
-// Scan calls fn with each record in a log and its offset, in order, up to the
-// log's size at the call. It steps over bytes that are no record, such as a
-// torn tail or damage, and reports each such run through gap, if not nil. rec
-// may be overwritten, and is fn's only until it returns. Scan looks at headers
-// alone: whether a record is intact, pipeline.Open tells. An error of fn ends
-// the scan and is returned.
-func (s *Set) Scan(log uint64, fn func(off int64, h pipeline.Header, rec []byte) error, gap func(off, n int64)) error {
+// Scan calls fn with what looks like a record and its offset, in order, up to
+// the log's size at the call. fn says whether it is intact, and may overwrite
+// rec, which is its own until it returns. Behind an intact record Scan goes on;
+// in anything else, such as a torn tail or damage, it looks for the next
+// record, so that none stays hidden. Runs of bytes that are no intact record
+// are reported through gap, if not nil. An error of fn ends the scan.
+func (s *Set) Scan(log uint64, fn func(off int64, h pipeline.Header, rec []byte) (intact bool, err error), gap func(off, n int64)) error {
 	size, err := s.Size(log)
 	if err != nil {
 		return err
@@ -45,12 +45,20 @@ func (s *Set) Scan(log uint64, fn func(off int64, h pipeline.Header, rec []byte)
 		}
 		h, err := pipeline.ParseHeader(buf[at:])
 		if err == nil && at+h.RecordLen() <= len(buf) {
-			endGap(pos)
-			if err := fn(pos, h, buf[at:at+h.RecordLen()]); err != nil {
+			intact, err := fn(pos, h, buf[at:at+h.RecordLen()])
+			if err != nil {
 				return err
 			}
-			at += h.RecordLen()
-			continue
+			if intact {
+				endGap(pos)
+				at += h.RecordLen()
+				continue
+			}
+			// What the header calls its payload may hide whole records, which
+			// fn may have overwritten here.
+			if err := s.ReadAt(log, buf[at:at+h.RecordLen()], pos); err != nil {
+				return fmt.Errorf("read segment log %d at %d: %w", log, pos, err)
+			}
 		}
 		if err != nil && !errors.Is(err, pipeline.ErrCorrupt) {
 			return err
