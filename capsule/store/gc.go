@@ -14,6 +14,8 @@ import (
 type GCOptions struct {
 	MinDead    float64 // rewrite logs of which at least this part is dead; 0: a tenth
 	Recompress bool    // also pack with a denser codec what a put stored with a fast one
+
+	minAgain float64 // recompress logs of which at least this part is worth it
 }
 
 // GCReport says what garbage collection did.
@@ -28,8 +30,13 @@ type GCReport struct {
 }
 
 const (
-	defaultMinDead    = 0.1
-	backgroundMinDead = 0.5
+	defaultMinDead = 0.1
+	// In the background a log is rewritten only when that gains much.
+	backgroundMinDead  = 0.5
+	backgroundMinAgain = 0.25
+	// smallLogs is how many logs of less than a quarter of their full size
+	// are worth merging.
+	smallLogs = 8
 	// moveBatch bounds the memory and the length of one commit of a move.
 	moveBatch = 4 << 20
 	// tidyEvery is how often a long-lived node looks for work of this kind.
@@ -38,8 +45,8 @@ const (
 
 // GC gives space that nothing refers to back to the file system, while reads
 // and writes go on: it waits for removed contents to be released, then removes
-// logs without live segments and rewrites those that are mostly dead. It also
-// seals again what lies under an older data key. progress may be nil; it is
+// logs without live segments and rewrites those that are mostly dead, and merges
+// those that stayed small. It also seals again what lies under an older data key. progress may be nil; it is
 // told log bytes looked at, of how many.
 func (s *Store) GC(ctx context.Context, o GCOptions, progress func(done, total int64)) (GCReport, error) {
 	var rep GCReport
@@ -69,47 +76,15 @@ func (s *Store) collectGarbage(ctx context.Context, o GCOptions, rep *GCReport, 
 	if err := s.writable(); err != nil {
 		return err
 	}
-	// Logs that take appends cannot be judged; begin a new one for what comes.
-	below := s.logs.Rotate()
-	// What the rows say must be durable before a log goes.
-	if err := s.commitDurably(); err != nil {
-		return err
-	}
-	logs, err := s.logs.Logs()
+	todo, err := s.candidates(o, rep)
 	if err != nil {
 		return err
 	}
 	var total, done int64
-	type candidate struct {
-		log  uint64
-		size int64
-	}
-	var todo []candidate
-	for _, log := range logs {
-		if log >= below {
-			continue
-		}
-		size, err := s.logs.Size(log)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		} else if err != nil {
-			return err
-		}
-		row, err := s.logRow(log)
-		if err != nil {
-			return err
-		}
-		if row.live == 0 { // space first: moving needs room
-			if err := s.removeLog(log, size, rep); err != nil {
-				return err
-			}
-			continue
-		}
-		dead := size - row.live
-		old := row.oldestKey < s.keys.current().version
-		if float64(dead) >= o.MinDead*float64(size) && dead > 0 || old || o.Recompress && row.again > 0 {
-			todo = append(todo, candidate{log, size})
-			total += size
+	for _, c := range todo {
+		total += c.size
+		if s.logs.Active(c.log) {
+			s.logs.Rotate() // it must not take what is moved out of it
 		}
 	}
 	for _, c := range todo {
@@ -121,15 +96,13 @@ func (s *Store) collectGarbage(ctx context.Context, o GCOptions, rep *GCReport, 
 			return err
 		}
 		done += c.size
-		if err := s.commitDurably(); err != nil {
-			return err
-		}
 		row, err := s.logRow(c.log)
 		if err != nil {
 			return err
 		}
 		if row.live != 0 {
 			rep.Unmovable++
+			s.stuck[c.log] = row.live
 			s.log.Warn("a segment log could not be emptied; run spacectl verify", "log", c.log, "live_bytes", row.live)
 			continue
 		}
@@ -139,6 +112,54 @@ func (s *Store) collectGarbage(ctx context.Context, o GCOptions, rep *GCReport, 
 		}
 	}
 	return s.resealMeta(ctx, rep)
+}
+
+// candidate is a log worth rewriting.
+type candidate struct {
+	log  uint64
+	size int64
+}
+
+// candidates removes the logs without live segments, since moving others needs
+// room, and returns those worth rewriting.
+func (s *Store) candidates(o GCOptions, rep *GCReport) (todo []candidate, err error) {
+	logs, err := s.logs.Logs()
+	if err != nil {
+		return nil, err
+	}
+	var small []candidate
+	for _, log := range logs {
+		size, err := s.logs.Size(log)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		row, err := s.logRow(log)
+		if err != nil {
+			return nil, err
+		}
+		c := candidate{log, size}
+		dead := size - row.live
+		switch {
+		case row.live > 0 && s.stuck[log] == row.live: // nothing has changed since it failed
+			rep.Unmovable++
+		case row.live == 0 && !s.logs.Active(log):
+			if err := s.removeLog(log, size, rep); err != nil {
+				return nil, err
+			}
+		case dead > 0 && float64(dead) >= o.MinDead*float64(size),
+			row.live > 0 && row.oldestKey < s.keys.current().version,
+			o.Recompress && row.again > 0 && float64(row.again) >= o.minAgain*float64(size):
+			todo = append(todo, c)
+		case size < s.logBytes/4 && !s.logs.Active(log):
+			small = append(small, c)
+		}
+	}
+	if len(small) >= smallLogs {
+		todo = append(todo, small...)
+	}
+	return todo, nil
 }
 
 // commitDurably makes all metadata changes so far durable.
@@ -155,7 +176,7 @@ func (s *Store) logRow(log uint64) (logRow, error) {
 }
 
 // removeLog removes a log without live segments, unless a put under way has
-// records there. That the log has none is durable already.
+// records there.
 func (s *Store) removeLog(log uint64, size int64, rep *GCReport) error {
 	if s.pins.holds(log) {
 		return nil
@@ -164,6 +185,10 @@ func (s *Store) removeLog(log uint64, size int64, rep *GCReport) error {
 	// rows are visible before it lets go of its pins.
 	row, err := s.logRow(log)
 	if err != nil || row.live != 0 {
+		return err
+	}
+	// That nothing refers to the log must be durable before it goes.
+	if err := s.commitDurably(); err != nil {
 		return err
 	}
 	if err := s.logs.Remove(log); err != nil {
@@ -345,7 +370,7 @@ func (s *Store) tidy() {
 				_ = s.makeBallast() // the next round tries again
 			}
 		}
-		_, err := s.GC(s.quit, GCOptions{MinDead: backgroundMinDead, Recompress: true}, nil)
+		_, err := s.GC(s.quit, GCOptions{MinDead: backgroundMinDead, Recompress: true, minAgain: backgroundMinAgain}, nil)
 		if err != nil && s.quit.Err() == nil {
 			s.log.Warn("background garbage collection", "error", err)
 		}

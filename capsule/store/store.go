@@ -47,23 +47,24 @@ const (
 
 // Store is an open store. Its methods may be called from many goroutines.
 type Store struct {
-	fs      vfs.FS
-	dir     string
-	log     *slog.Logger
-	clock   clock.Clock
-	lock    io.Closer
-	ring    *keyring.Ring
-	keys    *keyCache
-	metaFS  *metafs.FS
-	kv      *kv
-	logs    *seglog.Set
-	chunker *pipeline.Chunker
-	hashers *sync.Pool // of the store's own dedup domain
-	cache   *segmentCache
-	tokens  tokens
-	pins    inflight
-	readers contentPins
-	dirs    dirCache // of the round's leader
+	fs       vfs.FS
+	dir      string
+	log      *slog.Logger
+	clock    clock.Clock
+	lock     io.Closer
+	ring     *keyring.Ring
+	keys     *keyCache
+	metaFS   *metafs.FS
+	kv       *kv
+	logs     *seglog.Set
+	logBytes int64
+	chunker  *pipeline.Chunker
+	hashers  *sync.Pool // of the store's own dedup domain
+	cache    *segmentCache
+	tokens   tokens
+	pins     inflight
+	readers  contentPins
+	dirs     dirCache // of the round's leader
 
 	round   sync.Mutex // guards leading and waiting
 	leading bool
@@ -85,14 +86,15 @@ type Store struct {
 	reapWake chan struct{}
 	reaped   sync.Cond // broadcast when the reaper has found nothing more to do
 	reapIdle bool
-	moving   sync.Mutex // one garbage collection at a time
+	moving   sync.Mutex       // one garbage collection at a time; guards stuck
+	stuck    map[uint64]int64 // live bytes of logs that damage kept from being emptied
 }
 
 // Open opens the store in o.Dir, or creates one where there is none. Errors
 // have the kind Locked if another process holds it, WrongKey if the key does
 // not fit (nothing was touched then), Damaged or IO.
 func Open(ctx context.Context, o Options) (_ *Store, err error) {
-	s := &Store{fs: o.FS, dir: o.Dir, log: o.Logger, clock: o.Clock, reapWake: make(chan struct{}, 1), dirs: dirCache{}}
+	s := &Store{fs: o.FS, dir: o.Dir, log: o.Logger, clock: o.Clock, reapWake: make(chan struct{}, 1), dirs: dirCache{}, stuck: map[uint64]int64{}}
 	s.reaped.L = new(sync.Mutex)
 	if s.fs == nil {
 		s.fs = vfs.OS()
@@ -109,6 +111,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if o.LogBytes == 0 {
 		o.LogBytes = defaultLog
 	}
+	s.logBytes = o.LogBytes
 	s.cache = newSegmentCache(o.CacheBytes)
 	s.tokens = newTokens(blockTokens)
 	s.quit, s.stop = context.WithCancel(context.Background())

@@ -190,7 +190,6 @@ func (s *Store) verifyStore(ctx context.Context, o VerifyOptions, rep *VerifyRep
 	if err := s.settle(ctx); err != nil {
 		return err
 	}
-	below := s.logs.Rotate()
 	var from uint64
 	if b, err := s.kv.get([]byte{keyVerify}); err != nil {
 		return err
@@ -204,7 +203,7 @@ func (s *Store) verifyStore(ctx context.Context, o VerifyOptions, rep *VerifyRep
 	var total, done int64
 	sizes := map[uint64]int64{}
 	for _, log := range logs {
-		if log >= below || log < from {
+		if log < from {
 			continue
 		}
 		n, err := s.logs.Size(log)
@@ -265,7 +264,7 @@ func (s *Store) verifyStore(ctx context.Context, o VerifyOptions, rep *VerifyRep
 			return err
 		}
 	}
-	if err := s.missing(ctx, logs, suspect, below, bad); err != nil {
+	if err := s.missing(ctx, logs, suspect, bad); err != nil {
 		return err
 	}
 	if err := s.checkMetadata(ctx, rep, bad); err != nil {
@@ -279,8 +278,9 @@ func (s *Store) verifyStore(ctx context.Context, o VerifyOptions, rep *VerifyRep
 }
 
 // missing adds to bad the segments whose rows point to where no intact record
-// was found: into a log that does not have all it should, or that is gone.
-func (s *Store) missing(ctx context.Context, logs []uint64, suspect map[uint64]bool, below uint64, bad map[pipeline.SegmentID]badSegment) error {
+// was found: into a log that does not have all it should, that is gone, or that
+// is newer than the list of logs. Reading them one by one has the last word.
+func (s *Store) missing(ctx context.Context, logs []uint64, suspect map[uint64]bool, bad map[pipeline.SegmentID]badSegment) error {
 	there := make(map[uint64]bool, len(logs))
 	for _, log := range logs {
 		there[log] = true
@@ -289,7 +289,7 @@ func (s *Store) missing(ctx context.Context, logs []uint64, suspect map[uint64]b
 	err := s.kv.scan([]byte{keyLog}, []byte{keyLog + 1}, func(k, v []byte) (bool, error) {
 		row, err := decodeLog(v)
 		log := binary.BigEndian.Uint64(k[1:])
-		lost = lost || log < below && row.live > 0 && !there[log]
+		lost = lost || row.live > 0 && !there[log]
 		return true, err
 	})
 	if err != nil || !lost && len(suspect) == 0 {
@@ -301,7 +301,7 @@ func (s *Store) missing(ctx context.Context, logs []uint64, suspect map[uint64]b
 		if err != nil {
 			return false, err
 		}
-		if row.log >= below || there[row.log] && !suspect[row.log] {
+		if there[row.log] && !suspect[row.log] {
 			return true, ctx.Err()
 		}
 		var id pipeline.SegmentID

@@ -92,6 +92,9 @@ func (a *app) printBench(r *bench.Report) error {
 	if r.PeakRSS > 0 {
 		a.printf("Peak resident memory while storing and reading: %s.\n", size(r.PeakRSS))
 	}
+	if r.Available > 0 && r.Available < 0.9 {
+		a.printf("Other programs took %.0f %% of the cores: measure again when the machine is idle.\n", 100*(1-r.Available))
+	}
 	for _, m := range r.Missing {
 		a.printf("Not measured: %s.\n", m)
 	}

@@ -23,7 +23,10 @@ import (
 
 // The tests here run the real binary, in homes of their own.
 
-var binary string
+var (
+	binary     string
+	buildFlags []string // -race when the tests themselves are built so
+)
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -34,7 +37,7 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		binary = filepath.Join(dir, "spacectl")
-		if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
+		if out, err := exec.Command("go", append(append([]string{"build", "-o", binary}, buildFlags...), ".")...).CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
 			return 1
 		}
@@ -587,7 +590,6 @@ func TestTreeRoundTrip(t *testing.T) {
 			for path, b := range files {
 				write(t, filepath.Join(dir, path), b)
 			}
-			mtime := time.Unix(1_000_000_000, 0)
 			os.Symlink("a", dir+"/link")
 			syscall.Mkfifo(dir+"/fifo", 0o600)
 			write(t, dir+"/bad\nname", []byte("x"))
@@ -622,7 +624,6 @@ func TestTreeRoundTrip(t *testing.T) {
 			if count != len(files) {
 				t.Errorf("%d files came back of %d", count, len(files))
 			}
-			_ = mtime
 			c.ok("get", "-r", "tree", "--out", out) // over what is there
 			sameFile(t, out+"/a", files["a"])
 

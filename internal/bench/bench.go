@@ -87,6 +87,9 @@ type Report struct {
 	GroupCommit float64 `json:"group_commit_ratio"`
 	// PeakRSS is the most memory the process had resident while it stored and read.
 	PeakRSS int64 `json:"peak_rss_bytes"`
+	// Available is the share of the cores that other programs left to this one,
+	// 0 if that is not known. Much below 1 the figures tell little.
+	Available float64 `json:"available_cores_share"`
 	// Missing says what could not be measured on this system, and why.
 	Missing []string `json:"missing"`
 }
@@ -103,8 +106,7 @@ type run struct {
 	samples map[quantity][]float64
 	discard bool
 	peak    int64
-	cold    bool   // the page cache can be emptied
-	noise   []byte // random bytes, of no pattern
+	cold    bool // the page cache can be emptied
 }
 
 // Run measures. It ends early when ctx does.
@@ -169,14 +171,16 @@ func (r *run) check() error {
 
 // round measures everything once.
 func (r *run) round(ctx context.Context) error {
-	if err := r.machine(ctx); err != nil {
+	s := newScratch()
+	if err := r.machine(ctx, s); err != nil {
 		return err
 	}
 	for i := range r.corpora {
-		if err := r.codecs(ctx, &r.corpora[i]); err != nil {
+		if err := r.codecs(ctx, &r.corpora[i], s); err != nil {
 			return err
 		}
 	}
+	s = nil
 	forgetPeakRSS()
 	for i := range r.corpora {
 		if err := r.content(ctx, &r.corpora[i]); err != nil {

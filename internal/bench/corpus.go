@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"bufio"
 	"context"
 	"io"
 	"math/rand/v2"
@@ -13,17 +12,13 @@ import (
 
 // corpus is a file that is stored and read back.
 type corpus struct {
-	name   string
-	path   string
-	size   int64
-	sample [][]byte // pieces of it, for the codecs
+	name string
+	path string
+	size int64
 }
 
 // prepare makes the corpora.
 func (r *run) prepare(ctx context.Context) error {
-	r.noise = make([]byte, 16<<20)
-	rnd := rand.NewChaCha8([32]byte{1})
-	rnd.Read(r.noise)
 	for _, name := range r.Files {
 		r.corpora = append(r.corpora, corpus{name: filepath.Base(name), path: name})
 	}
@@ -40,35 +35,31 @@ func (r *run) prepare(ctx context.Context) error {
 		}
 	}
 	for i := range r.corpora {
-		if err := r.corpora[i].load(); err != nil {
-			return err
+		st, err := os.Stat(r.corpora[i].path)
+		if err != nil {
+			return fileError(err)
 		}
+		r.corpora[i].size = st.Size()
 	}
 	return nil
 }
 
-// load reads the sample: pieces of a usual segment's size from all over the file.
-func (c *corpus) load() error {
-	const pieces = 256
+// sample reads pieces of a usual segment's size from all over the corpus.
+func (c *corpus) sample() (pieces [][]byte, err error) {
 	f, err := os.Open(c.path)
 	if err != nil {
-		return fileError(err)
+		return nil, fileError(err)
 	}
 	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return fileError(err)
-	}
-	c.size = st.Size()
-	step := max(c.size/pieces, pipeline.AvgChunk)
+	step := max((c.size+samples-1)/samples, pipeline.AvgChunk)
 	for off := int64(0); off < c.size; off += step {
 		p := make([]byte, min(pipeline.AvgChunk, c.size-off))
 		if _, err := f.ReadAt(p, off); err != nil {
-			return fileError(err)
+			return nil, fileError(err)
 		}
-		c.sample = append(c.sample, p)
+		pieces = append(pieces, p)
 	}
-	return nil
+	return pieces, nil
 }
 
 func writeFile(ctx context.Context, path string, from io.Reader, size int64) error {
@@ -90,32 +81,40 @@ func writeFile(ctx context.Context, path string, from io.Reader, size int64) err
 	return fileError(f.Close())
 }
 
-// text generates lines of words, some of them far more usual than others, that
-// shrink about as program sources do.
+// text generates lines of phrases, some of them far more usual than others,
+// which shrink about as program sources do.
 type text struct {
-	rnd   *rand.Rand
-	words []string
-	b     *bufio.Reader
-	line  []byte
+	rnd     *rand.Rand
+	phrases []string
+	line    []byte
 }
 
 func newText(seed uint64) *text {
 	t := &text{rnd: rand.New(rand.NewPCG(seed, 0))}
 	const letters = "etaoinshrdlucmfwypvbgkqjxz"
+	var words []string
 	for range 4096 {
 		w := make([]byte, 2+t.rnd.IntN(9))
 		for i := range w {
-			w[i] = letters[int(float64(len(letters))*t.skewed())]
+			w[i] = letters[t.skewed(len(letters))]
 		}
-		t.words = append(t.words, string(w))
+		words = append(words, string(w))
+	}
+	for range 8192 {
+		var p []byte
+		for range 2 + t.rnd.IntN(8) {
+			p = append(p, words[t.skewed(len(words))]...)
+			p = append(p, " .,(){}="[t.rnd.IntN(8)])
+		}
+		t.phrases = append(t.phrases, string(p))
 	}
 	return t
 }
 
-// skewed is a number in [0, 1), most often near 0.
-func (t *text) skewed() float64 {
+// skewed is a number in [0, n), most often near 0.
+func (t *text) skewed(n int) int {
 	f := t.rnd.Float64()
-	return f * f * f
+	return int(f * f * f * f * float64(n))
 }
 
 // Read fills p.
@@ -125,9 +124,8 @@ func (t *text) Read(p []byte) (int, error) {
 			for range t.rnd.IntN(4) {
 				t.line = append(t.line, '\t')
 			}
-			for range 1 + t.rnd.IntN(12) {
-				t.line = append(t.line, t.words[int(float64(len(t.words))*t.skewed())]...)
-				t.line = append(t.line, " .,(){}="[t.rnd.IntN(8)])
+			for range 1 + t.rnd.IntN(4) {
+				t.line = append(t.line, t.phrases[t.skewed(len(t.phrases))]...)
 			}
 			t.line = append(t.line, '\n')
 		}

@@ -66,6 +66,7 @@ func (r *run) report() *Report {
 		Cores:      runtime.GOMAXPROCS(0),
 		Rounds:     r.Rounds,
 		PeakRSS:    r.peak,
+		Available:  r.median("", available),
 		Missing:    []string{},
 	}
 	if !r.cold {

@@ -29,6 +29,7 @@ const (
 	cacheRead4K = "page cache, 4 KiB random reads"
 	diskSync    = "disk, 4 KiB append + fsync"
 	diskSync32  = "disk, 4 KiB append + fsync, 32 files at once"
+	available   = "share of the cores that others left to this process"
 )
 
 // machineRates are the rows of the machine's table.
@@ -44,111 +45,141 @@ var machineRates = []struct {
 // How long a rate of single operations is measured.
 const shortWhile = 500 * time.Millisecond
 
-// machine measures what has nothing to do with the data.
-func (r *run) machine(ctx context.Context) error {
-	if err := r.processor(ctx); err != nil {
-		return err
-	}
-	if err := r.disk(ctx); err != nil {
-		return err
-	}
-	return r.syncs(ctx)
+// samples is how many pieces of a usual segment's size the processor is
+// measured with. All of them do not fit into its caches.
+const samples = 256
+
+// scratch is the memory that measuring the processor takes. It is made before
+// and let go after, so that it does not count as the store's.
+type scratch struct {
+	noise []byte   // random bytes
+	slots [][]byte // what became of each piece
 }
 
-// parallel gives the pieces to workers on all cores and returns how many bytes
-// of them are done per second. Each worker calls begin once.
-func parallel(ctx context.Context, pieces [][]byte, begin func() (work func(p []byte) error)) (float64, error) {
-	var (
-		next  atomic.Int64
-		bytes atomic.Int64
-		wg    sync.WaitGroup
-		once  sync.Once
-		err   error
-	)
-	start := time.Now()
-	for range runtime.GOMAXPROCS(0) {
-		wg.Go(func() {
-			work := begin()
-			for i := next.Add(1) - 1; i < int64(len(pieces)) && ctx.Err() == nil; i = next.Add(1) - 1 {
-				if werr := work(pieces[i]); werr != nil {
-					once.Do(func() { err = werr })
-					return
+func newScratch() *scratch {
+	s := &scratch{noise: make([]byte, samples*pipeline.AvgChunk)}
+	rnd := rand.NewChaCha8([32]byte{1})
+	rnd.Read(s.noise)
+	for _, p := range cut(s.noise, pipeline.AvgChunk) { // touched, and with some room
+		s.slots = append(s.slots, append(p[:len(p):len(p)], p[:len(p)/8]...))
+	}
+	return s
+}
+
+// keep stores p as what became of piece i.
+func (s *scratch) keep(i int, p []byte) { s.slots[i] = append(s.slots[i][:0], p...) }
+
+// machine measures what has nothing to do with the data.
+func (r *run) machine(ctx context.Context, s *scratch) error {
+	if err := r.processor(ctx, s); err != nil {
+		return err
+	}
+	if err := r.disk(ctx, s.noise); err != nil {
+		return err
+	}
+	return r.syncs(ctx, s.noise)
+}
+
+// parallel has workers on all cores work on the pieces, each on its own share
+// of them again and again, for a while and at least once, and returns how many
+// bytes are done per second. Each worker calls begin once.
+func (r *run) parallel(ctx context.Context, pieces [][]byte, begin func() (work func(i int) error)) (float64, error) {
+	const while = 100 * time.Millisecond
+	var bytes atomic.Int64
+	workers := min(runtime.GOMAXPROCS(0), len(pieces))
+	start, cpu := time.Now(), cpuTime()
+	_, err := together(workers, func(w int) (float64, error) {
+		work := begin()
+		for pass := 0; ; pass++ {
+			for i := w; i < len(pieces); i += workers {
+				if pass > 0 && time.Since(start) > while {
+					return 0, nil
+				}
+				if err := ctx.Err(); err != nil {
+					return 0, err
+				}
+				if err := work(i); err != nil {
+					return 0, err
 				}
 				bytes.Add(int64(len(pieces[i])))
 			}
-		})
-	}
-	wg.Wait()
-	if err == nil {
-		err = ctx.Err()
+		}
+	})
+	if cpu = cpuTime() - cpu; cpu > 0 {
+		r.add("", available, cpu.Seconds()/time.Since(start).Seconds()/float64(workers))
 	}
 	return rate(bytes.Load(), start), err
 }
 
-// processor measures the stages of the pipeline that all data costs the same.
-func (r *run) processor(ctx context.Context) error {
-	var pieces [][]byte
-	for off := 0; off < len(r.noise); off += pipeline.AvgChunk {
-		pieces = append(pieces, r.noise[off:off+pipeline.AvgChunk])
-	}
-	mirror := make([]byte, len(r.noise)) // as large as the source: a copy within the CPU's caches tells nothing
-	sealed := make(chan []byte, len(pieces))
+// processor measures the stages of the pipeline that cost the same for all data.
+func (r *run) processor(ctx context.Context, s *scratch) error {
+	pieces := cut(s.noise, pipeline.AvgChunk)
+	runs := cut(s.noise, pipeline.BlockSize) // of several chunks
 	chunker, err := pipeline.NewChunker([32]byte{1})
 	if err != nil {
 		return err
 	}
 	keys := oneKey{pipeline.NewCipher([32]byte{2})}
 	how := pipeline.Sealing{Encrypt: true, Key: 1, Cipher: keys.c}
-	var room atomic.Int64
 	for _, stage := range []struct {
-		name  string
-		begin func() func(p []byte) error
+		name   string
+		pieces [][]byte
+		begin  func() func(i int) error
 	}{
-		{copying, func() func([]byte) error {
-			return func(p []byte) error {
-				end := room.Add(int64(len(p)))
-				copy(mirror[end-int64(len(p)):end], p)
+		{copying, pieces, func() func(int) error {
+			return func(i int) error {
+				s.keep(i, pieces[i])
 				return nil
 			}
 		}},
-		{chunking, func() func([]byte) error {
-			return func(p []byte) error {
-				for len(p) > 0 {
+		{chunking, runs, func() func(int) error {
+			return func(i int) error {
+				for p := runs[i]; len(p) > 0; {
 					p = p[chunker.Next(p):]
 				}
 				return nil
 			}
 		}},
-		{hashing, func() func([]byte) error {
+		{hashing, pieces, func() func(int) error {
 			h := pipeline.NewHasher([32]byte{3})
-			return func(p []byte) error {
-				h.Sum(p)
+			return func(i int) error {
+				h.Sum(pieces[i])
 				return nil
 			}
 		}},
-		{sealing, func() func([]byte) error {
+		{sealing, pieces, func() func(int) error {
 			var z pipeline.Compressor
-			return func(p []byte) error {
-				rec, _ := pipeline.Seal(nil, &z, pipeline.SegmentID{}, p, how)
-				sealed <- rec
+			var rec []byte
+			return func(i int) error {
+				rec, _ = pipeline.Seal(rec[:0], &z, pipeline.SegmentID{}, pieces[i], how)
+				s.keep(i, rec)
 				return nil
 			}
 		}},
-		{opening, func() func([]byte) error {
-			var out []byte
-			return func([]byte) (err error) {
-				out, _, err = pipeline.Open(out[:0], <-sealed, keys)
+		{opening, pieces, func() func(int) error {
+			var rec, out []byte
+			return func(i int) (err error) {
+				rec = append(rec[:0], s.slots[i]...) // Open scribbles on it
+				out, _, err = pipeline.Open(out[:0], rec, keys)
 				return err
 			}
 		}},
 	} {
-		v, err := parallel(ctx, pieces, stage.begin)
+		v, err := r.parallel(ctx, stage.pieces, stage.begin)
 		if err != nil {
 			return err
 		}
 		r.add("", stage.name, v)
 	}
 	return nil
+}
+
+// cut returns pieces of b of n bytes.
+func cut(b []byte, n int) (pieces [][]byte) {
+	for off := 0; off < len(b); off += n {
+		pieces = append(pieces, b[off:min(off+n, len(b))])
+	}
+	return pieces
 }
 
 // oneKey is the key ring of a benchmark's records.
@@ -175,24 +206,19 @@ func decoding(codec string) string   { return codec + " decode" }
 func compressed(codec string) string { return codec + " ratio" }
 
 // codecs measures what the codecs do to a corpus.
-func (r *run) codecs(ctx context.Context, c *corpus) error {
-	type packed struct {
-		p    []byte
-		used pipeline.Codec
-		n    int
+func (r *run) codecs(ctx context.Context, c *corpus, s *scratch) error {
+	sample, err := c.sample()
+	if err != nil {
+		return err
 	}
+	used := make([]pipeline.Codec, len(sample))
 	for _, z := range compressions {
-		out := make(chan packed, len(c.sample))
-		var plain, small atomic.Int64
-		v, err := parallel(ctx, c.sample, func() func([]byte) error {
+		v, err := r.parallel(ctx, sample, func() func(int) error {
 			var comp pipeline.Compressor
 			var buf []byte
-			return func(p []byte) error {
-				var used pipeline.Codec
-				buf, used, _ = comp.Compress(buf[:0], p, z.how)
-				out <- packed{append([]byte(nil), buf...), used, len(p)}
-				plain.Add(int64(len(p)))
-				small.Add(int64(len(buf)))
+			return func(i int) error {
+				buf, used[i], _ = comp.Compress(buf[:0], sample[i], z.how)
+				s.keep(i, buf)
 				return nil
 			}
 		})
@@ -200,12 +226,16 @@ func (r *run) codecs(ctx context.Context, c *corpus) error {
 			return err
 		}
 		r.add(c.name, encoding(z.name), v)
-		r.add(c.name, compressed(z.name), float64(plain.Load())/float64(small.Load()))
-		v, err = parallel(ctx, c.sample, func() func([]byte) error {
+		var plain, packed float64
+		for i, p := range sample {
+			plain += float64(len(p))
+			packed += float64(len(s.slots[i]))
+		}
+		r.add(c.name, compressed(z.name), plain/packed)
+		v, err = r.parallel(ctx, sample, func() func(int) error {
 			var buf []byte
-			return func([]byte) (err error) {
-				q := <-out
-				buf, err = pipeline.Decompress(buf[:0], q.p, q.used, q.n)
+			return func(i int) (err error) {
+				buf, err = pipeline.Decompress(buf[:0], s.slots[i], used[i], len(sample[i]))
 				return err
 			}
 		})
@@ -218,7 +248,7 @@ func (r *run) codecs(ctx context.Context, c *corpus) error {
 }
 
 // disk measures a plain file.
-func (r *run) disk(ctx context.Context) error {
+func (r *run) disk(ctx context.Context, noise []byte) error {
 	path := filepath.Join(r.dir, "plain")
 	f, err := os.Create(path)
 	if err != nil {
@@ -234,7 +264,7 @@ func (r *run) disk(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if _, err := f.Write(r.noise[size%int64(len(r.noise)):][:mib]); err != nil {
+		if _, err := f.Write(noise[size%int64(len(noise)):][:mib]); err != nil {
 			return fileError(err)
 		}
 	}
@@ -337,12 +367,12 @@ func readAtRandom(ctx context.Context, f io.ReaderAt, size, n int64) (float64, e
 }
 
 // syncs measures how often bytes can be made durable.
-func (r *run) syncs(ctx context.Context) error {
+func (r *run) syncs(ctx context.Context, noise []byte) error {
 	for _, c := range []struct {
 		name  string
 		files int
 	}{{diskSync, 1}, {diskSync32, 32}} {
-		v, err := r.appendSync(ctx, c.files)
+		v, err := r.appendSync(ctx, c.files, noise[:4096])
 		if err != nil {
 			return fileError(err)
 		}
@@ -351,7 +381,7 @@ func (r *run) syncs(ctx context.Context) error {
 	return nil
 }
 
-func (r *run) appendSync(ctx context.Context, files int) (float64, error) {
+func (r *run) appendSync(ctx context.Context, files int, p []byte) (float64, error) {
 	return together(files, func(i int) (float64, error) {
 		path := filepath.Join(r.dir, fmt.Sprintf("sync-%d", i))
 		f, err := os.Create(path)
@@ -361,7 +391,7 @@ func (r *run) appendSync(ctx context.Context, files int) (float64, error) {
 		defer os.Remove(path)
 		defer f.Close()
 		return rateFor(ctx, shortWhile, func() error {
-			_, err := f.Write(r.noise[:4096])
+			_, err := f.Write(p)
 			if err == nil {
 				err = f.Sync()
 			}

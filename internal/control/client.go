@@ -73,7 +73,6 @@ func Dial(ctx context.Context, home string) (*Client, error) {
 		grpc.WithStaticConnWindowSize(4*connWindow),
 		grpc.WithReadBufferSize(256<<10),
 		grpc.WithWriteBufferSize(256<<10),
-		grpc.WithSharedWriteBuffer(true),
 		grpc.WithIdleTimeout(0),
 		grpc.WithDisableRetry(),
 		grpc.WithDisableServiceConfig(),

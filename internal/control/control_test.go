@@ -256,10 +256,10 @@ func TestHostileArgumentsAreInvalid(t *testing.T) {
 	c := serve(t, &fake{})
 	long := strings.Repeat("x", 5000)
 	for name, call := range map[string]func() error{
-		"empty ref":       func() error { _, err := c.Stat(t.Context(), ""); return err },
-		"NUL in ref":      func() error { _, err := c.Resolve(t.Context(), "a\x00b"); return err },
-		"long ref":        func() error { _, err := c.Remove(t.Context(), long); return err },
-		"name ../x":       func() error { _, err := c.Rename(t.Context(), "a", "../x"); return err },
+		"empty ref":  func() error { _, err := c.Stat(t.Context(), ""); return err },
+		"NUL in ref": func() error { _, err := c.Resolve(t.Context(), "a\x00b"); return err },
+		"long ref":   func() error { _, err := c.Remove(t.Context(), long); return err },
+		"name ../x":  func() error { _, err := c.Rename(t.Context(), "a", "../x"); return err },
 		"put bad name": func() error {
 			_, err := c.Put(t.Context(), store.PutRequest{Name: "a//b", Size: -1}, strings.NewReader("x"))
 			return err

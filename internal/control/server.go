@@ -70,7 +70,6 @@ func NewServer(api API, log *slog.Logger, limits Limits) *Server {
 		grpc.StaticConnWindowSize(connWindow),
 		grpc.ReadBufferSize(256<<10),
 		grpc.WriteBufferSize(256<<10),
-		grpc.SharedWriteBuffer(true),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.WaitForHandlers(true),
 		grpc.UnaryInterceptor(s.unary),

@@ -80,7 +80,7 @@ func TestDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tries := 6
+	tries := 3 // one of each sort
 	if testing.Short() {
 		tries = 1
 	}
@@ -105,7 +105,13 @@ func TestDamage(t *testing.T) {
 			}
 			at := rng.IntN(len(data))
 			var how string
-			switch try % 3 {
+			kind := try % 3
+			if strings.HasSuffix(rel, ".log") {
+				// Only a bit: a lost end of a write-ahead log can't be told from
+				// what a power cut leaves (package metafs).
+				kind = 0
+			}
+			switch kind {
 			case 0:
 				data[at] ^= 1 << rng.IntN(8)
 				how = fmt.Sprintf("a bit flipped in byte %d of %s (%d bytes)", at, rel, len(data))
@@ -113,15 +119,17 @@ func TestDamage(t *testing.T) {
 				n := copy(data[at:], random(rng.Uint64(), 4096))
 				how = fmt.Sprintf("%d bytes of garbage at %d of %s (%d bytes)", n, at, rel, len(data))
 			case 2:
-				if strings.HasSuffix(rel, ".log") {
-					continue // the cut-off end of a write-ahead log is a power cut's (package metafs)
-				}
 				how = fmt.Sprintf("%s cut to %d of %d bytes", rel, at, len(data))
 				data = data[:at]
 			}
+			before, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
 			write(t, path, data)
 			noticed := b.neverWrong(m, how)
-			if k.named && !strings.Contains(noticed, filepath.Base(rel)) {
+			harmless := k.kind == "master key" && strings.EqualFold(string(before), string(data))
+			if k.named && !harmless && !strings.Contains(noticed, filepath.Base(rel)) {
 				t.Errorf("%s: nothing named the file; it was said: %s", how, noticed)
 			}
 			if t.Failed() {
@@ -159,15 +167,22 @@ func (b *box) neverWrong(m model, how string) (said string) {
 		}
 	}
 	unreadable := false
-	for name, data := range m {
-		r := use("get", name)
-		if r.code != 0 {
-			unreadable = true
-			if !bytes.HasPrefix(data, []byte(r.out)) {
-				b.t.Errorf("%s: get %s failed after it gave wrong bytes", how, name)
+	for _, prefix := range []string{"d0", "d1", "d2"} {
+		dir := filepath.Join(b.t.TempDir(), "out")
+		r := use("get", "-r", prefix, "--out", dir)
+		unreadable = unreadable || r.code != 0
+		for name, data := range m {
+			rest, ok := strings.CutPrefix(name, prefix+"/")
+			if !ok {
+				continue
 			}
-		} else if r.out != string(data) {
-			b.t.Errorf("%s: get %s succeeds with wrong data", how, name)
+			got, err := os.ReadFile(filepath.Join(dir, rest))
+			if err == nil && !bytes.Equal(got, data) {
+				b.t.Errorf("%s: get -r gave wrong data for %s", how, name)
+			}
+			if err != nil && r.code == 0 {
+				b.t.Errorf("%s: get -r succeeded without %s: %v", how, name, err)
+			}
 		}
 	}
 	r := use("verify")

@@ -45,7 +45,7 @@ var names = []string{"a", "b", "dir/c", "dir/d", "dir/e/f", "g"}
 func content(rng *rand.Rand, shared []byte) []byte {
 	size := []int{0, 1, 4096, 200 << 10, 1500 << 10, 5 << 20}[rng.IntN(6)]
 	p := random(rng.Uint64(), size) // never nil, which means "none"
-	if rng.IntN(2) == 0 { // so that segments are shared, and refound as they die
+	if rng.IntN(2) == 0 {           // so that segments are shared, and refound as they die
 		n := rng.IntN(len(shared))
 		p = append(p, shared[:n]...)
 	}

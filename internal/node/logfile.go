@@ -32,11 +32,17 @@ func openLogFile(path string) (*logFile, error) {
 	return l, nil
 }
 
+// rotate moves a full log out of the way.
+func rotate(path string) error {
+	if st, err := os.Stat(path); err != nil || st.Size() < maxLog {
+		return nil
+	}
+	return os.Rename(path, path+".1")
+}
+
 func (l *logFile) open() error {
-	if st, err := os.Stat(l.path); err == nil && st.Size() >= maxLog {
-		if err := os.Rename(l.path, l.path+".1"); err != nil {
-			return err
-		}
+	if err := rotate(l.path); err != nil {
+		return err
 	}
 	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {

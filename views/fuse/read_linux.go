@@ -45,10 +45,15 @@ func (h *handle) decodeAhead(off, n int64) {
 	h.r.Prefetch(off, n)
 }
 
+func (h *handle) endStream(s *stream) {
+	h.stream.CompareAndSwap(s, nil)
+	s.stop()
+}
+
 // close ends the handle for its user.
 func (h *handle) close() {
 	if s := h.stream.Load(); s != nil {
-		s.stop()
+		h.endStream(s)
 	}
 	h.release()
 }
@@ -125,22 +130,25 @@ func (f *fileSystem) Read(cancel <-chan struct{}, in *gofuse.ReadIn, _ []byte) (
 		return gofuse.ReadResultData(nil), gofuse.OK
 	}
 	size := min(int64(in.Size), h.info.Size-off)
-	from, n := h.ra.plan(off, size, h.info.Size)
-	s := h.stream.Load()
-	if s != nil {
-		if parts, alive := s.read(cancel, in.Pid, off, size); !alive {
+	ahead, n := h.ra.plan(off, size, h.info.Size)
+	if s := h.stream.Load(); s != nil {
+		parts, alive := s.read(cancel, in.Pid, off, size)
+		if parts != nil || !alive {
 			h.release()
+		}
+		if !alive {
 			return nil, gofuse.EINTR
-		} else if parts != nil {
-			h.release()
-			ViaStream.Add(size)
+		}
+		if parts != nil {
 			return parts, gofuse.OK
 		}
-	} else if n > 0 {
-		h.decodeAhead(from, n)
+		if n > 0 { // the reader goes on elsewhere
+			h.endStream(s)
+		}
 	}
-	if s != nil { s.mu.Lock(); println("miss", off>>10, size>>10, "first", s.first>>10, "end", s.end>>10, "front", s.front>>10, s.ended); s.mu.Unlock() }
-	ViaRead.Add(size)
+	if n > 0 {
+		h.decodeAhead(ahead, n)
+	}
 	rd := f.buffers.get(int(size))
 	rd.h, rd.off = h, off
 	go rd.run()
@@ -229,5 +237,3 @@ func (p *bufferPool) get(size int) *reading {
 }
 
 var _ gofuse.ReadResult = (*reading)(nil)
-
-var ViaStream, ViaRead atomic.Int64

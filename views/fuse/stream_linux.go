@@ -17,6 +17,11 @@ const (
 	// streamMin is how far a reader has to have got, and how much there has to
 	// be left, for a stream to be worth starting.
 	streamMin = 1 << 20
+	// streamBehind is how far behind the furthest request one may come in: the
+	// kernel has two readahead windows under way, in no order. It is more than
+	// maxWindow and maxRead together, so that a chunk which is being filled is
+	// never dropped for being behind.
+	streamBehind = 4 * readAheadKB << 10
 	// streamIdle is how long a stream waits for a reader that has paused.
 	streamIdle = 2 * time.Second
 )
@@ -222,7 +227,7 @@ func (s *stream) read(cancel <-chan struct{}, pid uint32, off, size int64) (*str
 // will hardly ask for them. The caller holds s.mu.
 func (s *stream) drop() {
 	for i, c := range s.chunks {
-		if c != nil && (c.left <= 0 || s.first+int64(i+1)*chunkSize < s.front-slack) {
+		if c != nil && (c.left <= 0 || s.first+int64(i+1)*chunkSize < s.front-streamBehind) {
 			s.chunks[i] = nil
 			c.release()
 		}

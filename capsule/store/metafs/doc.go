@@ -54,7 +54,7 @@
 // are 12 bytes: a use (one byte), three zeros, and a 64-bit big-endian number.
 //
 // A table (mode 1; names in .sst and .blob) is written once and read at
-// random. Its content is cut into frames of 8192 bytes, of which the last, and
+// random. Its content is cut into frames of 4096 bytes, of which the last, and
 // only it, may be shorter (and is empty if the file is). Each is followed on disk by
 // its 16-byte tag; nonce: use 0, or 1 for the last frame, and the frame's
 // number. So a table cut short at a frame's end does not verify. The content's

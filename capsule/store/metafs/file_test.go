@@ -39,7 +39,7 @@ func TestLikePlainFile(t *testing.T) {
 		must2(t, err)
 		var want []byte
 		rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
-		for _, size := range rapid.SliceOfN(rapid.SampledFrom([]int{0, 1, 5, 100, 8191, 8192, 8193, 65536, 65537, 200000}), 0, 8).Draw(t, "writes") {
+		for _, size := range rapid.SliceOfN(rapid.SampledFrom([]int{0, 1, 5, 100, 4095, 4096, 4097, 8192, 65536, 65537, 200000}), 0, 8).Draw(t, "writes") {
 			b := make([]byte, size)
 			for i := range b {
 				b[i] = byte(rng.Uint32())
@@ -215,7 +215,7 @@ func TestTableDamage(t *testing.T) {
 	fs := metafs.New(mem, newKeys(1), nil)
 	f, err := fs.Create(tableName, "test")
 	must(t, err)
-	content := []byte(value("content", 3*8192))
+	content := []byte(value("content", 3*4096))
 	_, err = f.Write(bytes.Clone(content))
 	must(t, err)
 	must(t, f.Close())
@@ -230,7 +230,7 @@ func TestTableDamage(t *testing.T) {
 			t.Fatalf("a wrong bit at %d was not seen", off)
 		}
 	}
-	for _, size := range []int{0, 64, 80, 64 + 8192 + 16, 64 + 2*(8192+16), len(whole) - 1} {
+	for _, size := range []int{0, 64, 80, 64 + 4096 + 16, 64 + 2*(4096+16), len(whole) - 1} {
 		replace(t, mem, tableName, whole[:size:size])
 		if _, err := readAll(fs, tableName); capsule.KindOf(err) != capsule.Damaged {
 			t.Fatalf("table cut to %d bytes: %v", size, err)

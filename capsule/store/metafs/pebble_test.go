@@ -25,7 +25,10 @@ import (
 // A database of some size on a real disk: everything written is read back,
 // from memory, from tables, after compaction and after opening it again.
 func TestPebble(t *testing.T) {
-	const n, batch = 100_000, 1000
+	n, batch := 100_000, 1000
+	if testing.Short() {
+		n = 20_000
+	}
 	key := func(i int) string { return fmt.Sprintf("key %06d", i) }
 	val := func(i int) string { return fmt.Sprintf("value %d %d", i, i*i) }
 	dir := filepath.Join(t.TempDir(), "meta")
@@ -336,13 +339,13 @@ func TestFlippedBits(t *testing.T) {
 // some between.
 func somePositions(n int) []int {
 	var at []int
-	few := 150
+	few, first, last := 150, 70, 40
 	if testing.Short() {
-		few = 20
+		few, first, last = 10, 10, 10
 	}
 	rng := rand.New(rand.NewPCG(uint64(n), 0))
 	for i := range n {
-		if n <= 2*few || i < 70 || i >= n-40 || rng.IntN(n) < few {
+		if n <= 2*few || i < first || i >= n-last || rng.IntN(n) < few {
 			at = append(at, i)
 		}
 	}

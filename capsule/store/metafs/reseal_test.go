@@ -155,31 +155,35 @@ func TestResealWhileCompacting(t *testing.T) {
 	}
 }
 
-// gate lets a test do something at the moment a table's copy is complete.
+// gate lets a test do something when a table's copy is complete but for its
+// sync.
 type gate struct {
 	vfs.FS
-	before func(oldname string)
-}
-
-func (g *gate) Rename(oldname, newname string) error {
-	g.before(oldname)
-	return g.FS.Rename(oldname, newname)
+	before func()
 }
 
 func (g *gate) Create(name string, c vfs.Category) (vfs.File, error) {
-	if strings.HasSuffix(name, ".reseal") {
-		g.before(name)
-	}
-	return g.FS.Create(name, c)
+	f, err := g.FS.Create(name, c)
+	return gateFile{f, g}, err
+}
+
+type gateFile struct {
+	vfs.File
+	g *gate
+}
+
+func (f gateFile) Sync() error {
+	f.g.before()
+	return f.File.Sync()
 }
 
 // A table removed while it is being copied stays removed.
 func TestResealRemoved(t *testing.T) {
 	mem := pebblevfs.NewMem()
 	must(t, writeLog(t, metafs.New(mem, newKeys(1), nil), tableName, 100).Close())
-	g := &gate{FS: mem, before: func(string) {}}
+	g := &gate{FS: mem}
 	fs := metafs.New(g, newKeys(2), nil)
-	g.before = func(string) { must(t, fs.Remove(tableName)) }
+	g.before = func() { must(t, fs.Remove(tableName)) }
 	if n, err := fs.Reseal(t.Context(), "/"); err != nil || n != 0 {
 		t.Fatalf("resealed %d: %v", n, err)
 	}
