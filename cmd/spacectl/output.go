@@ -62,6 +62,7 @@ func (a *app) note(format string, args ...any) {
 // fact is note for what is nice to know: for people, not for scripts.
 func (a *app) fact(format string, args ...any) {
 	if isTerminal(a.stderr) && !a.json() {
+		a.stdout.Flush() // the result comes first; a failure shows at the last flush too
 		fmt.Fprintf(a.stderr, "%s\n", printable(fmt.Sprintf(format, args...)))
 	}
 }

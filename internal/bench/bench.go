@@ -100,6 +100,7 @@ type quantity struct{ corpus, name string }
 // run is a Run under way.
 type run struct {
 	Options
+	effort
 	dir     string
 	corpora []corpus
 	// samples are the values of each quantity, one of each round that counts.
@@ -110,8 +111,20 @@ type run struct {
 }
 
 // Run measures. It ends early when ctx does.
-func Run(ctx context.Context, o Options) (_ *Report, err error) {
-	r := &run{Options: o, samples: map[quantity][]float64{}, cold: canDropCache}
+func Run(ctx context.Context, o Options) (*Report, error) {
+	return measure(ctx, o, effort{while: 500 * time.Millisecond, pieces: 256})
+}
+
+// effort is how thoroughly a run measures.
+type effort struct {
+	while time.Duration // for which the rate of single operations is measured
+	// pieces of a usual segment's size are what the processor is measured
+	// with. They should not all fit into its caches.
+	pieces int
+}
+
+func measure(ctx context.Context, o Options, e effort) (_ *Report, err error) {
+	r := &run{Options: o, effort: e, samples: map[quantity][]float64{}, cold: canDropCache}
 	if err := r.check(); err != nil {
 		return nil, err
 	}
@@ -171,7 +184,7 @@ func (r *run) check() error {
 
 // round measures everything once.
 func (r *run) round(ctx context.Context) error {
-	s := newScratch()
+	s := newScratch(r.pieces)
 	if err := r.machine(ctx, s); err != nil {
 		return err
 	}
@@ -225,8 +238,8 @@ func rate(n int64, start time.Time) float64 {
 	return float64(n) / max(time.Since(start), 1).Seconds()
 }
 
-// rateFor calls fn until d has passed and returns its calls per second.
-func rateFor(ctx context.Context, d time.Duration, fn func() error) (float64, error) {
+// rateOf calls fn for a while and returns its calls per second.
+func (r *run) rateOf(ctx context.Context, fn func() error) (float64, error) {
 	start := time.Now()
 	for n := int64(1); ; n++ {
 		if err := fn(); err != nil {
@@ -235,7 +248,7 @@ func rateFor(ctx context.Context, d time.Duration, fn func() error) (float64, er
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		if time.Since(start) >= d {
+		if time.Since(start) >= r.while {
 			return rate(n, start), nil
 		}
 	}

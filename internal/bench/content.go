@@ -70,7 +70,7 @@ func (r *run) content(ctx context.Context, c *corpus) error {
 					return 0, err
 				}
 			}
-			return readAtRandom(ctx, f, hot, 4096)
+			return r.readAtRandom(ctx, f, hot, 4096)
 		}},
 	}
 	for _, m := range warm {

@@ -44,14 +44,14 @@ func (r *run) prepare(ctx context.Context) error {
 	return nil
 }
 
-// sample reads pieces of a usual segment's size from all over the corpus.
-func (c *corpus) sample() (pieces [][]byte, err error) {
+// sample reads at most n pieces of a usual segment's size from all over the corpus.
+func (c *corpus) sample(n int) (pieces [][]byte, err error) {
 	f, err := os.Open(c.path)
 	if err != nil {
 		return nil, fileError(err)
 	}
 	defer f.Close()
-	step := max((c.size+samples-1)/samples, pipeline.AvgChunk)
+	step := max((c.size+int64(n)-1)/int64(n), pipeline.AvgChunk)
 	for off := int64(0); off < c.size; off += step {
 		p := make([]byte, min(pipeline.AvgChunk, c.size-off))
 		if _, err := f.ReadAt(p, off); err != nil {

@@ -42,13 +42,6 @@ var machineRates = []struct {
 	{copying, BytesPerSecond}, {chunking, BytesPerSecond}, {hashing, BytesPerSecond}, {sealing, BytesPerSecond}, {opening, BytesPerSecond},
 }
 
-// How long a rate of single operations is measured.
-const shortWhile = 500 * time.Millisecond
-
-// samples is how many pieces of a usual segment's size the processor is
-// measured with. All of them do not fit into its caches.
-const samples = 256
-
 // scratch is the memory that measuring the processor takes. It is made before
 // and let go after, so that it does not count as the store's.
 type scratch struct {
@@ -56,8 +49,8 @@ type scratch struct {
 	slots [][]byte // what became of each piece
 }
 
-func newScratch() *scratch {
-	s := &scratch{noise: make([]byte, samples*pipeline.AvgChunk)}
+func newScratch(pieces int) *scratch {
+	s := &scratch{noise: make([]byte, pieces*pipeline.AvgChunk)}
 	rnd := rand.NewChaCha8([32]byte{1})
 	rnd.Read(s.noise)
 	for _, p := range cut(s.noise, pipeline.AvgChunk) { // touched, and with some room
@@ -84,7 +77,6 @@ func (r *run) machine(ctx context.Context, s *scratch) error {
 // of them again and again, for a while and at least once, and returns how many
 // bytes are done per second. Each worker calls begin once.
 func (r *run) parallel(ctx context.Context, pieces [][]byte, begin func() (work func(i int) error)) (float64, error) {
-	const while = 100 * time.Millisecond
 	var bytes atomic.Int64
 	workers := min(runtime.GOMAXPROCS(0), len(pieces))
 	start, cpu := time.Now(), cpuTime()
@@ -92,7 +84,7 @@ func (r *run) parallel(ctx context.Context, pieces [][]byte, begin func() (work 
 		work := begin()
 		for pass := 0; ; pass++ {
 			for i := w; i < len(pieces); i += workers {
-				if pass > 0 && time.Since(start) > while {
+				if pass > 0 && time.Since(start) > r.while/4 {
 					return 0, nil
 				}
 				if err := ctx.Err(); err != nil {
@@ -207,7 +199,7 @@ func compressed(codec string) string { return codec + " ratio" }
 
 // codecs measures what the codecs do to a corpus.
 func (r *run) codecs(ctx context.Context, c *corpus, s *scratch) error {
-	sample, err := c.sample()
+	sample, err := c.sample(r.pieces)
 	if err != nil {
 		return err
 	}
@@ -313,7 +305,7 @@ func (r *run) disk(ctx context.Context, noise []byte) error {
 	if _, err := sequential(); err != nil { // all of it is in the page cache now
 		return err
 	}
-	v, err := readAtRandom(ctx, f, size, 4096)
+	v, err := r.readAtRandom(ctx, f, size, 4096)
 	if err != nil {
 		return fileError(err)
 	}
@@ -354,10 +346,10 @@ func readAtPlaces(ctx context.Context, f io.ReaderAt, offs []int64, n int64) (fl
 
 // readAtRandom returns how many reads of n bytes anywhere in the first size
 // are done per second, one at a time.
-func readAtRandom(ctx context.Context, f io.ReaderAt, size, n int64) (float64, error) {
+func (r *run) readAtRandom(ctx context.Context, f io.ReaderAt, size, n int64) (float64, error) {
 	buf := make([]byte, n)
 	rnd := rand.New(rand.NewPCG(7, 8))
-	return rateFor(ctx, shortWhile, func() error {
+	return r.rateOf(ctx, func() error {
 		_, err := f.ReadAt(buf, rnd.Int64N(max(size-n, 1)))
 		if err == io.EOF {
 			err = nil
@@ -390,7 +382,7 @@ func (r *run) appendSync(ctx context.Context, files int, p []byte) (float64, err
 		}
 		defer os.Remove(path)
 		defer f.Close()
-		return rateFor(ctx, shortWhile, func() error {
+		return r.rateOf(ctx, func() error {
 			_, err := f.Write(p)
 			if err == nil {
 				err = f.Sync()

@@ -34,7 +34,7 @@ func (r *run) small(ctx context.Context) error {
 			content := make([]byte, 4096)
 			rnd := rand.NewChaCha8([32]byte{byte(c.writers), byte(i)})
 			n := 0
-			return rateFor(ctx, 2*shortWhile, func() error {
+			return r.rateOf(ctx, func() error {
 				rnd.Read(content)
 				n++
 				req := store.PutRequest{Name: fmt.Sprintf("%d/%d/%d", c.writers, i, n), Size: int64(len(content))}

@@ -22,9 +22,11 @@ const (
 	// maxWindow and maxRead together, so that a chunk which is being filled is
 	// never dropped for being behind.
 	streamBehind = 4 * readAheadKB << 10
-	// streamIdle is how long a stream waits for a reader that has paused.
-	streamIdle = 2 * time.Second
 )
+
+// streamIdle is how long a stream waits for a reader that has paused. A
+// variable for tests.
+var streamIdle = 2 * time.Second
 
 // streamSlots bounds the streams of this process. The store's own buffers for
 // one grow with the number of cores, and one can keep all cores busy.
