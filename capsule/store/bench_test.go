@@ -169,7 +169,7 @@ func BenchmarkSmallPuts(b *testing.B) {
 }
 
 // fill puts n capsules of 16 bytes each, named dir/%08d.
-func fill(t testing.TB, s *Store, n int64, step func(done int64)) {
+func fill(t testing.TB, s *Store, n int64) {
 	t.Helper()
 	var next atomic.Int64
 	var wg sync.WaitGroup
@@ -182,7 +182,6 @@ func fill(t testing.TB, s *Store, n int64, step func(done int64)) {
 					t.Error(err)
 					return
 				}
-				step(i + 1)
 			}
 		})
 	}
@@ -194,7 +193,7 @@ func fill(t testing.TB, s *Store, n int64, step func(done int64)) {
 
 func BenchmarkList(b *testing.B) {
 	s := openDisk(b, Options{})
-	fill(b, s, 100_000, func(int64) {})
+	fill(b, s, 100_000)
 	b.Run("page=1000", func(b *testing.B) {
 		b.ReportAllocs()
 		var cursor string

@@ -52,10 +52,13 @@ func openKV(fsys *metafs.FS, dir string, log *slog.Logger) (*kv, error) {
 		MemTableSize:                metaMemtable,
 		MemTableStopWritesThreshold: 4,
 		L0CompactionThreshold:       4,
-		L0StopWritesThreshold:       32,
-		MaxOpenFiles:                256,
-		MaxManifestFileSize:         4 << 20,
-		Logger:                      kvLogger{fsys, log},
+		// Never stop writes because compactions lag: one that cannot find room
+		// would then hang every commit, removals included.
+		L0StopWritesThreshold: 1000,
+		MaxOpenFiles:          256,
+		MaxManifestFileSize:   4 << 20,
+		Logger:                kvLogger{fsys, log},
+		EventListener:         &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) { log.Error("damaged metadata", "file", i.Path, "error", i.Details) }},
 	}
 	for i := range opts.Levels {
 		l := &opts.Levels[i]

@@ -259,6 +259,7 @@ func mkdir(t testing.TB) string {
 	if err := os.Mkdir(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { exec.Command("fusermount3", "-q", "-u", "-z", dir).Run() }) // what a failed test left
 	return dir
 }
 

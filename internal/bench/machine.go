@@ -252,13 +252,15 @@ func (r *run) disk(ctx context.Context, noise []byte) error {
 	const mib = 1 << 20
 	start := time.Now()
 	size := int64(0)
-	for ; size < r.Size; size += mib {
+	for size < r.Size {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if _, err := f.Write(noise[size%int64(len(noise)):][:mib]); err != nil {
+		n, err := f.Write(noise[size%int64(len(noise)):][:min(mib, len(noise))])
+		if err != nil {
 			return fileError(err)
 		}
+		size += int64(n)
 	}
 	if err := f.Sync(); err != nil {
 		return fileError(err)

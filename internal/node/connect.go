@@ -61,6 +61,12 @@ func (t Target) dial(ctx context.Context) (Conn, error) {
 	return c, nil
 }
 
+// reach is dial for those that need a node or nothing: one that is on its way
+// out is waited for.
+func (t Target) reach(ctx context.Context) (Conn, error) {
+	return t.retry(ctx, func() (Conn, error) { return t.dial(ctx) })
+}
+
 func (t Target) openLocal(ctx context.Context) (Conn, error) {
 	s, err := t.openStore(ctx, false)
 	if err != nil {

@@ -89,7 +89,7 @@ func Unmount(ctx context.Context, t Target, ref string, lazy bool) (views.Info, 
 	if err != nil {
 		return views.Info{}, capsule.Wrap(capsule.IO, err, "unmount")
 	}
-	c, err := t.dial(ctx)
+	c, err := t.reach(ctx)
 	if err == nil {
 		defer c.Close()
 		var info views.Info
@@ -123,7 +123,7 @@ func clearDead(target string) error {
 
 // Projections lists what the node projects; it is nothing where there is none.
 func Projections(ctx context.Context, t Target) ([]views.Info, error) {
-	c, err := t.dial(ctx)
+	c, err := t.reach(ctx)
 	if errors.Is(err, control.ErrNoNode) {
 		return nil, nil
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -76,12 +77,14 @@ func TestReadahead(t *testing.T) {
 }
 
 func TestRandomReadsPrefetchNothing(t *testing.T) {
-	var streams atomic.Int64
-	r := readahead{streams: &streams}
-	for i := range int64(1000) {
-		off := 1<<30 + (i%2)*(1<<29) + i*(5<<20)
-		if _, n := r.plan(off, 4096, 1<<40); n != 0 {
-			t.Fatalf("prefetch of %d at read %d", n, i)
+	rng := rand.New(rand.NewPCG(1, 2))
+	for _, file := range []int64{8 << 20, 32 << 20, 1 << 40} {
+		var streams atomic.Int64
+		r := readahead{streams: &streams}
+		for i := range 1000 {
+			if from, n := r.plan(rng.Int64N(file/4096)*4096, 4096, file); n != 0 {
+				t.Fatalf("file of %d bytes: prefetch of [%d,+%d) at read %d", file, from, n, i)
+			}
 		}
 	}
 }

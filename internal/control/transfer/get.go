@@ -132,7 +132,7 @@ func (w *fileWriter) Write(b []byte) (int, error) {
 }
 
 // getFiles is how many files GetDir fetches at once.
-const getFiles = 16
+const getFiles = 4
 
 // GetDir writes the capsules whose names start with PREFIX/ to files under dir,
 // which it makes if need be, and calls each with every outcome, from one

@@ -25,9 +25,9 @@
 //     systems never show both; code that survives this survives those.
 //   - SyncTo promises nothing, as its contract says.
 //
-// Not modelled: sectors damaged by the cut outside what was being written,
-// a file's length growing without its data beyond block granularity, disks
-// that lie about flushes. MemFS has no way to shorten a file, and so there is no
+// Not modelled: sectors damaged by the cut outside what was being written, a
+// file's length growing without its data beyond block granularity, disks that
+// lie about flushes. MemFS has no way to shorten a file, and so there is no
 // unsynced truncation to lose.
 //
 // Locks die with the machine: a clone can be opened at once, while the store

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# usage: scripts/need.sh COMMAND[:PACKAGE]...
+# Installs the Debian packages of those commands that this machine lacks, and says so.
+set -euo pipefail
+
+packages=()
+for pair in "$@"; do
+	PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || packages+=("${pair##*:}")
+done
+if ((${#packages[@]} == 0)); then
+	exit 0
+fi
+root=()
+if ((EUID != 0)); then
+	root=(sudo)
+fi
+if ! command -v apt-get >/dev/null || ! command -v "${root[@]:-true}" >/dev/null; then
+	echo "need.sh: missing: ${packages[*]}; install them (this is no Debian, or there is no root here)" >&2
+	exit 1
+fi
+echo "installing ${packages[*]} (Debian packages)"
+export DEBIAN_FRONTEND=noninteractive
+"${root[@]}" apt-get update -qq >/dev/null
+"${root[@]}" apt-get install -y -qq --no-install-recommends "${packages[@]}" </dev/null >/dev/null

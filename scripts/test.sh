@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Runs every test with the race detector, having installed what the tests need.
+# Ends with the sums; fails too if a test was skipped that this machine can run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# The race detector needs a C compiler; the tests mount (FUSE, tmpfs, ext4) and
+# limit (prlimit).
+scripts/need.sh gcc:gcc /usr/include/stdlib.h:libc6-dev fusermount3:fuse3 mkfs.ext4:e2fsprogs mount:mount prlimit:util-linux diff:diffutils
+if [[ ! -e /dev/fuse ]] && ((EUID == 0)); then
+	modprobe fuse 2>/dev/null || echo "no /dev/fuse here: tests of the kernel mount will be skipped"
+fi
+CGO_ENABLED=1 go test -race -timeout 30m -json "$@" ./... | go run ./scripts/testreport
