@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -28,43 +29,40 @@ var (
 // scaleParts are what the processes do, by name.
 var scaleParts = map[string]func(t *testing.T, dir string){
 	"fill": func(t *testing.T, dir string) {
-		start := time.Now()
 		s := openDisk(t, Options{Dir: dir})
-		fill(t, s, 1_000_000)
-		t.Logf("put a million capsules: %v", time.Since(start))
+		spent(t, "put a million capsules", func() { fill(t, s, 1_000_000) })
 	},
 	"use": func(t *testing.T, dir string) {
-		start := time.Now()
-		s := openDisk(t, Options{Dir: dir})
-		t.Logf("open: %v", time.Since(start))
-		var cursor string
-		for _, which := range []string{"first", "second", "third"} {
-			start = time.Now()
-			page, err := s.List(context.Background(), ListQuery{Limit: 1000, Cursor: cursor})
-			if err != nil || len(page.Capsules) != 1000 {
-				t.Fatalf("%d capsules, %v", len(page.Capsules), err)
-			}
-			cursor = page.Next
-			t.Logf("%s page of 1000: %v", which, time.Since(start))
-		}
-		start = time.Now()
-		if _, err := s.Resolve(context.Background(), "dir/00777777"); err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("resolve a name: %v", time.Since(start))
-		start = time.Now()
-		n := 0
-		for q := (ListQuery{Limit: maxPage}); ; {
+		var s *Store
+		spent(t, "open", func() { s = openDisk(t, Options{Dir: dir}) })
+		list := func(q ListQuery) Page {
 			page, err := s.List(context.Background(), q)
 			if err != nil {
 				t.Fatal(err)
 			}
-			n += len(page.Capsules)
-			if q.Cursor = page.Next; q.Cursor == "" {
-				break
-			}
+			return page
 		}
-		t.Logf("list all %d: %v", n, time.Since(start))
+		var first Page
+		spent(t, "first page of 1000", func() { first = list(ListQuery{Limit: 1000}) })
+		spent(t, "second page", func() { list(ListQuery{Limit: 1000, Cursor: first.Next}) })
+		spent(t, "resolve a name", func() {
+			if _, err := s.Resolve(context.Background(), "dir/00777777"); err != nil {
+				t.Fatal(err)
+			}
+		})
+		spent(t, "list all", func() {
+			n := 0
+			for q := (ListQuery{Limit: maxPage}); ; {
+				page := list(q)
+				n += len(page.Capsules)
+				if q.Cursor = page.Next; q.Cursor == "" {
+					break
+				}
+			}
+			if n != 1_000_000 {
+				t.Fatalf("%d capsules", n)
+			}
+		})
 	},
 	"put": func(t *testing.T, dir string) {
 		s := openDisk(t, Options{Dir: dir})
@@ -72,11 +70,12 @@ var scaleParts = map[string]func(t *testing.T, dir string){
 			name string
 			data io.Reader
 		}{{"random", rand.NewChaCha8([32]byte{1})}, {"text", newRepeated()}} {
-			start := time.Now()
-			if _, err := s.Put(context.Background(), PutRequest{Name: c.name, Size: 4 << 30}, io.LimitReader(c.data, 4<<30)); err != nil {
-				t.Fatal(err)
-			}
-			t.Logf("put 4 GiB, %s: %v", c.name, time.Since(start))
+			spent(t, "put 4 GiB, "+c.name, func() {
+				req := PutRequest{Name: c.name, Size: 4 << 30}
+				if _, err := s.Put(context.Background(), req, io.LimitReader(c.data, req.Size)); err != nil {
+					t.Fatal(err)
+				}
+			})
 		}
 	},
 	"get": func(t *testing.T, dir string) {
@@ -87,13 +86,29 @@ var scaleParts = map[string]func(t *testing.T, dir string){
 				t.Fatal(err)
 			}
 			r := openReader(t, s, info.ID)
-			start := time.Now()
-			if _, err := r.Stream(context.Background(), io.Discard, 0, -1); err != nil {
-				t.Fatal(err)
-			}
-			t.Logf("get 4 GiB, %s: %v", name, time.Since(start))
+			spent(t, "get 4 GiB, "+name, func() {
+				if _, err := r.Stream(context.Background(), io.Discard, 0, -1); err != nil {
+					t.Fatal(err)
+				}
+			})
 		}
 	},
+}
+
+// spent logs how long fn takes, and how much of the processors' time.
+func spent(t *testing.T, what string, fn func()) {
+	t.Helper()
+	start, cpu := time.Now(), processTime(t)
+	fn()
+	t.Logf("%s: %v, CPU %v", what, time.Since(start), processTime(t)-cpu)
+}
+
+func processTime(t *testing.T) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // repeated is text that goes on for ever: pieces that are the same but for a

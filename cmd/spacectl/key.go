@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -58,17 +59,7 @@ terminal only with --show.`,
 				return a.keyInfo(cmd.Context(), "key show", node.Conn.Keys)
 			},
 		},
-		&cobra.Command{
-			Use:   "rotate",
-			Short: "Make new keys",
-			Long: `Make a new data key, and a new master key if it is the store's own. Old data
-stays readable, and is sealed again under the new key in the background or by
-spacectl gc.`,
-			Args: cobra.NoArgs,
-			RunE: func(cmd *cobra.Command, _ []string) error {
-				return a.keyInfo(cmd.Context(), "key rotate", node.Conn.RotateKey)
-			},
-		},
+		newKeyRotate(a),
 		export,
 		&cobra.Command{
 			Use:   "import FILE|-",
@@ -83,6 +74,58 @@ spacectl gc.`,
 				return capsule.Wrap(capsule.Other, node.ImportKey(cmd.Context(), a.target, text), "key import")
 			},
 		})
+	return cmd
+}
+
+func newKeyRotate(a *app) *cobra.Command {
+	var keyFile, passphraseFile string
+	var own bool
+	cmd := &cobra.Command{
+		Use:   "rotate",
+		Short: "Make new keys",
+		Long: `Make a new data key, and a new master key if it is the store's own. Old data
+stays readable, and is sealed again under the new key in the background or by
+spacectl gc.
+
+With --new-key-file or --new-passphrase-file the store gets that master key or
+passphrase ("-": standard input), which must be given from then on (SPACE_MASTER_KEY,
+SPACE_PASSPHRASE, …). With --own-key the store makes one and keeps it itself.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var master *keyring.Source
+			switch {
+			case keyFile != "":
+				text, err := readKey(keyFile)
+				if err != nil {
+					return err
+				}
+				master = &keyring.Source{MasterKey: strings.TrimSpace(text)}
+				if master.MasterKey == "" {
+					return capsule.Errorf(capsule.Invalid, "key rotate: %s holds no key", show(keyFile))
+				}
+			case passphraseFile != "":
+				text, err := readKey(passphraseFile)
+				if err != nil {
+					return err
+				}
+				line, rest, _ := strings.Cut(text, "\n")
+				master = &keyring.Source{Passphrase: strings.TrimSuffix(line, "\r")}
+				if master.Passphrase == "" || strings.TrimSpace(rest) != "" {
+					return capsule.Errorf(capsule.Invalid, "key rotate: %s must hold one line with the passphrase", show(passphraseFile))
+				}
+			case own:
+				master = &keyring.Source{}
+			}
+			return a.keyInfo(cmd.Context(), "key rotate", func(api node.Conn, ctx context.Context) (keyring.Info, error) {
+				return api.RotateKey(ctx, master)
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&keyFile, "new-key-file", "", "file with the new master key: 64 hex digits, or an exported key")
+	f.StringVar(&passphraseFile, "new-passphrase-file", "", "file with the new passphrase")
+	f.BoolVar(&own, "own-key", false, "let the store make and keep its master key")
+	cmd.MarkFlagsMutuallyExclusive("new-key-file", "new-passphrase-file", "own-key")
 	return cmd
 }
 

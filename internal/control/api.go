@@ -64,7 +64,9 @@ type VerifyRequest struct {
 // lets only the store's own user and root ask.
 type Keyring interface {
 	Keys(ctx context.Context) (keyring.Info, error)
-	RotateKey(ctx context.Context) (keyring.Info, error)
+	// RotateKey makes new keys. master is the new master key; nil keeps the
+	// kind there is (see keyring.Ring.Rotate).
+	RotateKey(ctx context.Context, master *keyring.Source) (keyring.Info, error)
 	ExportKey(ctx context.Context) (string, error)
 }
 

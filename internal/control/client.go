@@ -346,8 +346,13 @@ func (c *Client) Keys(ctx context.Context) (keyring.Info, error) {
 }
 
 // RotateKey implements API.
-func (c *Client) RotateKey(ctx context.Context) (keyring.Info, error) {
-	return c.keysInfo(ctx)(c.keys.Rotate(ctx, &controlpb.KeysRequest{}))
+func (c *Client) RotateKey(ctx context.Context, master *keyring.Source) (keyring.Info, error) {
+	req := &controlpb.RotateRequest{}
+	if master != nil {
+		req.MasterKey, req.Passphrase = master.MasterKey, master.Passphrase
+		req.Own = req.MasterKey == "" && req.Passphrase == ""
+	}
+	return c.keysInfo(ctx)(c.keys.Rotate(ctx, req))
 }
 
 func (c *Client) keysInfo(ctx context.Context) func(*controlpb.KeysText, error) (keyring.Info, error) {

@@ -71,9 +71,11 @@ func (f *fake) Usage(context.Context) (capsule.Usage, error) { return capsule.Us
 func (f *fake) GC(context.Context, store.GCOptions, func(done, total int64)) (store.GCReport, error) {
 	return store.GCReport{}, nil
 }
-func (f *fake) Keys(context.Context) (keyring.Info, error)      { return keyring.Info{}, nil }
-func (f *fake) RotateKey(context.Context) (keyring.Info, error) { return keyring.Info{}, nil }
-func (f *fake) ExportKey(context.Context) (string, error)       { return "", nil }
+func (f *fake) Keys(context.Context) (keyring.Info, error) { return keyring.Info{}, nil }
+func (f *fake) RotateKey(context.Context, *keyring.Source) (keyring.Info, error) {
+	return keyring.Info{}, nil
+}
+func (f *fake) ExportKey(context.Context) (string, error) { return "", nil }
 func (f *fake) Mount(context.Context, MountRequest) (views.Info, error) {
 	return views.Info{}, nil
 }

@@ -576,8 +576,12 @@ func (s keysServer) Describe(ctx context.Context, _ *controlpb.KeysRequest) (*co
 	return keysReply(s.api.Keys(ctx))
 }
 
-func (s keysServer) Rotate(ctx context.Context, _ *controlpb.KeysRequest) (*controlpb.KeysText, error) {
-	return keysReply(s.api.RotateKey(ctx))
+func (s keysServer) Rotate(ctx context.Context, req *controlpb.RotateRequest) (*controlpb.KeysText, error) {
+	var master *keyring.Source
+	if req.GetOwn() || req.GetMasterKey() != "" || req.GetPassphrase() != "" {
+		master = &keyring.Source{MasterKey: req.GetMasterKey(), Passphrase: req.GetPassphrase()}
+	}
+	return keysReply(s.api.RotateKey(ctx, master))
 }
 
 func keysReply(info keyring.Info, err error) (*controlpb.KeysText, error) {

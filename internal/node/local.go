@@ -142,8 +142,8 @@ func (l *Local) Verify(ctx context.Context, req control.VerifyRequest, progress 
 func (l *Local) Keys(context.Context) (keyring.Info, error) { return l.store.Keys(), nil }
 
 // RotateKey implements control.API.
-func (l *Local) RotateKey(context.Context) (keyring.Info, error) {
-	if err := l.store.RotateKey(nil); err != nil {
+func (l *Local) RotateKey(_ context.Context, master *keyring.Source) (keyring.Info, error) {
+	if err := l.store.RotateKey(master); err != nil {
 		return keyring.Info{}, err
 	}
 	return l.store.Keys(), nil

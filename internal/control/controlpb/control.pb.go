@@ -1511,6 +1511,68 @@ func (*KeysRequest) Descriptor() ([]byte, []int) {
 	return file_control_proto_rawDescGZIP(), []int{22}
 }
 
+// RotateRequest says what the new master key is: as before where all fields
+// are empty (or a new one where it is the store's own).
+type RotateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MasterKey     string                 `protobuf:"bytes,1,opt,name=master_key,json=masterKey,proto3" json:"master_key,omitempty"`
+	Passphrase    string                 `protobuf:"bytes,2,opt,name=passphrase,proto3" json:"passphrase,omitempty"`
+	Own           bool                   `protobuf:"varint,3,opt,name=own,proto3" json:"own,omitempty"` // one that the store makes and keeps
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRequest) Reset() {
+	*x = RotateRequest{}
+	mi := &file_control_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRequest) ProtoMessage() {}
+
+func (x *RotateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
+func (*RotateRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RotateRequest) GetMasterKey() string {
+	if x != nil {
+		return x.MasterKey
+	}
+	return ""
+}
+
+func (x *RotateRequest) GetPassphrase() string {
+	if x != nil {
+		return x.Passphrase
+	}
+	return ""
+}
+
+func (x *RotateRequest) GetOwn() bool {
+	if x != nil {
+		return x.Own
+	}
+	return false
+}
+
 // KeysText carries the key description as JSON: shown, never acted on.
 type KeysText struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1521,7 +1583,7 @@ type KeysText struct {
 
 func (x *KeysText) Reset() {
 	*x = KeysText{}
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1533,7 +1595,7 @@ func (x *KeysText) String() string {
 func (*KeysText) ProtoMessage() {}
 
 func (x *KeysText) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1546,7 +1608,7 @@ func (x *KeysText) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysText.ProtoReflect.Descriptor instead.
 func (*KeysText) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{23}
+	return file_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *KeysText) GetJson() []byte {
@@ -1565,7 +1627,7 @@ type KeyExport struct {
 
 func (x *KeyExport) Reset() {
 	*x = KeyExport{}
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1639,7 @@ func (x *KeyExport) String() string {
 func (*KeyExport) ProtoMessage() {}
 
 func (x *KeyExport) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1652,7 @@ func (x *KeyExport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyExport.ProtoReflect.Descriptor instead.
 func (*KeyExport) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{24}
+	return file_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *KeyExport) GetText() string {
@@ -1613,7 +1675,7 @@ type MountRequest struct {
 
 func (x *MountRequest) Reset() {
 	*x = MountRequest{}
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1687,7 @@ func (x *MountRequest) String() string {
 func (*MountRequest) ProtoMessage() {}
 
 func (x *MountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1700,7 @@ func (x *MountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountRequest.ProtoReflect.Descriptor instead.
 func (*MountRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{25}
+	return file_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MountRequest) GetView() string {
@@ -1692,7 +1754,7 @@ type Projection struct {
 
 func (x *Projection) Reset() {
 	*x = Projection{}
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1704,7 +1766,7 @@ func (x *Projection) String() string {
 func (*Projection) ProtoMessage() {}
 
 func (x *Projection) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1717,7 +1779,7 @@ func (x *Projection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Projection.ProtoReflect.Descriptor instead.
 func (*Projection) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{26}
+	return file_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Projection) GetId() string {
@@ -1784,7 +1846,7 @@ type ProjectionsRequest struct {
 
 func (x *ProjectionsRequest) Reset() {
 	*x = ProjectionsRequest{}
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1796,7 +1858,7 @@ func (x *ProjectionsRequest) String() string {
 func (*ProjectionsRequest) ProtoMessage() {}
 
 func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1809,7 +1871,7 @@ func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectionsRequest.ProtoReflect.Descriptor instead.
 func (*ProjectionsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{27}
+	return file_control_proto_rawDescGZIP(), []int{28}
 }
 
 type ProjectionList struct {
@@ -1821,7 +1883,7 @@ type ProjectionList struct {
 
 func (x *ProjectionList) Reset() {
 	*x = ProjectionList{}
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1833,7 +1895,7 @@ func (x *ProjectionList) String() string {
 func (*ProjectionList) ProtoMessage() {}
 
 func (x *ProjectionList) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1846,7 +1908,7 @@ func (x *ProjectionList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectionList.ProtoReflect.Descriptor instead.
 func (*ProjectionList) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{28}
+	return file_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ProjectionList) GetProjections() []*Projection {
@@ -1866,7 +1928,7 @@ type UnmountRequest struct {
 
 func (x *UnmountRequest) Reset() {
 	*x = UnmountRequest{}
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1878,7 +1940,7 @@ func (x *UnmountRequest) String() string {
 func (*UnmountRequest) ProtoMessage() {}
 
 func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1891,7 +1953,7 @@ func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountRequest.ProtoReflect.Descriptor instead.
 func (*UnmountRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{29}
+	return file_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UnmountRequest) GetRef() string {
@@ -1917,7 +1979,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_control_proto_msgTypes[30]
+	mi := &file_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +1991,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[30]
+	mi := &file_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2004,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{30}
+	return file_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WaitRequest) GetRef() string {
@@ -1960,7 +2022,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[31]
+	mi := &file_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2034,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[31]
+	mi := &file_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2047,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{31}
+	return file_control_proto_rawDescGZIP(), []int{32}
 }
 
 type StatusResponse struct {
@@ -2002,7 +2064,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[32]
+	mi := &file_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2014,7 +2076,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[32]
+	mi := &file_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2027,7 +2089,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{32}
+	return file_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -2080,7 +2142,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_control_proto_msgTypes[33]
+	mi := &file_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2092,7 +2154,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[33]
+	mi := &file_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2105,7 +2167,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{33}
+	return file_control_proto_rawDescGZIP(), []int{34}
 }
 
 // ErrorDetail rides in the details of a gRPC status: the error's kind, and
@@ -2121,7 +2183,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_control_proto_msgTypes[34]
+	mi := &file_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2133,7 +2195,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[34]
+	mi := &file_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2146,7 +2208,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{34}
+	return file_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ErrorDetail) GetKind() uint32 {
@@ -2294,7 +2356,14 @@ const file_control_proto_rawDesc = "" +
 	"\x03log\x18\x05 \x01(\x04R\x03log\x12\x17\n" +
 	"\alog_off\x18\x06 \x01(\x03R\x06logOff\x12\x10\n" +
 	"\x03why\x18\a \x01(\tR\x03why\"\r\n" +
-	"\vKeysRequest\"\x1e\n" +
+	"\vKeysRequest\"`\n" +
+	"\rRotateRequest\x12\x1d\n" +
+	"\n" +
+	"master_key\x18\x01 \x01(\tR\tmasterKey\x12\x1e\n" +
+	"\n" +
+	"passphrase\x18\x02 \x01(\tR\n" +
+	"passphrase\x12\x10\n" +
+	"\x03own\x18\x03 \x01(\bR\x03own\"\x1e\n" +
 	"\bKeysText\x12\x12\n" +
 	"\x04json\x18\x01 \x01(\fR\x04json\"\x1f\n" +
 	"\tKeyExport\x12\x12\n" +
@@ -2350,10 +2419,10 @@ const file_control_proto_rawDesc = "" +
 	"\vMaintenance\x12H\n" +
 	"\x05Usage\x12\x1e.space.control.v1.UsageRequest\x1a\x1f.space.control.v1.UsageResponse\x12>\n" +
 	"\x02GC\x12\x1b.space.control.v1.GCRequest\x1a\x19.space.control.v1.GCEvent0\x01\x12J\n" +
-	"\x06Verify\x12\x1f.space.control.v1.VerifyRequest\x1a\x1d.space.control.v1.VerifyEvent0\x012\xd8\x01\n" +
+	"\x06Verify\x12\x1f.space.control.v1.VerifyRequest\x1a\x1d.space.control.v1.VerifyEvent0\x012\xda\x01\n" +
 	"\x04Keys\x12E\n" +
-	"\bDescribe\x12\x1d.space.control.v1.KeysRequest\x1a\x1a.space.control.v1.KeysText\x12C\n" +
-	"\x06Rotate\x12\x1d.space.control.v1.KeysRequest\x1a\x1a.space.control.v1.KeysText\x12D\n" +
+	"\bDescribe\x12\x1d.space.control.v1.KeysRequest\x1a\x1a.space.control.v1.KeysText\x12E\n" +
+	"\x06Rotate\x12\x1f.space.control.v1.RotateRequest\x1a\x1a.space.control.v1.KeysText\x12D\n" +
 	"\x06Export\x12\x1d.space.control.v1.KeysRequest\x1a\x1b.space.control.v1.KeyExport2\xb4\x02\n" +
 	"\vProjections\x12E\n" +
 	"\x05Mount\x12\x1e.space.control.v1.MountRequest\x1a\x1c.space.control.v1.Projection\x12N\n" +
@@ -2376,7 +2445,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_control_proto_goTypes = []any{
 	(*Ref)(nil),                // 0: space.control.v1.Ref
 	(*Info)(nil),               // 1: space.control.v1.Info
@@ -2401,18 +2470,19 @@ var file_control_proto_goTypes = []any{
 	(*VerifyReport)(nil),       // 20: space.control.v1.VerifyReport
 	(*Damage)(nil),             // 21: space.control.v1.Damage
 	(*KeysRequest)(nil),        // 22: space.control.v1.KeysRequest
-	(*KeysText)(nil),           // 23: space.control.v1.KeysText
-	(*KeyExport)(nil),          // 24: space.control.v1.KeyExport
-	(*MountRequest)(nil),       // 25: space.control.v1.MountRequest
-	(*Projection)(nil),         // 26: space.control.v1.Projection
-	(*ProjectionsRequest)(nil), // 27: space.control.v1.ProjectionsRequest
-	(*ProjectionList)(nil),     // 28: space.control.v1.ProjectionList
-	(*UnmountRequest)(nil),     // 29: space.control.v1.UnmountRequest
-	(*WaitRequest)(nil),        // 30: space.control.v1.WaitRequest
-	(*StatusRequest)(nil),      // 31: space.control.v1.StatusRequest
-	(*StatusResponse)(nil),     // 32: space.control.v1.StatusResponse
-	(*ShutdownRequest)(nil),    // 33: space.control.v1.ShutdownRequest
-	(*ErrorDetail)(nil),        // 34: space.control.v1.ErrorDetail
+	(*RotateRequest)(nil),      // 23: space.control.v1.RotateRequest
+	(*KeysText)(nil),           // 24: space.control.v1.KeysText
+	(*KeyExport)(nil),          // 25: space.control.v1.KeyExport
+	(*MountRequest)(nil),       // 26: space.control.v1.MountRequest
+	(*Projection)(nil),         // 27: space.control.v1.Projection
+	(*ProjectionsRequest)(nil), // 28: space.control.v1.ProjectionsRequest
+	(*ProjectionList)(nil),     // 29: space.control.v1.ProjectionList
+	(*UnmountRequest)(nil),     // 30: space.control.v1.UnmountRequest
+	(*WaitRequest)(nil),        // 31: space.control.v1.WaitRequest
+	(*StatusRequest)(nil),      // 32: space.control.v1.StatusRequest
+	(*StatusResponse)(nil),     // 33: space.control.v1.StatusResponse
+	(*ShutdownRequest)(nil),    // 34: space.control.v1.ShutdownRequest
+	(*ErrorDetail)(nil),        // 35: space.control.v1.ErrorDetail
 }
 var file_control_proto_depIdxs = []int32{
 	2,  // 0: space.control.v1.PutRequest.header:type_name -> space.control.v1.PutHeader
@@ -2424,7 +2494,7 @@ var file_control_proto_depIdxs = []int32{
 	14, // 6: space.control.v1.VerifyEvent.progress:type_name -> space.control.v1.Progress
 	21, // 7: space.control.v1.VerifyEvent.damage:type_name -> space.control.v1.Damage
 	20, // 8: space.control.v1.VerifyEvent.report:type_name -> space.control.v1.VerifyReport
-	26, // 9: space.control.v1.ProjectionList.projections:type_name -> space.control.v1.Projection
+	27, // 9: space.control.v1.ProjectionList.projections:type_name -> space.control.v1.Projection
 	21, // 10: space.control.v1.ErrorDetail.damage:type_name -> space.control.v1.Damage
 	3,  // 11: space.control.v1.Capsules.Put:input_type -> space.control.v1.PutRequest
 	4,  // 12: space.control.v1.Capsules.Get:input_type -> space.control.v1.GetRequest
@@ -2439,14 +2509,14 @@ var file_control_proto_depIdxs = []int32{
 	15, // 21: space.control.v1.Maintenance.GC:input_type -> space.control.v1.GCRequest
 	18, // 22: space.control.v1.Maintenance.Verify:input_type -> space.control.v1.VerifyRequest
 	22, // 23: space.control.v1.Keys.Describe:input_type -> space.control.v1.KeysRequest
-	22, // 24: space.control.v1.Keys.Rotate:input_type -> space.control.v1.KeysRequest
+	23, // 24: space.control.v1.Keys.Rotate:input_type -> space.control.v1.RotateRequest
 	22, // 25: space.control.v1.Keys.Export:input_type -> space.control.v1.KeysRequest
-	25, // 26: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
-	27, // 27: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
-	29, // 28: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
-	30, // 29: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
-	31, // 30: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
-	33, // 31: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
+	26, // 26: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
+	28, // 27: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
+	30, // 28: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
+	31, // 29: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
+	32, // 30: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
+	34, // 31: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
 	1,  // 32: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
 	5,  // 33: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
 	1,  // 34: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
@@ -2459,15 +2529,15 @@ var file_control_proto_depIdxs = []int32{
 	13, // 41: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
 	16, // 42: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
 	19, // 43: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
-	23, // 44: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
-	23, // 45: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
-	24, // 46: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
-	26, // 47: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
-	28, // 48: space.control.v1.Projections.List:output_type -> space.control.v1.ProjectionList
-	26, // 49: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
-	26, // 50: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
-	32, // 51: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
-	32, // 52: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
+	24, // 44: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
+	24, // 45: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
+	25, // 46: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
+	27, // 47: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
+	29, // 48: space.control.v1.Projections.List:output_type -> space.control.v1.ProjectionList
+	27, // 49: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
+	27, // 50: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
+	33, // 51: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
+	33, // 52: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
 	32, // [32:53] is the sub-list for method output_type
 	11, // [11:32] is the sub-list for method input_type
 	11, // [11:11] is the sub-list for extension type_name
@@ -2486,7 +2556,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

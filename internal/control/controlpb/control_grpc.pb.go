@@ -637,7 +637,7 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type KeysClient interface {
 	Describe(ctx context.Context, in *KeysRequest, opts ...grpc.CallOption) (*KeysText, error)
-	Rotate(ctx context.Context, in *KeysRequest, opts ...grpc.CallOption) (*KeysText, error)
+	Rotate(ctx context.Context, in *RotateRequest, opts ...grpc.CallOption) (*KeysText, error)
 	Export(ctx context.Context, in *KeysRequest, opts ...grpc.CallOption) (*KeyExport, error)
 }
 
@@ -659,7 +659,7 @@ func (c *keysClient) Describe(ctx context.Context, in *KeysRequest, opts ...grpc
 	return out, nil
 }
 
-func (c *keysClient) Rotate(ctx context.Context, in *KeysRequest, opts ...grpc.CallOption) (*KeysText, error) {
+func (c *keysClient) Rotate(ctx context.Context, in *RotateRequest, opts ...grpc.CallOption) (*KeysText, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(KeysText)
 	err := c.cc.Invoke(ctx, Keys_Rotate_FullMethodName, in, out, cOpts...)
@@ -684,7 +684,7 @@ func (c *keysClient) Export(ctx context.Context, in *KeysRequest, opts ...grpc.C
 // for forward compatibility.
 type KeysServer interface {
 	Describe(context.Context, *KeysRequest) (*KeysText, error)
-	Rotate(context.Context, *KeysRequest) (*KeysText, error)
+	Rotate(context.Context, *RotateRequest) (*KeysText, error)
 	Export(context.Context, *KeysRequest) (*KeyExport, error)
 	mustEmbedUnimplementedKeysServer()
 }
@@ -699,7 +699,7 @@ type UnimplementedKeysServer struct{}
 func (UnimplementedKeysServer) Describe(context.Context, *KeysRequest) (*KeysText, error) {
 	return nil, status.Error(codes.Unimplemented, "method Describe not implemented")
 }
-func (UnimplementedKeysServer) Rotate(context.Context, *KeysRequest) (*KeysText, error) {
+func (UnimplementedKeysServer) Rotate(context.Context, *RotateRequest) (*KeysText, error) {
 	return nil, status.Error(codes.Unimplemented, "method Rotate not implemented")
 }
 func (UnimplementedKeysServer) Export(context.Context, *KeysRequest) (*KeyExport, error) {
@@ -745,7 +745,7 @@ func _Keys_Describe_Handler(srv interface{}, ctx context.Context, dec func(inter
 }
 
 func _Keys_Rotate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(KeysRequest)
+	in := new(RotateRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
@@ -757,7 +757,7 @@ func _Keys_Rotate_Handler(srv interface{}, ctx context.Context, dec func(interfa
 		FullMethod: Keys_Rotate_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(KeysServer).Rotate(ctx, req.(*KeysRequest))
+		return srv.(KeysServer).Rotate(ctx, req.(*RotateRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
