@@ -89,7 +89,8 @@ func (s *Store) put(ctx context.Context, req PutRequest, r io.Reader) (capsule.I
 	if err != nil {
 		return capsule.Info{}, err
 	}
-	if err := s.checkSpace(max(req.Size, 0)); err != nil {
+	// How much of it is new, and how far it shrinks, only storing it tells.
+	if err := s.checkSpace(0); err != nil {
 		return capsule.Info{}, err
 	}
 	p := s.newPutter(policy)
