@@ -2,7 +2,7 @@
 
 GO      ?= go
 PREFIX  ?= /usr/local
-VERSION := $(shell git describe --tags --dirty 2>/dev/null)
+VERSION := $(shell git describe --tags --dirty 2>/dev/null || echo devel-$$(git rev-parse --short=12 HEAD))
 
 .DEFAULT_GOAL := help
 .PHONY: help build install demo test quick bench lint fuzz nightly generate clean

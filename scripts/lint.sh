@@ -1,49 +1,45 @@
 #!/usr/bin/env bash
 # All static checks. Prints what is wrong; exit code 0 means that nothing is.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 bad=0
-check() { # what, command...
-	echo "lint: $1"
-	"${@:2}" || bad=1
+begin() { echo "lint: $*"; }
+wrong() {
+	bad=1
+	(($# == 0)) || echo "$*"
 }
 
-formatted() {
-	local files
-	files=$(gofmt -l -s $(git ls-files '*.go'))
-	[[ -z $files ]] || { printf 'not as gofmt -s writes it: %s\n' $files && return 1; }
-}
+begin "gofmt -s"
+unformatted=$(git ls-files -z '*.go' | xargs -0 gofmt -l -s) || wrong
+[[ -z $unformatted ]] || wrong "gofmt -s -w would change: $unformatted"
 
-# What protoc makes of control.proto must be what is committed, but for the
-# version of protoc itself, which its header names.
-generated() {
-	local dir=internal/control/controlpb out
-	if ! command -v protoc >/dev/null; then
-		echo "skipped: no protoc here (Debian: protobuf-compiler)"
-		return
-	fi
-	out=$(mktemp -d)
-	scripts/protoc.sh "$out" && for f in "$out"/*.go; do
-		diff -I '^//.*protoc ' "$f" "$dir/$(basename "$f")" || { echo "$dir is out of date: make generate" && false; } || break
+begin "go vet"
+go vet ./... || wrong
+
+begin staticcheck
+go tool staticcheck ./... || wrong
+
+begin "rules of the house (internal/lint)"
+go test ./internal/lint || wrong
+
+begin "generated code"
+if command -v protoc >/dev/null; then
+	# Headers name the version of protoc itself, which may differ.
+	fresh=$(mktemp -d)
+	scripts/protoc.sh "$fresh" || wrong
+	for f in "$fresh"/*.go; do
+		diff -I '^//.*protoc ' "internal/control/controlpb/${f##*/}" "$f" || wrong "${f##*/} is out of date: make generate"
 	done
-	local result=$?
-	rm -rf "$out"
-	return $result
-}
+	rm -rf "$fresh"
+else
+	echo "skipped: no protoc here (Debian: protobuf-compiler)"
+fi
 
-shell() {
-	if ! command -v shellcheck >/dev/null; then
-		echo "skipped: no shellcheck here"
-		return
-	fi
-	shellcheck scripts/*.sh .ci/run
-}
-
-check gofmt formatted
-check "go vet" go vet ./...
-check "staticcheck" go tool staticcheck ./...
-check "rules of the house (internal/lint)" go test ./internal/lint
-check "generated code" generated
-check shellcheck shell
+begin shellcheck
+if command -v shellcheck >/dev/null; then
+	shellcheck scripts/*.sh .ci/run || wrong
+else
+	echo "skipped: no shellcheck here"
+fi
 exit $bad

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# usage: scripts/need.sh COMMAND[:PACKAGE]...
-# Installs the Debian packages of those commands that this machine lacks, and says so.
+# usage: scripts/need.sh COMMAND-OR-FILE:PACKAGE...
+# Installs the Debian packages of those that this machine lacks, and says so.
 set -euo pipefail
 
 packages=()
 for pair in "$@"; do
-	PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || packages+=("${pair##*:}")
+	what=${pair%%:*}
+	[[ -e $what ]] || PATH=$PATH:/usr/sbin:/sbin command -v "$what" >/dev/null || packages+=("${pair##*:}")
 done
 if ((${#packages[@]} == 0)); then
 	exit 0

@@ -101,20 +101,17 @@ func (f *fileSystem) list(cancel <-chan struct{}, in *gofuse.ReadIn, add func(e 
 			off++
 		}
 	}
-	found := new(struct {
-		entries []DirEntry
-		err     error
-	})
-	if !await(&in.InHeader, cancel, func(ctx context.Context) {
-		found.entries, found.err = d.from(ctx, f, off-dots, in.Offset == 0)
-	}) {
+	ctx, rq := f.requests.beginContext(&in.InHeader, cancel)
+	defer rq.finish()
+	entries, err := d.from(ctx, f, off-dots, in.Offset == 0)
+	if !rq.finish() {
 		return gofuse.EINTR
 	}
-	if found.err != nil {
-		return f.fail("list", d.path, found.err)
+	if err != nil {
+		return f.fail("list", d.path, err)
 	}
-	for i := range found.entries {
-		de := &found.entries[i]
+	for i := range entries {
+		de := &entries[i]
 		off++
 		p := join(d.path, de.Name)
 		e := gofuse.DirEntry{Name: de.Name, Mode: syscall.S_IFREG, Ino: capsuleIno(de.Info.ID), Off: uint64(off)}

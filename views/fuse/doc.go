@@ -33,7 +33,15 @@
 // The kernel reports every signal that a waiting process gets, harmless ones
 // too. As on a disk or NFS, only a fatal one ends the wait: a read that failed
 // for SIGURG or SIGWINCH would surprise programs, and kill them where the read
-// was a page fault.
+// was a page fault. A killed process can't go before its requests are answered,
+// so those that wait for the store are answered in their handlers' place.
+//
+// # Sequential reading
+//
+// A handle that is read from one end to the other gets a stream: the store
+// decodes ahead on all cores, as it does for a whole copy, and READ requests
+// are answered from what is decoded. Streams are few, bounded in memory, and
+// end when their reader pauses; reading goes on without them, with prefetching.
 //
 // # Damage
 //

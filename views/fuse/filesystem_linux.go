@@ -44,14 +44,14 @@ type fileSystem struct {
 	uid, gid uint32
 	started  time.Time
 
-	nodes   *nodeTable
-	lookups atomic.Int64 // new references since the last pruning
-	prune   chan struct{}
-	handles handleTable
-	retries retries
-	dirs    dirTable
-	streams atomic.Int64 // handles that are read sequentially
-	buffers bufferPool
+	nodes    *nodeTable
+	lookups  atomic.Int64 // new references since the last pruning
+	prune    chan struct{}
+	handles  handleTable
+	retries  retries
+	dirs     dirTable
+	streams  atomic.Int64 // handles that are read sequentially
+	requests inflight
 }
 
 func newFileSystem(store Store, only capsule.ID, log *slog.Logger) *fileSystem {
@@ -90,69 +90,41 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, req *gofuse.InHeader, name s
 		return gofuse.Status(syscall.ENAMETOOLONG)
 	}
 	p := join(parent.path, name)
-	again := f.retries.expected(req.Pid, p)
-	found := new(struct {
-		info capsule.Info
-		dir  bool
-		err  error
-		pin  pin
-	})
-	if !await(req, cancel, func(ctx context.Context) {
-		found.info, found.dir, found.err = f.find(ctx, p)
-		if again && found.err == nil && !found.dir {
-			found.pin.set(f.store.Open(ctx, found.info.ID))
+	ctx, rq := f.requests.beginContext(req, cancel)
+	defer rq.finish()
+	info, dir, err := f.find(ctx, p)
+	var pinned Reader
+	if err == nil && !dir && f.retries.expected(req.Pid, p) {
+		if pinned, err = f.store.Open(ctx, info.ID); err == nil && f.shows(pinned, p) {
+			info = pinned.Info()
+		} else if err == nil { // renamed just now
+			pinned.Close()
+			pinned = nil
 		}
-	}) {
-		found.pin.abandon()
+	}
+	if !rq.finish() {
+		if pinned != nil {
+			pinned.Close()
+		}
 		return gofuse.EINTR
 	}
-	switch kind := capsule.KindOf(found.err); {
-	case found.err == nil:
+	switch kind := capsule.KindOf(err); {
+	case err == nil:
 	case kind == capsule.NotFound || kind == capsule.Invalid:
 		return gofuse.ENOENT // what can't be a name has no file
 	default:
-		return f.fail("look up", p, found.err)
+		return f.fail("look up", p, err)
 	}
-	pinned := found.pin.r
-	if pinned != nil && f.shows(pinned, p) {
-		f.fillEntry(out, p, pinned.Info(), false)
+	f.fillEntry(out, p, info, dir)
+	if pinned != nil {
 		f.retries.pin(req.Pid, p, out.NodeId, pinned)
-		return gofuse.OK
 	}
-	if pinned != nil { // renamed just now
-		pinned.Close()
-	}
-	f.fillEntry(out, p, found.info, found.dir)
 	return gofuse.OK
 }
 
 // shows reports whether what r reads is at path p.
 func (f *fileSystem) shows(r Reader, p string) bool {
 	return !f.only.IsZero() || r.Info().Name == p
-}
-
-// pin is a Reader that one goroutine opens for another, which may give up.
-type pin struct {
-	r     Reader
-	taken atomic.Bool // by whoever is first: the end of the opening, or the giving up
-}
-
-// set keeps the outcome of an Open, and closes it if nobody waits any more.
-func (p *pin) set(r Reader, err error) error {
-	if err == nil {
-		p.r = r
-	}
-	if !p.taken.CompareAndSwap(false, true) && err == nil {
-		r.Close()
-	}
-	return err
-}
-
-// abandon closes the Reader, now or when it comes.
-func (p *pin) abandon() {
-	if !p.taken.CompareAndSwap(false, true) && p.r != nil {
-		p.r.Close()
-	}
 }
 
 // fillEntry answers a lookup: it takes a reference for the kernel.
@@ -249,32 +221,28 @@ func (f *fileSystem) Statx(_ <-chan struct{}, in *gofuse.StatxIn, out *gofuse.St
 
 // StatFs shows a full disk with the logical size of what is projected.
 func (f *fileSystem) StatFs(cancel <-chan struct{}, req *gofuse.InHeader, out *gofuse.StatfsOut) gofuse.Status {
-	found := new(struct {
-		bytes, files int64
-		err          error
-	})
-	if !await(req, cancel, func(ctx context.Context) {
-		if f.only.IsZero() {
-			var u capsule.Usage
-			u, found.err = f.store.Usage(ctx)
-			found.bytes, found.files = u.LogicalBytes, u.Capsules
-			return
-		}
+	ctx, rq := f.requests.beginContext(req, cancel)
+	defer rq.finish()
+	var bytes, files int64
+	var err error
+	if f.only.IsZero() {
+		var u capsule.Usage
+		u, err = f.store.Usage(ctx)
+		bytes, files = u.LogicalBytes, u.Capsules
+	} else {
 		var info capsule.Info
-		info, found.err = f.store.Info(ctx, f.only)
-		found.bytes, found.files = info.Size, 1
-		if capsule.KindOf(found.err) == capsule.NotFound { // removed: nothing is left
-			found.files, found.err = 0, nil
+		info, err = f.store.Info(ctx, f.only)
+		bytes, files = info.Size, 1
+		if capsule.KindOf(err) == capsule.NotFound { // removed: nothing is left
+			files, err = 0, nil
 		}
-	}) {
-		return gofuse.EINTR
 	}
-	if found.err != nil {
-		return f.fail("statfs", "", found.err)
+	if err != nil {
+		return f.fail("statfs", "", err)
 	}
 	out.Bsize, out.Frsize = blockSize, blockSize
-	out.Blocks = (uint64(found.bytes) + blockSize - 1) / blockSize
-	out.Files = uint64(found.files)
+	out.Blocks = (uint64(bytes) + blockSize - 1) / blockSize
+	out.Files = uint64(files)
 	out.NameLen = capsule.MaxComponent
 	return gofuse.OK
 }
@@ -290,17 +258,15 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse
 	if in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return gofuse.EROFS
 	}
-	opened := new(struct {
-		pin pin
-		err error
-	})
-	if !await(&in.InHeader, cancel, func(ctx context.Context) {
-		opened.err = opened.pin.set(f.openVersion(ctx, n))
-	}) {
-		opened.pin.abandon()
+	ctx, rq := f.requests.beginContext(&in.InHeader, cancel)
+	defer rq.finish()
+	r, err := f.openVersion(ctx, n)
+	if !rq.finish() {
+		if err == nil {
+			r.Close()
+		}
 		return gofuse.EINTR
 	}
-	r, err := opened.pin.r, opened.err
 	pinned := f.retries.take(in.Pid, n.id)
 	switch {
 	case err == errNotCurrent && pinned != nil:

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -85,21 +86,30 @@ type mount struct {
 // serve starts to answer the kernel on fd, which it takes over, and returns
 // when the mount is ready.
 func (m *mount) serve(f *fileSystem, fd int) error {
+	if err := f.requests.open(fd); err != nil {
+		return capsule.Wrap(capsule.IO, err, "duplicate the descriptor of the mount at %s", m.target)
+	}
 	// go-fuse takes an open /dev/fuse by this name. We mount ourselves to see
 	// what fusermount3 has to say when it fails.
 	server, err := gofuse.NewServer(f, fmt.Sprintf("/dev/fd/%d", fd), &gofuse.MountOptions{
-		FsName:               "space",
-		Name:                 "space",
-		MaxWrite:             maxRead,
-		MaxBackground:        maxBackground,
-		MaxReadAhead:         readAheadKB << 10,
-		DisableXAttrs:        true,
-		DisableSplice:        true, // our data is in memory, not in a file
-		ExtraCapabilities:    gofuse.CAP_READDIRPLUS_AUTO,
-		DisabledCapabilities: gofuse.CAP_AUTO_INVAL_DATA, // a node's content never changes
+		FsName:            "space",
+		Name:              "space",
+		MaxWrite:          maxRead,
+		MaxBackground:     maxBackground,
+		MaxReadAhead:      readAheadKB << 10,
+		DisableXAttrs:     true,
+		DisableSplice:     true, // our data is in memory, not in a file
+		ExtraCapabilities: gofuse.CAP_READDIRPLUS_AUTO,
+		// A node's content never changes, and no file backs it.
+		DisabledCapabilities: gofuse.CAP_AUTO_INVAL_DATA | gofuse.CAP_PASSTHROUGH,
 		Logger:               slog.NewLogLogger(f.log.Handler(), slog.LevelDebug),
+		PanicHandler: func(p any) gofuse.Status { // one bad request must not take all mounts down
+			f.log.Error("panic in a FUSE request", "panic", p, "stack", string(debug.Stack()))
+			return gofuse.EIO
+		},
 	})
 	if err != nil {
+		f.requests.close()
 		return capsule.Wrap(capsule.IO, err, "speak FUSE with the kernel for %s", m.target)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -114,6 +124,7 @@ func (m *mount) serve(f *fileSystem, fd int) error {
 		notifying.Wait()
 		f.handles.closeAll()
 		f.retries.closeAll()
+		f.requests.close()
 		close(m.done)
 	}()
 

@@ -21,8 +21,8 @@ type handle struct {
 	// stream decodes ahead while the reading is sequential.
 	stream atomic.Pointer[stream]
 
-	// refs counts the open itself and the reads under way, of which some may
-	// outlast it: those that a killed process no longer waits for.
+	// refs counts the open itself, its stream, and the reads under way, of
+	// which some may outlast it: those that a killed process doesn't wait for.
 	refs atomic.Int32
 }
 
@@ -116,30 +116,23 @@ func (t *handleTable) closeAll() {
 
 func (f *fileSystem) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) { f.handles.close(in.Fh) }
 
-// Read fills a buffer of ours instead of go-fuse's, which is used again as
-// soon as the request is answered: a read that is given up goes on writing.
-// The kernel gets the buffer itself, so this costs no copy.
-func (f *fileSystem) Read(cancel <-chan struct{}, in *gofuse.ReadIn, _ []byte) (gofuse.ReadResult, gofuse.Status) {
+func (f *fileSystem) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
 	h := f.handles.use(in.Fh)
 	if h == nil {
 		return nil, gofuse.EBADF
 	}
+	defer h.release()
 	off := int64(in.Offset)
 	if off < 0 || off >= h.info.Size {
-		h.release()
 		return gofuse.ReadResultData(nil), gofuse.OK
 	}
 	size := min(int64(in.Size), h.info.Size-off)
+
+	rq := f.requests.begin(&in.InHeader, cancel)
+	defer rq.finish()
 	ahead, n := h.ra.plan(off, size, h.info.Size)
 	if s := h.stream.Load(); s != nil {
-		parts, alive := s.read(cancel, in.Pid, off, size)
-		if parts != nil || !alive {
-			h.release()
-		}
-		if !alive {
-			return nil, gofuse.EINTR
-		}
-		if parts != nil {
+		if parts := s.read(off, size); parts != nil {
 			return parts, gofuse.OK
 		}
 		if n > 0 { // the reader goes on elsewhere
@@ -149,17 +142,17 @@ func (f *fileSystem) Read(cancel <-chan struct{}, in *gofuse.ReadIn, _ []byte) (
 	if n > 0 {
 		h.decodeAhead(ahead, n)
 	}
-	rd := f.buffers.get(int(size))
-	rd.h, rd.off = h, off
-	go rd.run()
-	if !waitUnlessKilled(rd.done, cancel, in.Pid) {
-		return nil, gofuse.EINTR // rd is left to its goroutine
+	buf = buf[:size]
+	k, err := h.r.ReadAt(buf, off)
+	switch {
+	case k == len(buf) && (err == nil || err == io.EOF):
+		return gofuse.ReadResultData(buf), gofuse.OK
+	case err == nil || err == io.EOF:
+		// To the kernel a short answer is the end of the file, and it would
+		// fill the rest with zeros.
+		err = capsule.Errorf(capsule.Other, "the store returned %d of %d bytes at %d", k, size, off)
 	}
-	if err := rd.err; err != nil {
-		rd.Done()
-		return nil, f.failRead(h.info, off, size, err)
-	}
-	return rd, gofuse.OK
+	return nil, f.failRead(h.info, off, size, err)
 }
 
 // failRead logs why a read failed and returns what the reader gets.
@@ -176,64 +169,3 @@ func (f *fileSystem) failRead(info capsule.Info, off, size int64, err error) gof
 	}
 	return gofuse.EIO
 }
-
-// reading is one READ request's buffer and outcome.
-type reading struct {
-	pool *sync.Pool
-	buf  []byte
-	vec  [1][]byte // the part of buf that is asked for
-	h    *handle
-	off  int64
-	err  error
-	done chan struct{}
-}
-
-// run reads, and tells done.
-func (rd *reading) run() {
-	h := rd.h
-	rd.h = nil
-	defer h.release() // after done: rd may be in use again by then
-	defer func() { rd.done <- struct{}{} }()
-	defer caught(&rd.err)
-	want := len(rd.vec[0])
-	n, err := h.r.ReadAt(rd.vec[0], rd.off)
-	switch {
-	case n == want && err == io.EOF:
-		err = nil
-	case n < want && (err == nil || err == io.EOF):
-		// To the kernel a short answer is the end of the file, and it would
-		// fill the rest with zeros.
-		err = capsule.Errorf(capsule.Other, "the store returned %d of %d bytes at %d", n, want, rd.off)
-	}
-	rd.err = err
-}
-
-// Slices makes go-fuse write straight from the buffer, and call Done after.
-func (rd *reading) Slices() ([][]byte, gofuse.Status) { return rd.vec[:], gofuse.OK }
-
-// Bytes, Size and Done make a gofuse.ReadResult of it.
-func (rd *reading) Bytes([]byte) ([]byte, gofuse.Status) { return rd.vec[0], gofuse.OK }
-func (rd *reading) Size() int                            { return len(rd.vec[0]) }
-func (rd *reading) Done()                                { rd.pool.Put(rd) }
-
-// bufferPool recycles buffers in two sizes: random reads are mostly one page,
-// sequential ones as large as they get.
-type bufferPool struct{ small, large sync.Pool }
-
-const smallBuffer = 16 << 10
-
-func (p *bufferPool) get(size int) *reading {
-	pool, full := &p.small, smallBuffer
-	if size > full {
-		pool, full = &p.large, max(size, maxRead)
-	}
-	rd, _ := pool.Get().(*reading)
-	if rd == nil {
-		rd = &reading{pool: pool, buf: make([]byte, full), done: make(chan struct{}, 1)}
-	}
-	rd.vec[0] = rd.buf[:size]
-	rd.err = nil
-	return rd
-}
-
-var _ gofuse.ReadResult = (*reading)(nil)

@@ -177,14 +177,13 @@ func (s *streamWriter) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// read returns the content [off, off+size), once it is decoded. It returns nil
-// where the stream does not have it and will not, and reports false when the
-// process that asks is being killed.
-func (s *stream) read(cancel <-chan struct{}, pid uint32, off, size int64) (*streamed, bool) {
+// read returns the content [off, off+size), once it is decoded; nil where the
+// stream does not have it and will not.
+func (s *stream) read(off, size int64) *streamed {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if off < s.first || off > s.end+maxWindow {
-		return nil, true
+		return nil
 	}
 	s.used = time.Now()
 	if off+size > s.front {
@@ -193,19 +192,16 @@ func (s *stream) read(cancel <-chan struct{}, pid uint32, off, size int64) (*str
 	}
 	for off+size > s.end {
 		if s.ended {
-			return nil, true
+			return nil
 		}
 		s.waiting = true
 		moved := s.moved
 		s.mu.Unlock()
-		alive := waitUnlessKilled(moved, cancel, pid)
+		<-moved
 		s.mu.Lock()
-		if !alive {
-			return nil, false
-		}
 	}
 	if off < s.first {
-		return nil, true
+		return nil
 	}
 	parts := new(streamed)
 	for at := off; at < off+size; {
@@ -213,7 +209,7 @@ func (s *stream) read(cancel <-chan struct{}, pid uint32, off, size int64) (*str
 		c := s.chunks[i]
 		if c == nil { // read before
 			parts.Done()
-			return nil, true
+			return nil
 		}
 		from := (at - s.first) % chunkSize
 		to := min(from+off+size-at, chunkSize)
@@ -222,7 +218,7 @@ func (s *stream) read(cancel <-chan struct{}, pid uint32, off, size int64) (*str
 		c.left -= int(to - from)
 	}
 	s.drop()
-	return parts, true
+	return parts
 }
 
 // drop lets go of chunks that were read, or are so far behind that the kernel

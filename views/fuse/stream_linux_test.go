@@ -13,7 +13,7 @@ import (
 // readRequest sends a READ as the kernel does, without one.
 func readRequest(f *fileSystem, fh uint64, off, size int64) ([]byte, gofuse.Status) {
 	in := &gofuse.ReadIn{Fh: fh, Offset: uint64(off), Size: uint32(size)}
-	res, st := f.Read(nil, in, nil)
+	res, st := f.Read(nil, in, make([]byte, size))
 	if !st.Ok() {
 		return nil, st
 	}

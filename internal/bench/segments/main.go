@@ -7,8 +7,9 @@
 //
 // Without files it works on two corpora of at most -limit MiB each: a tar of
 // the Go distribution's source tree, and one of the ELF files in /usr/bin and
-// /usr/lib. Rates are per second of CPU time of one thread, the best of three
-// passes, so that what else runs on the machine disturbs little.
+// /usr/lib. Rates are per second of CPU time of one thread, and each piece of
+// work counts with the fastest of several passes, so that what else runs on the
+// machine disturbs little.
 package main
 
 import (
@@ -128,6 +129,16 @@ func total(list [][]byte) (n int) {
 	return n
 }
 
+// around is the mean length of the chunk that a random byte lies in, which is
+// what a random read pays for. It exceeds the mean length of the chunks the
+// more, the more these differ.
+func around(list [][]byte) (n float64) {
+	for _, p := range list {
+		n += float64(len(p)) * float64(len(p))
+	}
+	return n / float64(total(list))
+}
+
 // overhead is what a record holds beside its compressed bytes.
 const overhead = pipeline.HeaderSize + 16
 
@@ -160,10 +171,19 @@ func codecs(maxChunk int) ([]codec, error) {
 	return list, nil
 }
 
+// storedBytes is what encoded chunks take in a log, where each is stored plain
+// if encoding has not made it smaller.
+func storedBytes(records, plain [][]byte) (n int) {
+	for i, r := range records {
+		n += overhead + min(len(r), len(plain[i]))
+	}
+	return n
+}
+
 // sizes prints the table of segment sizes for one corpus.
 func sizes(data []byte, dir string) error {
 	space := newTable("average, KiB", "segments", "mean, KiB", "unique, MB", "s2, MB", "zstd:1, MB", "zstd:3, MB", "zstd:7, MB", "DUP adds", "DUP adds, s2, MB")
-	speed := newTable("average, KiB", "s2", "zstd:1", "zstd:3", "zstd:7", "s2", "zstd:1", "zstd:3", "zstd:7", "s2, µs", "zstd:3, µs", "zstd:3 cold, µs")
+	speed := newTable("average, KiB", "s2", "zstd:1", "zstd:3", "zstd:7", "s2", "zstd:1", "zstd:3", "zstd:7", "s2, µs", "s2 cold", "zstd:3, µs", "zstd:3 cold")
 	dup := duplicate(data)
 	for _, kib := range []int{16, 32, 64, 128, 256, 512, 1024} {
 		avg := kib << 10
@@ -183,42 +203,37 @@ func sizes(data []byte, dir string) error {
 			return err
 		}
 		var stored, enc, dec, reads []string
-		freshStored := 0
+		added := 0
 		for _, c := range all {
-			records, rate := encodeAll(c, uniq)
-			n := 0
-			for i, r := range records {
-				n += overhead + min(len(r), len(uniq[i]))
-			}
-			stored = append(stored, fmt.Sprintf("%.1f", mb(n)))
-			enc = append(enc, fmt.Sprintf("%.0f", rate))
-			rate, err := decodeAll(c, records, uniq)
+			records, rate, err := encodeAll(c, uniq)
 			if err != nil {
 				return err
 			}
+			stored = append(stored, fmt.Sprintf("%.1f", mb(storedBytes(records, uniq))))
+			enc = append(enc, fmt.Sprintf("%.0f", rate))
+			if rate, err = decodeAll(c, records, uniq); err != nil {
+				return err
+			}
 			dec = append(dec, fmt.Sprintf("%.0f", rate))
-			switch c.name {
-			case "s2":
-				records, _ := encodeAll(c, fresh)
-				for i, r := range records {
-					freshStored += overhead + min(len(r), len(fresh[i]))
-				}
-				hot, _, err := randomReads(dir, c, sealAll(c, uniq), uniq)
+			if c.name != "s2" && c.name != "zstd:3" {
+				continue
+			}
+			hot, cold, err := randomReads(dir, c, sealAll(records), uniq)
+			if err != nil {
+				return err
+			}
+			reads = append(reads, micros(hot), micros(cold))
+			if c.name == "s2" {
+				records, _, err := encodeAll(c, fresh)
 				if err != nil {
 					return err
 				}
-				reads = append(reads, micros(hot))
-			case "zstd:3":
-				hot, cold, err := randomReads(dir, c, sealAll(c, uniq), uniq)
-				if err != nil {
-					return err
-				}
-				reads = append(reads, micros(hot), micros(cold))
+				added = storedBytes(records, fresh)
 			}
 		}
 		mean := float64(total(uniq)) / float64(len(uniq)) / 1024
 		space.row(slices.Concat([]string{fmt.Sprint(kib), fmt.Sprint(len(list)), fmt.Sprintf("%.1f", mean), fmt.Sprintf("%.1f", mb(total(uniq)))},
-			stored, []string{percent(total(fresh), len(data)), fmt.Sprintf("%.1f", mb(freshStored))})...)
+			stored, []string{percent(total(fresh), len(data)), fmt.Sprintf("%.1f", mb(added))})...)
 		speed.row(slices.Concat([]string{fmt.Sprint(kib)}, enc, dec, reads)...)
 	}
 	fmt.Printf("Space:\n\n%s\nSpeed: encoding (4 columns) and decoding (4), MB of plain bytes per CPU second; a random read of 4 KiB.\n\n%s\n", space, speed)
@@ -227,20 +242,26 @@ func sizes(data []byte, dir string) error {
 
 // algorithms compares chunkers at pipeline's sizes.
 func algorithms(data []byte) error {
-	t := newTable("chunker", "MB/s", "segments", "mean, KiB", "unique, MB", "DUP adds", "100 insertions add")
+	t := newTable("chunker", "MB/s", "segments", "mean, KiB", "around a byte, KiB", "unique, MB", "DUP adds", "100 insertions add")
 	dup, ins := duplicate(data), insertions(data)
 	for _, algo := range []string{algorithm, "fastcdc-v1.0.0"} {
-		var list [][]byte
-		rate, err := best(len(data), func() (err error) {
-			list, err = cut(algo, pipeline.AvgChunk, data)
+		const piece = 4 << 20
+		d, err := fastest(len(data)/piece, cpuTime, nil, func(i int) error {
+			_, err := cut(algo, pipeline.AvgChunk, data[i*piece:][:piece])
 			return err
 		})
 		if err != nil {
 			return err
 		}
+		rate := mb(len(data)/piece*piece) / d.Seconds()
+		list, err := cut(algo, pipeline.AvgChunk, data)
+		if err != nil {
+			return err
+		}
 		uniq := unique(list, ids{})
 		row := []string{algo, fmt.Sprintf("%.0f", rate), fmt.Sprint(len(list)),
-			fmt.Sprintf("%.1f", float64(len(data))/float64(len(list))/1024), fmt.Sprintf("%.1f", mb(total(uniq)))}
+			fmt.Sprintf("%.1f", float64(len(data))/float64(len(list))/1024), fmt.Sprintf("%.1f", around(list)/1024),
+			fmt.Sprintf("%.1f", mb(total(uniq)))}
 		for _, changed := range [][]byte{dup, ins} {
 			seen := ids{}
 			unique(list, seen)
@@ -287,22 +308,18 @@ func insertions(data []byte) []byte {
 	return append(out, data[from:]...)
 }
 
-// encodeAll returns the encoded chunks, one slice for all, and MB/s.
-func encodeAll(c codec, list [][]byte) ([][]byte, float64) {
+// encodeAll returns the encoded chunks and MB/s.
+func encodeAll(c codec, list [][]byte) ([][]byte, float64, error) {
 	buf := make([]byte, 0, s2.MaxEncodedLen(longest(list)))
-	arena := make([]byte, 0, total(list)+total(list)/8+1<<20)
-	var out [][]byte
-	rate, _ := best(total(list), func() error {
-		out, arena = out[:0], arena[:0]
-		for _, p := range list {
-			q := c.encode(buf, p)
-			n := len(arena)
-			arena = append(arena, q...)
-			out = append(out, arena[n:len(arena):len(arena)])
-		}
+	out := make([][]byte, len(list))
+	d, err := fastest(len(list), cpuTime, nil, func(i int) error {
+		buf = c.encode(buf, list[i])
 		return nil
 	})
-	return out, rate
+	for i, p := range list {
+		out[i] = bytes.Clone(c.encode(buf, p))
+	}
+	return out, mb(total(list)) / d.Seconds(), err
 }
 
 func longest(list [][]byte) (n int) {
@@ -314,52 +331,68 @@ func longest(list [][]byte) (n int) {
 
 func decodeAll(c codec, records, plain [][]byte) (float64, error) {
 	buf := make([]byte, 0, longest(plain))
-	return best(total(plain), func() error {
-		for i, r := range records {
-			p, err := c.decode(buf[:0:len(plain[i])], r)
-			if err != nil {
-				return err
-			}
-			if len(p) != len(plain[i]) {
-				return fmt.Errorf("%s decoded %d bytes, not %d", c.name, len(p), len(plain[i]))
-			}
+	d, err := fastest(len(records), cpuTime, nil, func(i int) error {
+		p, err := c.decode(buf[:0:len(plain[i])], records[i])
+		if err == nil && len(p) != len(plain[i]) {
+			err = fmt.Errorf("%s decoded %d bytes, not %d", c.name, len(p), len(plain[i]))
 		}
-		return nil
+		return err
 	})
+	return mb(total(plain)) / d.Seconds(), err
 }
 
-// best returns MB of n bytes per CPU second: the best of three passes.
-func best(n int, fn func() error) (float64, error) {
-	var d time.Duration
-	for i := range 3 {
+// passes is how often each piece of work is done.
+const passes = 5
+
+// fastest does n pieces of work and returns the sum of the least times that
+// they took in any of the passes.
+func fastest(n int, clock func() time.Duration, before func() error, work func(i int) error) (time.Duration, error) {
+	least := make([]time.Duration, n)
+	for pass := range passes {
 		runtime.GC()
-		start := cpuTime()
-		if err := fn(); err != nil {
-			return 0, err
-		}
-		if t := cpuTime() - start; i == 0 || t < d {
-			d = t
+		for i := range n {
+			if before != nil {
+				if err := before(); err != nil {
+					return 0, err
+				}
+			}
+			start := clock()
+			if err := work(i); err != nil {
+				return 0, err
+			}
+			if d := clock() - start; pass == 0 || d < least[i] {
+				least[i] = d
+			}
 		}
 	}
-	return mb(n) / max(d, 1).Seconds(), nil
+	var sum time.Duration
+	for _, d := range least {
+		sum += d
+	}
+	return max(sum, 1), nil
 }
 
+// cpuTime is what this thread has used of the processor.
 func cpuTime() time.Duration {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
 		panic(err) // only for arguments that make no sense
 	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	return time.Duration(t.Nano())
 }
 
-// sealAll seals chunks as a store would: encode and encrypt.
-func sealAll(c codec, list [][]byte) [][]byte {
-	records, _ := encodeAll(c, list)
+var begin = time.Now()
+
+func wallTime() time.Duration { return time.Since(begin) }
+
+// sealAll encrypts encoded chunks, as a store would.
+func sealAll(records [][]byte) [][]byte {
+	out := make([][]byte, len(records))
 	g := newGCM()
 	for i, r := range records {
-		records[i] = g.Seal(nil, nonce(i), r, nil)
+		out[i] = g.Seal(nil, nonce(i), r, nil)
 	}
-	return records
+	return out
 }
 
 func newGCM() cipher.AEAD {
@@ -401,8 +434,13 @@ func randomReads(dir string, c codec, records, plain [][]byte) (hot, cold time.D
 	g := newGCM()
 	rec, buf, page := make([]byte, biggest), make([]byte, 0, longest(plain)), make([]byte, 4096)
 	rnd := rand.New(rand.NewPCG(3, 4))
-	read := func() error {
-		off := rnd.IntN(size)
+	const n = 300
+	places := make([]int, n)
+	for i := range places {
+		places[i] = rnd.IntN(size)
+	}
+	read := func(k int) error {
+		off := places[k]
 		i, ok := slices.BinarySearch(starts, off)
 		if !ok {
 			i--
@@ -420,34 +458,17 @@ func randomReads(dir string, c codec, records, plain [][]byte) (hot, cold time.D
 		copy(page, p[min(off-starts[i], max(len(p)-len(page), 0)):])
 		return nil
 	}
-	const n = 500
-	rate, err := best(n, func() error {
-		for range n {
-			if err := read(); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	hot, err = fastest(n, cpuTime, nil, read)
 	if err != nil {
 		return 0, 0, err
 	}
-	hot = time.Duration(1e9 / (rate * 1e6))
 	if err := f.Sync(); err != nil { // dirty pages stay in the cache
 		return 0, 0, err
 	}
-	for range n {
-		// Before each read, so that none profits from the kernel's readahead for another.
-		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
-			return 0, 0, err
-		}
-		start := time.Now()
-		if err := read(); err != nil {
-			return 0, 0, err
-		}
-		cold += time.Since(start)
-	}
-	return hot, cold / n, nil
+	// Before each read, so that none profits from what the kernel read ahead for another.
+	drop := func() error { return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) }
+	cold, err = fastest(n, wallTime, drop, read)
+	return hot / n, cold / n, err
 }
 
 func mb(n int) float64 { return float64(n) / 1e6 }
