@@ -253,7 +253,14 @@ func (s *Store) ReadDir(ctx context.Context, dir, after string, limit int) ([]Di
 			if id, err := lookupName(r, prefix+after); err != nil {
 				return err
 			} else if id.IsZero() {
-				lo = prefixEnd(nameKey(prefix + after + "/"))
+				// A directory, unless it has gone since.
+				below := nameKey(prefix + after + "/")
+				if err := r.scan(below, prefixEnd(below), func(_, _ []byte) (bool, error) {
+					lo = prefixEnd(below)
+					return false, nil
+				}); err != nil {
+					return err
+				}
 			}
 		}
 		for len(list) < limit && lo != nil {

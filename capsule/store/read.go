@@ -25,14 +25,14 @@ type Reader struct {
 	c      content
 	closed atomic.Bool
 
-	// The page that was used last, since reads tend to stay near each other.
-	page atomic.Pointer[page]
+	inline *page // the extents, where they lie in the capsule's record
 
 	prefetching atomic.Int32
 }
 
 // page is a decoded extent page with the place of each extent.
 type page struct {
+	content    contentID
 	start, end int64
 	list       []extent
 	starts     []int64 // offset of each extent in the content
@@ -51,6 +51,16 @@ func newPage(start int64, list []extent) *page {
 // find returns the index of the extent that holds off.
 func (p *page) find(off int64) int {
 	return sort.Search(len(p.starts), func(i int) bool { return p.starts[i] > off }) - 1
+}
+
+// pageCache remembers decoded extent pages, which never change. A page is kept
+// in the slot of the offset that it was looked up for: offsets near each other,
+// as far apart as a page of average chunks reaches, share one.
+type pageCache [1024]atomic.Pointer[page]
+
+func (c *pageCache) slot(id contentID, off int64) *atomic.Pointer[page] {
+	h := binary.LittleEndian.Uint64(id[:]) + uint64(off/(pageExtents*pipeline.AvgChunk))*0x9e3779b97f4a7c15
+	return &c[h>>32%uint64(len(c))]
 }
 
 // Open returns a reader of the capsule's present content.
@@ -76,7 +86,7 @@ func (s *Store) Open(ctx context.Context, id capsule.ID) (*Reader, error) {
 		return nil, err
 	}
 	if rec.content.pages == 0 {
-		r.page.Store(newPage(0, rec.content.inline))
+		r.inline = newPage(0, rec.content.inline)
 	}
 	return r, nil
 }
@@ -103,7 +113,11 @@ func (r *Reader) Close() error {
 
 // pageAt returns the page that holds off, which must be inside the content.
 func (r *Reader) pageAt(off int64) (*page, error) {
-	if p := r.page.Load(); p != nil && off >= p.start && off < p.end {
+	if r.inline != nil {
+		return r.inline, nil
+	}
+	slot := r.s.pages.slot(r.c.id, off)
+	if p := slot.Load(); p != nil && p.content == r.c.id && off >= p.start && off < p.end {
 		return p, nil
 	}
 	lo := contentKey(keyPage, r.c.id)
@@ -118,7 +132,8 @@ func (r *Reader) pageAt(off int64) (*page, error) {
 			return nil, err
 		}
 		if p := newPage(start, list); off < p.end {
-			r.page.Store(p)
+			p.content = r.c.id
+			slot.Store(p)
 			return p, nil
 		}
 	}
@@ -169,9 +184,7 @@ func (r *Reader) context(err error) error {
 func (r *Reader) damage(err error, off, n int64) error {
 	var d *segmentError
 	if errors.As(err, &d) {
-		e := &capsule.DamageError{Capsule: r.info.ID, Off: off, Len: n, Log: d.log, LogOff: d.off, Why: d.err.Error()}
-		r.s.log.Error("damaged segment", "capsule", e.Capsule, "name", r.info.Name, "offset", off, "length", n, "log", d.log, "at", d.off, "why", e.Why)
-		return e
+		return &capsule.DamageError{Capsule: r.info.ID, Off: off, Len: n, Log: d.log, LogOff: d.off, Why: d.err.Error()}
 	}
 	return r.context(err)
 }

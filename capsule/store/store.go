@@ -60,6 +60,7 @@ type Store struct {
 	logBytes int64
 	chunker  *pipeline.Chunker
 	hashers  *sync.Pool // of the store's own dedup domain
+	pages    pageCache
 	cache    *segmentCache
 	tokens   tokens
 	pins     inflight

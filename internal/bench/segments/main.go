@@ -342,7 +342,7 @@ func decodeAll(c codec, records, plain [][]byte) (float64, error) {
 }
 
 // passes is how often each piece of work is done.
-const passes = 5
+const passes = 3
 
 // fastest does n pieces of work and returns the sum of the least times that
 // they took in any of the passes.
