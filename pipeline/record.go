@@ -107,19 +107,32 @@ func Seal(dst []byte, z *Compressor, id SegmentID, plain []byte, s Sealing) ([]b
 	dst = grow(dst, MaxRecord)[:start+HeaderSize]
 	h := Header{ID: id, Encrypted: s.Encrypt, Key: s.Key, PlainLen: len(plain)}
 	dst, h.Codec, h.Again = z.Compress(dst, plain, s.Compression)
-	h.PayloadLen = len(dst) - start - HeaderSize + tagSize
+	return h.seal(dst, start, s.Cipher)
+}
+
+// Reseal appends a record to dst that holds the payload, as Unseal returned it
+// with h, under another data key.
+func Reseal(dst []byte, h Header, payload []byte, key uint32, c *Cipher) ([]byte, Header) {
+	start := len(dst)
+	dst = grow(dst, MaxRecord)[:start+HeaderSize]
+	h.Key = key
+	return h.seal(append(dst, payload...), start, c)
+}
+
+// seal finishes the record that begins at start of b: room for the header, and
+// the compressed payload.
+func (h Header) seal(b []byte, start int, c *Cipher) ([]byte, Header) {
+	h.PayloadLen = len(b) - start - HeaderSize + tagSize
 	freshNonce(h.nonce[:])
-	dst = grow(dst, tagSize)
-	h.put(dst[start : start+HeaderSize])
-	ad, payload := dst[start:start+76], dst[start+HeaderSize:]
-	if s.Encrypt {
-		s.Cipher.seal(h.nonce[:], payload, ad)
-		dst = dst[:len(dst)+tagSize]
-	} else {
-		tag := s.Cipher.checksum(payload, ad)
-		dst = append(dst, tag[:]...)
+	b = grow(b, tagSize)
+	h.put(b[start : start+HeaderSize])
+	ad, payload := b[start:start+76], b[start+HeaderSize:]
+	if h.Encrypted {
+		c.seal(h.nonce[:], payload, ad)
+		return b[:len(b)+tagSize], h
 	}
-	return dst, h
+	tag := c.checksum(payload, ad)
+	return append(b, tag[:]...), h
 }
 
 // Keys finds the cipher of a data key version.

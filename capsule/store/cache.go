@@ -51,7 +51,9 @@ func (c *segmentCache) get(id pipeline.SegmentID, load func() ([]byte, error)) (
 	defer c.mu.Unlock()
 	if s.err != nil {
 		c.lru.Remove(e)
-		delete(c.m, id)
+		if c.m[id] == e {
+			delete(c.m, id)
+		}
 		return nil, s.err
 	}
 	c.size += int64(len(s.p))

@@ -13,24 +13,40 @@ import (
 // commitRequest is one caller's share of a commit round.
 type commitRequest struct {
 	apply func(*tx) error
-	sync  bool
+	mode  commitMode
 	err   error
 	turn  chan bool // true: lead the next round; false: done, see err
 }
 
+// commitMode says what must be durable when.
+type commitMode int
+
+const (
+	// lazy changes may be lost, or not, in a power cut until a synced round
+	// follows. They must not name records.
+	lazy commitMode = iota
+	// naming changes are lazy ones that say where records are. What the engine
+	// has not been told to sync it may still write at any time, and a row
+	// that survives a power cut must never name bytes that did not: so the
+	// logs are synced before.
+	naming
+	// synced changes are durable when commit returns.
+	synced
+)
+
 // commit runs apply in the next commit round and returns when its changes are
-// visible and, if sync, durable. Rounds never overlap: apply sees the changes
+// visible and, if synced, durable. Rounds never overlap: apply sees the changes
 // of all before it. An apply must make all its checks before its first change;
 // an error after a change fails everyone in the round.
 //
 // The first caller to find no round running leads one; those that come
 // meanwhile wait, and one of them leads the next round for all of them. A lone
 // caller hands nothing over.
-func (s *Store) commit(sync bool, apply func(*tx) error) error {
+func (s *Store) commit(mode commitMode, apply func(*tx) error) error {
 	if err := s.writable(); err != nil {
 		return err
 	}
-	r := &commitRequest{apply: apply, sync: sync}
+	r := &commitRequest{apply: apply, mode: mode}
 	s.round.Lock()
 	if s.leading {
 		r.turn = make(chan bool, 1)
@@ -79,11 +95,11 @@ func (s *Store) runRound(group []*commitRequest) {
 		fail(err)
 		return
 	}
-	sync := false
+	mode := lazy
 	for _, r := range group {
-		sync = sync || r.sync
+		mode = max(mode, r.mode)
 	}
-	if sync {
+	if mode >= naming {
 		if err := s.logs.Sync(); err != nil {
 			s.fail(err)
 			fail(s.writable())
@@ -118,7 +134,7 @@ func (s *Store) runRound(group []*commitRequest) {
 		t.b.discard()
 		return
 	}
-	if err := t.b.commit(sync); err != nil {
+	if err := t.b.commit(mode == synced); err != nil {
 		s.fail(err)
 		fail(s.writable())
 		return
@@ -239,16 +255,30 @@ func (t *tx) addRefs(list []extent, pins []*pin) error {
 // dropRefs counts one reference less for each extent's segment. Rows without
 // references are deleted, or marked where a put has them pinned.
 func (t *tx) dropRefs(list []extent) error {
+	// All checks before the first change, so that a damaged count fails this
+	// content alone and not everyone in the round.
+	uses := map[pipeline.SegmentID]int64{}
+	for _, x := range list {
+		if !x.hole {
+			uses[x.id]++
+		}
+	}
+	for id, n := range uses {
+		row, ok, err := t.segment(id)
+		if err != nil {
+			return err
+		}
+		if !ok || row.refs < n {
+			return capsule.Errorf(capsule.Damaged, "reference count of segment %s is too low; run spacectl verify", id)
+		}
+	}
 	for _, x := range list {
 		if x.hole {
 			continue
 		}
-		row, ok, err := t.segment(x.id)
+		row, _, err := t.segment(x.id)
 		if err != nil {
 			return err
-		}
-		if !ok || row.refs < 1 {
-			return capsule.Errorf(capsule.Damaged, "reference count of segment %s is too low; run spacectl verify", x.id)
 		}
 		row.refs--
 		if row.refs > 0 {
@@ -274,12 +304,12 @@ func (t *tx) dropSegment(id pipeline.SegmentID, row segmentRow) error {
 		return t.setSegment(id, row)
 	}
 	t.after = append(t.after, done)
-	t.totals.segments--
-	t.totals.unique -= row.plainLen
-	t.totals.stored -= row.recordLen
 	if err := t.countLog(row, -1); err != nil {
 		return err
 	}
+	t.totals.segments--
+	t.totals.unique -= row.plainLen
+	t.totals.stored -= row.recordLen
 	if err := t.b.delete(zeroKey(id)); err != nil {
 		return err
 	}

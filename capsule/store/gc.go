@@ -60,8 +60,10 @@ func (s *Store) GC(ctx context.Context, o GCOptions, progress func(done, total i
 	if o.MinDead == 0 {
 		o.MinDead = defaultMinDead
 	}
-	s.moving.Lock()
-	defer s.moving.Unlock()
+	if err := s.moving.acquire(ctx); err != nil {
+		return rep, err
+	}
+	defer s.moving.release()
 	err := s.collectGarbage(ctx, o, &rep, progress)
 	if err != nil {
 		err = capsule.Wrap(ioKind(err), err, "collect garbage")
@@ -88,22 +90,23 @@ func (s *Store) collectGarbage(ctx context.Context, o GCOptions, rep *GCReport, 
 		}
 	}
 	for _, c := range todo {
-		if err := s.moveLog(ctx, c.log, o, rep, func(at int64) {
+		left, err := s.moveLog(ctx, c.log, o, rep, func(at int64) {
 			if progress != nil {
 				progress(done+at, total)
 			}
-		}); err != nil {
-			return err
-		}
-		done += c.size
-		row, err := s.logRow(c.log)
+		})
 		if err != nil {
 			return err
 		}
-		if row.live != 0 {
+		done += c.size
+		if left > 0 {
+			row, err := s.logRow(c.log)
+			if err != nil {
+				return err
+			}
 			rep.Unmovable++
 			s.stuck[c.log] = row.live
-			s.log.Warn("a segment log could not be emptied; run spacectl verify", "log", c.log, "live_bytes", row.live)
+			s.log.Warn("a segment log could not be emptied; run spacectl verify", "log", c.log, "damaged_segments", left)
 			continue
 		}
 		rep.LogsMoved++
@@ -164,7 +167,7 @@ func (s *Store) candidates(o GCOptions, rep *GCReport) (todo []candidate, err er
 
 // commitDurably makes all metadata changes so far durable.
 func (s *Store) commitDurably() error {
-	return s.commit(true, func(t *tx) error { return t.b.set([]byte{keyTotals}, t.totals.encode()) })
+	return s.commit(synced, func(t *tx) error { return t.b.set([]byte{keyTotals}, t.totals.encode()) })
 }
 
 func (s *Store) logRow(log uint64) (logRow, error) {
@@ -196,7 +199,7 @@ func (s *Store) removeLog(log uint64, size int64, rep *GCReport) error {
 	}
 	rep.LogsRemoved++
 	rep.FreedBytes += size
-	return s.commit(false, func(t *tx) error {
+	return s.commit(lazy, func(t *tx) error {
 		delete(t.logs, log)
 		return t.b.delete(logKey(log))
 	})
@@ -208,8 +211,9 @@ type moved struct {
 	from, to segmentRow
 }
 
-// moveLog writes a log's live records again at the end of the active log.
-func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCReport, progress func(at int64)) error {
+// moveLog writes a log's live records again at the end of the active log. It
+// returns how many it had to leave because they are damaged.
+func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCReport, progress func(at int64)) (left int, err error) {
 	var out []byte
 	var batch []moved
 	var z pipeline.Compressor
@@ -217,7 +221,12 @@ func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCRep
 		if len(batch) == 0 {
 			return nil
 		}
-		to, off, err := s.logs.Append(out)
+		// Cleaning a full disk may go into what is kept for metadata, but
+		// not use it up.
+		if err := s.checkSpaceLeaving(int64(len(out)), reserve/4); err != nil {
+			return err
+		}
+		to, off, err := s.logs.Append(out, nil)
 		if err != nil {
 			return err
 		}
@@ -225,7 +234,7 @@ func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCRep
 			batch[i].to.log, batch[i].to.off = to, batch[i].to.off+off
 		}
 		rep.MovedBytes += int64(len(out))
-		err = s.commit(false, func(t *tx) error {
+		err = s.commit(naming, func(t *tx) error {
 			for _, m := range batch {
 				row, ok, err := t.segment(m.id)
 				if err != nil {
@@ -254,7 +263,7 @@ func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCRep
 	}
 	key := s.keys.current()
 	var scratch []byte
-	err := s.logs.Scan(log, func(off int64, h pipeline.Header, rec []byte) (bool, error) {
+	err = s.logs.Scan(log, func(off int64, h pipeline.Header, rec []byte) (bool, error) {
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
@@ -271,28 +280,27 @@ func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCRep
 			return err == nil, nil
 		}
 		start := len(out)
-		dense := o.Recompress && h.Again
-		if !dense && h.Key == key.version {
-			// As it is; but damage must not be spread.
-			out = append(out, rec...)
-			if _, _, err := pipeline.Unseal(rec, s.keys); err != nil {
-				out = out[:start]
-				return false, nil // stays here, and keeps the log
-			}
-		} else {
-			if scratch, _, err = pipeline.Open(scratch[:0], rec, s.keys); err != nil {
-				return false, nil
-			}
-			sealing := pipeline.Sealing{Encrypt: h.Encrypted, Key: key.version, Cipher: key.cipher,
-				Compression: pipeline.Compression{Codec: h.Codec, Auto: h.Again}}
-			if dense {
-				sealing.Compression = pipeline.Dense
+		dense, old := o.Recompress && h.Again, h.Key != key.version
+		if !dense && !old {
+			out = append(out, rec...) // as it is, if it is intact
+		}
+		h, payload, err := pipeline.Unseal(rec, s.keys)
+		if err == nil && dense {
+			if scratch, err = pipeline.Decompress(scratch[:0], payload, h.Codec, h.PlainLen); err == nil {
+				out, h = pipeline.Seal(out, &z, h.ID, scratch, pipeline.Sealing{Compression: pipeline.Dense,
+					Encrypt: h.Encrypted, Key: key.version, Cipher: key.cipher})
 				rep.Recompressed++
 			}
-			if h.Key != key.version {
-				rep.Resealed++
-			}
-			out, h = pipeline.Seal(out, &z, h.ID, scratch, sealing)
+		} else if err == nil && old {
+			out, h = pipeline.Reseal(out, h, payload, key.version, key.cipher)
+		}
+		if err != nil {
+			out = out[:start]
+			left++
+			return false, nil // stays here, and keeps the log
+		}
+		if old {
+			rep.Resealed++
 		}
 		batch = append(batch, moved{h.ID, row, segmentRow{off: int64(start), recordLen: int64(h.RecordLen()),
 			plainLen: int64(h.PlainLen), key: h.Key, again: h.Again}})
@@ -301,10 +309,10 @@ func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCRep
 		}
 		return true, nil
 	}, nil)
-	if err != nil {
-		return err
+	if err == nil {
+		err = flush()
 	}
-	return flush()
+	return left, err
 }
 
 // liveRecord tells whether a segment's row points to a place in a log.
@@ -337,6 +345,11 @@ func (s *Store) resealMeta(ctx context.Context, rep *GCReport) error {
 	if err != nil {
 		return err
 	}
+	// Puts first: their rows are there before they let go of the key.
+	inUse := map[uint32]bool{}
+	for _, v := range s.ring.Versions() {
+		inUse[v.Version] = s.pins.usesKey(v.Version)
+	}
 	oldest, err := s.metaFS.OldestKeyVersion(s.path("meta"))
 	if err != nil {
 		return err
@@ -351,7 +364,7 @@ func (s *Store) resealMeta(ctx context.Context, rep *GCReport) error {
 	if err != nil {
 		return err
 	}
-	return s.ring.DropUnused(func(v uint32) bool { return v >= oldest || v == current })
+	return s.ring.DropUnused(func(v uint32) bool { return v >= oldest || v == current || inUse[v] })
 }
 
 // tidy collects garbage, seals again and recompresses in the background.

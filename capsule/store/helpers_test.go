@@ -29,9 +29,10 @@ func quietLog() *slog.Logger {
 	return slog.New(slog.DiscardHandler)
 }
 
-// openOn opens the store on a file system, with small logs so that they rotate.
+// openOn opens the store on a file system, with small logs so that they rotate
+// and a small memtable so that metadata is written at any moment.
 func openOn(fsys vfs.FS) (*Store, error) {
-	return Open(context.Background(), Options{Dir: "/space", FS: fsys, Keys: testKey, Logger: quietLog(), LogBytes: 256 << 10})
+	return Open(context.Background(), Options{Dir: "/space", FS: fsys, Keys: testKey, Logger: quietLog(), LogBytes: 256 << 10, memtable: 16 << 10})
 }
 
 func newStore(t testing.TB) *Store {

@@ -27,9 +27,10 @@ type inflight struct {
 		sync.Mutex
 		pins map[pipeline.SegmentID]*pin
 	}
-	logs struct {
+	held struct {
 		sync.Mutex
-		unnamed map[uint64]int // pins whose record is in the log and may have no row yet
+		logs map[uint64]int // pins whose record is in the log and may have no row yet
+		keys map[uint32]int // puts that seal under a data key, and pins so sealed
 	}
 }
 
@@ -60,22 +61,52 @@ func (t *inflight) acquire(id pipeline.SegmentID) (p *pin, first bool) {
 	}
 }
 
-// appended notes that the pin's record is in a log, so that the log stays.
-func (t *inflight) appended(p *pin, row segmentRow) {
-	p.row = row
-	t.logs.Lock()
-	defer t.logs.Unlock()
-	if t.logs.unnamed == nil {
-		t.logs.unnamed = map[uint64]int{}
+// hold notes that the records of n pins are in a log, so that the log stays,
+// and the data key too.
+func (t *inflight) hold(log uint64, key uint32, n int) {
+	t.held.Lock()
+	defer t.held.Unlock()
+	if t.held.logs == nil {
+		t.held.logs = map[uint64]int{}
 	}
-	t.logs.unnamed[row.log]++
+	t.held.logs[log] += n
+	t.held.keys[key] += n
 }
 
 // holds reports whether records that a log holds may yet be named by a put.
 func (t *inflight) holds(log uint64) bool {
-	t.logs.Lock()
-	defer t.logs.Unlock()
-	return t.logs.unnamed[log] > 0
+	t.held.Lock()
+	defer t.held.Unlock()
+	return t.held.logs[log] > 0
+}
+
+// useKey notes that a put seals under a data key from now on.
+func (t *inflight) useKey(key uint32) {
+	t.held.Lock()
+	defer t.held.Unlock()
+	if t.held.keys == nil {
+		t.held.keys = map[uint32]int{}
+	}
+	t.held.keys[key]++
+}
+
+func (t *inflight) unuseKey(key uint32) {
+	t.held.Lock()
+	defer t.held.Unlock()
+	drop(t.held.keys, key)
+}
+
+// usesKey reports whether a row may yet appear whose record is sealed under key.
+func (t *inflight) usesKey(key uint32) bool {
+	t.held.Lock()
+	defer t.held.Unlock()
+	return t.held.keys[key] > 0
+}
+
+func drop[K comparable](m map[K]int, k K) {
+	if m[k]--; m[k] <= 0 {
+		delete(m, k)
+	}
 }
 
 // settle makes the pin's fields final. A failed pin is forgotten at once, so
@@ -101,11 +132,10 @@ func (t *inflight) release(p *pin) {
 	}
 	sh.Unlock()
 	if last && p.row.log != 0 {
-		t.logs.Lock()
-		defer t.logs.Unlock()
-		if t.logs.unnamed[p.row.log]--; t.logs.unnamed[p.row.log] == 0 {
-			delete(t.logs.unnamed, p.row.log)
-		}
+		t.held.Lock()
+		defer t.held.Unlock()
+		drop(t.held.logs, p.row.log)
+		drop(t.held.keys, p.row.key)
 	}
 }
 

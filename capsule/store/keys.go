@@ -83,6 +83,8 @@ func (s *Store) RotateKey(src *keyring.Source) error {
 	if err := s.writable(); err != nil {
 		return err
 	}
+	s.rotating.Lock() // so that the newest key is the one taken up last
+	defer s.rotating.Unlock()
 	if err := s.ring.Rotate(src); err != nil {
 		return err
 	}

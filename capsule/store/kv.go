@@ -43,13 +43,13 @@ const (
 	metaMemtable = 8 << 20
 )
 
-func openKV(fsys *metafs.FS, dir string, log *slog.Logger) (*kv, error) {
+func openKV(fsys *metafs.FS, dir string, memtable uint64, log *slog.Logger) (*kv, error) {
 	k := &kv{cache: pebble.NewCache(metaCache), fs: fsys}
 	opts := &pebble.Options{
 		FS:                          fsys,
 		Cache:                       k.cache,
 		FormatMajorVersion:          pebble.FormatNewest,
-		MemTableSize:                metaMemtable,
+		MemTableSize:                memtable,
 		MemTableStopWritesThreshold: 4,
 		L0CompactionThreshold:       4,
 		// Never stop writes because compactions lag: one that cannot find room

@@ -64,7 +64,7 @@ func (s *Store) SetPolicy(ctx context.Context, id capsule.ID, p *capsule.Policy)
 	}
 	defer s.leave()
 	pid, text := policyKeyText(p)
-	return s.commit(true, func(t *tx) error {
+	return s.commit(synced, func(t *tx) error {
 		rec, err := t.capsule(id)
 		if err != nil || rec.policy == pid {
 			return err
@@ -93,7 +93,7 @@ func (s *Store) Rename(ctx context.Context, id capsule.ID, name string) (capsule
 		}
 	}
 	var info capsule.Info
-	err := s.commit(true, func(t *tx) error {
+	err := s.commit(synced, func(t *tx) error {
 		rec, err := t.capsule(id)
 		if err != nil {
 			return err
@@ -123,7 +123,7 @@ func (s *Store) Remove(ctx context.Context, id capsule.ID) error {
 		return err
 	}
 	defer s.leave()
-	return s.commit(true, func(t *tx) error {
+	return s.commit(synced, func(t *tx) error {
 		rec, err := t.capsule(id)
 		if err != nil {
 			return err

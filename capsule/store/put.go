@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/spacestore/space/capsule"
@@ -94,6 +95,7 @@ func (s *Store) put(ctx context.Context, req PutRequest, r io.Reader) (capsule.I
 		return capsule.Info{}, err
 	}
 	p := s.newPutter(policy)
+	defer s.pins.unuseKey(p.sealing.Key)
 	if err := p.write(ctx, r, req.Size); err != nil {
 		p.abort()
 		return capsule.Info{}, err
@@ -146,6 +148,7 @@ func (req *PutRequest) target(r kvReader) (id capsule.ID, newName bool, err erro
 
 func (s *Store) newPutter(policy *capsule.Policy) *putter {
 	p := &putter{s: s, sealing: s.sealing(policy)}
+	s.pins.useKey(p.sealing.Key)
 	rand.Read(p.c.id[:]) // never fails (crypto/rand.Read)
 	if policy.Dedupe && p.sealing.Encrypt {
 		p.hashers = s.hashers
@@ -315,7 +318,7 @@ func (p *putter) encode(b *block) error {
 		err = s.checkSpace(int64(len(c.out)))
 	}
 	if err == nil {
-		log, off, err = s.logs.Append(c.out)
+		log, off, err = s.logs.Append(c.out, func(log uint64) { s.pins.hold(log, p.sealing.Key, len(c.sealed)) })
 	}
 	for _, pin := range c.sealed {
 		row := pin.row
@@ -324,7 +327,7 @@ func (p *putter) encode(b *block) error {
 			pin.err = err
 		} else {
 			row.log, row.off = log, row.off+off
-			s.pins.appended(pin, row)
+			pin.row = row
 		}
 		s.pins.settle(pin)
 	}
@@ -350,28 +353,29 @@ func (p *putter) collect(b *block) error {
 		}
 		p.list = append(p.list, x)
 	}
-	for len(p.list) > pageExtents {
-		if err := p.writePage(pageExtents); err != nil {
-			return err
-		}
+	if len(p.list) > pagesAtOnce*pageExtents {
+		// The last extent may be a hole that goes on.
+		return p.writePages(len(p.list) - 1)
 	}
 	return nil
 }
 
-// writePage moves the first n extents to a page, with their references. It is
-// not synced: until the put commits, nothing depends on it.
-func (p *putter) writePage(n int) error {
+// pagesAtOnce is how many pages are collected for one commit, since each costs
+// a sync of the segment logs.
+const pagesAtOnce = 4
+
+// writePages moves the first n extents to pages, with their references. Nothing
+// depends on them until the put commits.
+func (p *putter) writePages(n int) error {
 	list := p.list[:n]
-	var data int
-	var span int64
+	data := 0
 	for _, x := range list {
-		span += x.len
 		if !x.hole {
 			data++
 		}
 	}
-	first := p.c.pages == 0
-	err := p.s.commit(false, func(t *tx) error {
+	first, start, written := p.c.pages == 0, p.paged, uint64(0)
+	err := p.s.commit(naming, func(t *tx) error {
 		if first {
 			if err := t.b.set(contentKey(keyBuilding, p.c.id), nil); err != nil {
 				return err
@@ -380,13 +384,22 @@ func (p *putter) writePage(n int) error {
 		if err := t.addRefs(list, p.pins[:data]); err != nil {
 			return err
 		}
-		return t.b.set(pageKey(p.c.id, p.paged), encodePage(list))
+		for page := range slices.Chunk(list, pageExtents) {
+			if err := t.b.set(pageKey(p.c.id, start), encodePage(page)); err != nil {
+				return err
+			}
+			for _, x := range page {
+				start += x.len
+			}
+			written++
+		}
+		return nil
 	})
 	if err != nil {
 		return err
 	}
-	p.c.pages++
-	p.paged += span
+	p.c.pages += written
+	p.paged = start
 	for _, pin := range p.pins[:data] {
 		p.s.pins.release(pin)
 	}
@@ -399,7 +412,7 @@ func (p *putter) writePage(n int) error {
 func (p *putter) commit(ctx context.Context, req PutRequest) (capsule.Info, error) {
 	if p.c.pages > 0 || len(p.list) > inlineExtents {
 		if len(p.list) > 0 {
-			if err := p.writePage(len(p.list)); err != nil {
+			if err := p.writePages(len(p.list)); err != nil {
 				return capsule.Info{}, err
 			}
 		}
@@ -411,7 +424,7 @@ func (p *putter) commit(ctx context.Context, req PutRequest) (capsule.Info, erro
 	}
 	fresh := capsule.NewID()
 	var info capsule.Info
-	err := p.s.commit(true, func(t *tx) error {
+	err := p.s.commit(synced, func(t *tx) error {
 		id, newName, err := req.target(t.b)
 		if err == nil && newName {
 			err = t.checkFree(req.Name, id)
@@ -500,7 +513,7 @@ func (p *putter) releasePins() {
 func (p *putter) abort() {
 	p.releasePins()
 	if p.c.pages > 0 {
-		err := p.s.commit(false, func(t *tx) error {
+		err := p.s.commit(lazy, func(t *tx) error {
 			if err := t.b.delete(contentKey(keyBuilding, p.c.id)); err != nil {
 				return err
 			}

@@ -11,6 +11,7 @@ import (
 	"sort"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/pipeline"
@@ -203,16 +204,19 @@ func (e *segmentError) Unwrap() error { return e.err }
 
 // segment returns an extent's plain bytes, from the cache if they are there.
 func (s *Store) segment(x extent) ([]byte, error) {
-	return s.cache.get(x.id, func() ([]byte, error) {
+	p, err := s.cache.get(x.id, func() ([]byte, error) {
 		buf := records.Get().(*[]byte)
 		defer records.Put(buf)
 		row, err := s.readRecord(x.id, buf)
 		if err != nil {
 			return nil, err
 		}
-		p, err := s.openRecord(make([]byte, 0, x.len), *buf, x, row)
-		return p, err
+		return s.openRecord(make([]byte, 0, x.len), *buf, x, row)
 	})
+	if err == nil && int64(len(p)) != x.len {
+		err = capsule.Errorf(capsule.Damaged, "segment %s has %d bytes, an extent says %d", x.id, len(p), x.len)
+	}
+	return p, err
 }
 
 var records = sync.Pool{New: func() any {
@@ -244,7 +248,10 @@ func (s *Store) readRecord(id pipeline.SegmentID, buf *[]byte) (segmentRow, erro
 		if err == nil {
 			return row, nil
 		}
-		if !errors.Is(err, fs.ErrNotExist) || try == 3 {
+		switch {
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOMEM):
+			return row, err // says nothing about the segment
+		case !errors.Is(err, fs.ErrNotExist), try == 3:
 			return row, &segmentError{row.log, row.off, err}
 		}
 	}
@@ -390,6 +397,9 @@ func (r *Reader) Stream(ctx context.Context, w io.Writer, off, n int64) (written
 		}
 		m, err := w.Write(p)
 		written += int64(m)
+		if err == nil && m < len(p) {
+			err = io.ErrShortWrite
+		}
 		if err == nil {
 			err = sp.bad
 		}

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"sync"
 	"time"
 
@@ -35,13 +36,17 @@ func (p *contentPins) pinned(id contentID) bool {
 }
 
 func (s *Store) wakeReaper() {
-	s.reaped.L.Lock()
-	s.reapIdle = false
-	s.reaped.L.Unlock()
 	select {
 	case s.reapWake <- struct{}{}:
-	default:
+	default: // it will look anyway
 	}
+}
+
+// passes counts the reaper's passes over all garbage.
+type passes struct {
+	sync.Mutex
+	sync.Cond
+	begun, done int64
 }
 
 // reaper releases what garbage contents refer to, in small commits that let
@@ -49,70 +54,92 @@ func (s *Store) wakeReaper() {
 // pages at a time, and the next reaper goes on.
 func (s *Store) reaper() {
 	for {
+		s.passes.Lock()
+		s.passes.begun++
+		s.passes.Unlock()
 		err := s.reapAll(s.quit)
-		if s.quit.Err() != nil || s.writable() != nil {
-			err = nil
-		}
-		if err != nil {
-			s.log.Error("releasing removed content failed; trying again in a minute", "error", err)
-		}
-		s.reaped.L.Lock()
-		s.reapIdle = len(s.reapWake) == 0
-		s.reaped.L.Unlock()
-		s.reaped.Broadcast()
+		s.passes.Lock()
+		s.passes.done = s.passes.begun
+		s.passes.Unlock()
+		s.passes.Broadcast()
 		var again <-chan time.Time
-		if err != nil {
+		if err != nil && s.quit.Err() == nil && s.writable() == nil {
+			s.log.Error("releasing removed content failed; trying again in a minute", "error", err)
 			again = s.clock.After(time.Minute)
 		}
 		select {
 		case <-s.reapWake:
 		case <-again:
 		case <-s.quit.Done():
-			s.reaped.L.Lock()
-			s.reapIdle = true
-			s.reaped.L.Unlock()
-			s.reaped.Broadcast()
+			s.passes.Broadcast()
 			return
 		}
 	}
 }
 
-// settle waits until the reaper has released all that no reader holds.
+// settle waits until the reaper has released all that was removed before the
+// call and that no reader holds.
 func (s *Store) settle(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, s.reaped.Broadcast)
-	defer stop()
-	s.reaped.L.Lock()
-	defer s.reaped.L.Unlock()
-	for !s.reapIdle && ctx.Err() == nil && s.quit.Err() == nil {
-		s.reaped.Wait()
+	p := &s.passes
+	wake := func() {
+		p.Lock()
+		defer p.Unlock()
+		p.Broadcast()
+	}
+	defer context.AfterFunc(ctx, wake)()
+	defer context.AfterFunc(s.quit, wake)()
+	p.Lock()
+	defer p.Unlock()
+	want := p.begun + 1 // the pass under way may have looked too early
+	s.wakeReaper()
+	for p.done < want && ctx.Err() == nil && s.quit.Err() == nil {
+		p.Wait()
+	}
+	if s.quit.Err() != nil {
+		return capsule.Errorf(capsule.Unavailable, "the store is closing")
 	}
 	return ctx.Err()
 }
 
+// reapBatch bounds what the reaper holds in memory.
+const reapBatch = 1000
+
+// reapAll goes once over all garbage. What fails does not keep it from the rest.
 func (s *Store) reapAll(ctx context.Context) error {
-	var garbage []content
-	err := s.kv.scan([]byte{keyGarbage}, []byte{keyGarbage + 1}, func(k, v []byte) (bool, error) {
-		c, err := decodeContent(v)
-		if err == nil && !s.readers.pinned(c.id) {
-			garbage = append(garbage, c)
+	var failed []error
+	for lo := []byte{keyGarbage}; lo != nil; {
+		var garbage []content
+		var next []byte
+		err := s.kv.scan(lo, []byte{keyGarbage + 1}, func(k, v []byte) (bool, error) {
+			if len(garbage) == reapBatch {
+				next = append(next, k...)
+				return false, nil
+			}
+			c, err := decodeContent(v)
+			if err != nil {
+				failed = append(failed, err)
+			} else if !s.readers.pinned(c.id) {
+				garbage = append(garbage, c)
+			}
+			return len(failed) < reapBatch, nil
+		})
+		if err != nil {
+			return err
 		}
-		return len(garbage) < 1000, err
-	})
-	if err != nil {
-		return err
-	}
-	for _, c := range garbage {
-		if err := s.reap(ctx, &c); err != nil {
-			return capsule.Wrap(ioKind(err), err, "content %x", c.id)
+		for _, c := range garbage {
+			if err := s.reap(ctx, &c); err != nil {
+				failed = append(failed, capsule.Wrap(ioKind(err), err, "content %x", c.id))
+			}
+			if ctx.Err() != nil || s.writable() != nil || len(failed) >= reapBatch {
+				return errors.Join(failed...)
+			}
 		}
+		lo = next
 	}
 	if err := s.reapZeros(); err != nil {
-		return err
+		failed = append(failed, err)
 	}
-	if len(garbage) > 0 {
-		s.wakeReaper() // there may be more
-	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // reap releases one content.
@@ -123,7 +150,7 @@ func (s *Store) reap(ctx context.Context, c *content) error {
 			return err
 		}
 		var page []byte // key of the first page left
-		err := s.commit(false, func(t *tx) error {
+		err := s.commit(lazy, func(t *tx) error {
 			var list []extent
 			err := t.b.scan(lo, prefixEnd(lo), func(k, v []byte) (_ bool, err error) {
 				page = append(page, k...)
@@ -145,7 +172,7 @@ func (s *Store) reap(ctx context.Context, c *content) error {
 			break
 		}
 	}
-	return s.commit(false, func(t *tx) error {
+	return s.commit(lazy, func(t *tx) error {
 		if err := t.dropRefs(c.inline); err != nil {
 			return err
 		}
@@ -157,33 +184,45 @@ func (s *Store) reap(ctx context.Context, c *content) error {
 // reapZeros deletes the rows of segments whose last reference went while a put
 // had them pinned, once no put has.
 func (s *Store) reapZeros() error {
-	var ids []pipeline.SegmentID
-	err := s.kv.scan([]byte{keyZero}, []byte{keyZero + 1}, func(k, _ []byte) (bool, error) {
-		var id pipeline.SegmentID
-		if copy(id[:], k[1:]) != len(id) {
-			return false, capsule.Errorf(capsule.Damaged, "malformed metadata key %x", k)
+	for lo := []byte{keyZero}; lo != nil; {
+		var ids []pipeline.SegmentID
+		var next []byte
+		err := s.kv.scan(lo, []byte{keyZero + 1}, func(k, _ []byte) (bool, error) {
+			if len(ids) == reapBatch {
+				next = append(next, k...)
+				return false, nil
+			}
+			var id pipeline.SegmentID
+			if copy(id[:], k[1:]) != len(id) {
+				return false, capsule.Errorf(capsule.Damaged, "malformed metadata key %x", k)
+			}
+			ids = append(ids, id)
+			return true, nil
+		})
+		if err != nil || len(ids) == 0 {
+			return err
 		}
-		ids = append(ids, id)
-		return len(ids) < 4096, nil
-	})
-	if err != nil || len(ids) == 0 {
-		return err
+		err = s.commit(lazy, func(t *tx) error {
+			for _, id := range ids {
+				row, ok, err := t.segment(id)
+				if err != nil {
+					return err
+				}
+				if !ok || row.refs > 0 {
+					err = t.b.delete(zeroKey(id))
+				} else {
+					err = t.dropSegment(id, row)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		lo = next
 	}
-	return s.commit(false, func(t *tx) error {
-		for _, id := range ids {
-			row, ok, err := t.segment(id)
-			if err != nil {
-				return err
-			}
-			if !ok || row.refs > 0 {
-				err = t.b.delete(zeroKey(id))
-			} else {
-				err = t.dropSegment(id, row)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return nil
 }

@@ -34,6 +34,8 @@ type Options struct {
 	CacheBytes int64          // decoded segments kept in memory; 0: 64 MiB
 	LogBytes   int64          // size at which a segment log is full; 0: 256 MiB
 	Background bool           // collect garbage, re-seal and recompress while idle
+
+	memtable uint64 // of the metadata engine, in bytes; tests make it small
 }
 
 const (
@@ -53,6 +55,7 @@ type Store struct {
 	clock    clock.Clock
 	lock     io.Closer
 	ring     *keyring.Ring
+	rotating sync.Mutex
 	keys     *keyCache
 	metaFS   *metafs.FS
 	kv       *kv
@@ -79,15 +82,13 @@ type Store struct {
 	space    spaceGauge
 	watchers watchers
 
-	life     sync.RWMutex // held for reading by every call
-	closed   bool
+	life     life
 	quit     context.Context
 	stop     context.CancelFunc
 	wg       sync.WaitGroup
 	reapWake chan struct{}
-	reaped   sync.Cond // broadcast when the reaper has found nothing more to do
-	reapIdle bool
-	moving   sync.Mutex       // one garbage collection at a time; guards stuck
+	passes   passes
+	moving   tokens           // one: a single garbage collection or verification at a time; guards stuck
 	stuck    map[uint64]int64 // live bytes of logs that damage kept from being emptied
 }
 
@@ -96,7 +97,8 @@ type Store struct {
 // not fit (nothing was touched then), Damaged or IO.
 func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	s := &Store{fs: o.FS, dir: o.Dir, log: o.Logger, clock: o.Clock, reapWake: make(chan struct{}, 1), dirs: dirCache{}, stuck: map[uint64]int64{}}
-	s.reaped.L = new(sync.Mutex)
+	s.passes.Cond.L = &s.passes.Mutex
+	s.life.Cond.L = &s.life.Mutex
 	if s.fs == nil {
 		s.fs = vfs.OS()
 	}
@@ -112,9 +114,12 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if o.LogBytes == 0 {
 		o.LogBytes = defaultLog
 	}
+	if o.memtable == 0 {
+		o.memtable = metaMemtable
+	}
 	s.logBytes = o.LogBytes
 	s.cache = newSegmentCache(o.CacheBytes)
-	s.tokens = newTokens(blockTokens)
+	s.tokens, s.moving = newTokens(blockTokens), newTokens(1)
 	s.quit, s.stop = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -150,7 +155,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if err := s.makeBallast(); err != nil {
 		s.log.Warn("no room for the disk-full ballast; free some space", "error", err)
 	}
-	if s.kv, err = openKV(s.metaFS, s.path("meta"), s.log); err != nil {
+	if s.kv, err = openKV(s.metaFS, s.path("meta"), o.memtable, s.log); err != nil {
 		return nil, err
 	}
 	if err := s.recover(); err != nil {
@@ -298,13 +303,9 @@ func (s *Store) recover() error {
 // is found again by the next Open.
 func (s *Store) Close() error {
 	s.stop()
-	s.life.Lock()
-	if s.closed {
-		s.life.Unlock()
+	if !s.life.end() {
 		return nil
 	}
-	s.closed = true
-	s.life.Unlock()
 	s.watchers.stop()
 	s.wg.Wait()
 	return s.release()
@@ -326,17 +327,46 @@ func (s *Store) release() error {
 	return err
 }
 
+// life counts the calls under way.
+type life struct {
+	sync.Mutex
+	sync.Cond
+	calls int
+	ended bool
+}
+
+// end keeps new calls out and waits for those under way; false: it was called before.
+func (l *life) end() bool {
+	l.Lock()
+	defer l.Unlock()
+	if l.ended {
+		return false
+	}
+	l.ended = true
+	for l.calls > 0 {
+		l.Wait()
+	}
+	return true
+}
+
 // enter begins a call; leave ends it.
 func (s *Store) enter() error {
-	s.life.RLock()
-	if s.closed {
-		s.life.RUnlock()
+	s.life.Lock()
+	defer s.life.Unlock()
+	if s.life.ended {
 		return capsule.Errorf(capsule.Unavailable, "the store is closed")
 	}
+	s.life.calls++
 	return nil
 }
 
-func (s *Store) leave() { s.life.RUnlock() }
+func (s *Store) leave() {
+	s.life.Lock()
+	defer s.life.Unlock()
+	if s.life.calls--; s.life.calls == 0 && s.life.ended {
+		s.life.Broadcast()
+	}
+}
 
 func (s *Store) now() time.Time { return s.clock.Now() }
 
@@ -382,7 +412,9 @@ type spaceGauge struct {
 
 // checkSpace fails with NoSpace if n more bytes of content would eat into the
 // space that is kept for metadata.
-func (s *Store) checkSpace(n int64) error {
+func (s *Store) checkSpace(n int64) error { return s.checkSpaceLeaving(n, reserve) }
+
+func (s *Store) checkSpaceLeaving(n, leave int64) error {
 	g := &s.space
 	g.Lock()
 	defer g.Unlock()
@@ -391,7 +423,7 @@ func (s *Store) checkSpace(n int64) error {
 		if err != nil {
 			return nil // no such information here; the write itself will tell
 		}
-		keep := min(uint64(reserve), u.TotalBytes/8)
+		keep := min(uint64(leave), u.TotalBytes/8)
 		if u.AvailBytes < keep+uint64(n) {
 			g.budget = 0
 			return capsule.Errorf(capsule.NoSpace, "disk full: %d MiB left, of which %d MiB are kept for metadata; remove capsules and run spacectl gc, or add space",

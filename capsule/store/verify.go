@@ -70,8 +70,10 @@ func (s *Store) Verify(ctx context.Context, o VerifyOptions, progress func(done,
 	var err error
 	if o.ID.IsZero() {
 		// Moving segments while counting them would look like damage.
-		s.moving.Lock()
-		defer s.moving.Unlock()
+		if err := s.moving.acquire(ctx); err != nil {
+			return rep, err
+		}
+		defer s.moving.release()
 		err = s.verifyStore(ctx, o, &rep, p, progress)
 	} else {
 		err = s.verifyCapsule(ctx, o.ID, &rep, p, progress)
@@ -245,7 +247,7 @@ func (s *Store) verifyStore(ctx context.Context, o VerifyOptions, rep *VerifyRep
 			good += row.recordLen
 			return true, nil
 		}, nil)
-		if err != nil && capsule.KindOf(err) == capsule.Canceled {
+		if k := capsule.KindOf(err); k == capsule.Canceled || k == capsule.Unavailable {
 			return err
 		}
 		row, rerr := s.logRow(log)
@@ -258,7 +260,7 @@ func (s *Store) verifyStore(ctx context.Context, o VerifyOptions, rep *VerifyRep
 		done += size
 		progress(done, total)
 		// So that Resume does not begin at the front again.
-		if err := s.commit(false, func(t *tx) error {
+		if err := s.commit(lazy, func(t *tx) error {
 			return t.b.set([]byte{keyVerify}, binary.BigEndian.AppendUint64(nil, log+1))
 		}); err != nil && capsule.KindOf(err) != capsule.Unavailable {
 			return err
@@ -270,7 +272,7 @@ func (s *Store) verifyStore(ctx context.Context, o VerifyOptions, rep *VerifyRep
 	if err := s.checkMetadata(ctx, rep, bad); err != nil {
 		return err
 	}
-	err = s.commit(false, func(t *tx) error { return t.b.delete([]byte{keyVerify}) })
+	err = s.commit(lazy, func(t *tx) error { return t.b.delete([]byte{keyVerify}) })
 	if capsule.KindOf(err) == capsule.Unavailable {
 		err = nil
 	}
@@ -301,6 +303,9 @@ func (s *Store) missing(ctx context.Context, logs []uint64, suspect map[uint64]b
 		if err != nil {
 			return false, err
 		}
+		if err := s.quit.Err(); err != nil {
+			return false, capsule.Errorf(capsule.Unavailable, "the store is closing")
+		}
 		if there[row.log] && !suspect[row.log] {
 			return true, ctx.Err()
 		}
@@ -329,8 +334,8 @@ func (s *Store) checkMetadata(ctx context.Context, rep *VerifyReport, bad map[pi
 		// All commits wait while a snapshot is taken, so it is consistent.
 		var view kvSnapshot
 		var t totals
-		if err := s.commit(false, func(tx *tx) error {
-			view, t = s.kv.newSnapshot(), tx.totals
+		if err := s.commit(lazy, func(*tx) error {
+			view, t = s.kv.newSnapshot(), s.totals // both without what this round changes
 			return nil
 		}); capsule.KindOf(err) == capsule.Unavailable {
 			s.totalsMu.Lock()
@@ -369,6 +374,25 @@ func (s *Store) checkPass(ctx context.Context, r kvReader, want totals, rep *Ver
 			return nil
 		})
 	}
+	count := func(list []extent) {
+		for _, x := range list {
+			if !x.hole && inPass(x.id, pass, passes) {
+				uses[x.id]++
+			}
+		}
+	}
+	// Contents on their way in or out have only some of their pages.
+	countPages := func(id []byte) error {
+		lo := key(keyPage, id)
+		return r.scan(lo, prefixEnd(lo), func(_, v []byte) (bool, error) {
+			list, err := decodePage(v, 0)
+			if err != nil {
+				rep.problem("extent page of content %x: %v", id, err)
+			}
+			count(list)
+			return true, ctx.Err()
+		})
+	}
 	err := r.scan([]byte{keyCapsule}, []byte{keyCapsule + 1}, func(k, v []byte) (bool, error) {
 		var id capsule.ID
 		copy(id[:], k[1:])
@@ -399,27 +423,23 @@ func (s *Store) checkPass(ctx context.Context, r kvReader, want totals, rep *Ver
 	if err != nil {
 		return err
 	}
-	for _, kind := range []byte{keyGarbage, keyBuilding} {
-		err = r.scan([]byte{kind}, []byte{kind + 1}, func(k, v []byte) (bool, error) {
-			c := content{pages: 1}
-			copy(c.id[:], k[1:])
-			if kind == keyGarbage {
-				var err error
-				if c, err = decodeContent(v); err != nil {
-					rep.problem("removed content %x: %v", k[1:], err)
-					return true, nil
-				}
-				sum.pending += c.size
-			}
-			err := walk(&c, nil)
-			if capsule.KindOf(err) == capsule.Damaged {
-				err = nil // partly released or partly written: as it should be
-			}
-			return true, err
-		})
+	err = r.scan([]byte{keyGarbage}, []byte{keyGarbage + 1}, func(k, v []byte) (bool, error) {
+		c, err := decodeContent(v)
 		if err != nil {
-			return err
+			rep.problem("removed content %x: %v", k[1:], err)
+			return true, nil
 		}
+		sum.pending += c.size
+		count(c.inline)
+		return true, countPages(k[1:])
+	})
+	if err == nil {
+		err = r.scan([]byte{keyBuilding}, []byte{keyBuilding + 1}, func(k, _ []byte) (bool, error) {
+			return true, countPages(k[1:])
+		})
+	}
+	if err != nil {
+		return err
 	}
 	logs := map[uint64]int64{}
 	err = r.scan([]byte{keySegment}, []byte{keySegment + 1}, func(k, v []byte) (bool, error) {

@@ -6,7 +6,7 @@
 //   - disk_test.go: disks that are full, read-only or limited.
 //   - damage_test.go: garbage in every kind of file under SPACE_HOME.
 //
-// TestMain builds the binary once, with the race detector where the test has
-// it. A test that needs more of the machine than it gives (root, FUSE) skips
-// itself and says what is missing.
+// TestMain builds the binary once, as users have it, without the race detector:
+// speed decides how many moments a kill can hit. A test that needs more of the
+// machine than it gives (root, FUSE) skips itself and says what is missing.
 package e2e

@@ -122,7 +122,9 @@ func (s *Set) Size(log uint64) (int64, error) {
 }
 
 // Append writes p at the end of the active log and returns where it lies.
-func (s *Set) Append(p []byte) (log uint64, off int64, err error) {
+// written, if not nil, is called with the log before it can stop being active:
+// what the caller notes there, whoever finds the log inactive sees.
+func (s *Set) Append(p []byte, written func(log uint64)) (log uint64, off int64, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.room(); err != nil {
@@ -136,6 +138,9 @@ func (s *Set) Append(p []byte) (log uint64, off int64, err error) {
 		return 0, 0, fmt.Errorf("append to %s: %w", s.path(a.log), err)
 	}
 	a.size += int64(len(p))
+	if written != nil {
+		written(a.log)
+	}
 	if !a.unsynced {
 		a.unsynced = true
 		s.unsynced = append(s.unsynced, a)
@@ -171,6 +176,7 @@ func (s *Set) room() error {
 				return err
 			}
 			s.active = &appender{log: log, f: f, size: st.Size(), hinted: st.Size()}
+			s.syncPath(log) // the process that made it may have died before it did
 			return nil
 		}
 	}
@@ -180,10 +186,7 @@ func (s *Set) room() error {
 			return err
 		}
 	}
-	// Both levels are synced even where the directory was there: it may be
-	// the leftover of a process that died before its sync.
-	s.syncDirs[s.dir] = true
-	s.syncDirs[s.subdir(log)] = true
+	s.syncPath(log)
 	f, err := s.fs.Create(s.path(log), category)
 	if err != nil {
 		return err
@@ -191,6 +194,13 @@ func (s *Set) room() error {
 	s.next = log + 1
 	s.active = &appender{log: log, f: f}
 	return nil
+}
+
+// syncPath has the next Sync make a log's name durable, and that of the
+// directory it is in.
+func (s *Set) syncPath(log uint64) {
+	s.syncDirs[s.dir] = true
+	s.syncDirs[s.subdir(log)] = true
 }
 
 // retire closes the active log for appends.
@@ -284,10 +294,10 @@ func (s *Set) Remove(log uint64) error {
 	if s.Active(log) {
 		return fmt.Errorf("segment log %d still takes appends", log)
 	}
-	s.cache.drop(log)
 	if err := s.fs.Remove(s.path(log)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	s.cache.drop(log)
 	return nil
 }
 

@@ -48,7 +48,7 @@ func TestAppendReadRotateReopen(t *testing.T) {
 		}
 		for i := range 20 {
 			p := record(byte(life*20+i), 900)
-			log, off, err := s.Append(bytes.Clone(p))
+			log, off, err := s.Append(bytes.Clone(p), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -105,7 +105,7 @@ func TestActiveLogStays(t *testing.T) {
 				t.Error("the log that goes on was removed")
 			}
 		}
-		log, _, err := s.Append([]byte("x"))
+		log, _, err := s.Append([]byte("x"), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -125,18 +125,18 @@ func TestFailedAppend(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	a, _, _ := s.Append(record(1, 100))
+	a, _, _ := s.Append(record(1, 100), nil)
 	faults.Set(func(op vfstest.Op) error {
 		if op.Kind == vfstest.Write {
 			return &vfstest.Short{N: 50, Err: errors.New("no room")}
 		}
 		return nil
 	})
-	if _, _, err := s.Append(record(2, 100)); err == nil {
+	if _, _, err := s.Append(record(2, 100), nil); err == nil {
 		t.Fatal("a failed write was not reported")
 	}
 	faults.Set(nil)
-	b, off, err := s.Append(record(3, 100))
+	b, off, err := s.Append(record(3, 100), nil)
 	if err != nil || b == a || off != 0 {
 		t.Errorf("after a failed append: log %d at %d, %v", b, off, err)
 	}
@@ -166,14 +166,14 @@ func TestScanStepsOverDamage(t *testing.T) {
 			case 2:
 				rec[r.IntN(pipeline.HeaderSize)] ^= 0x10
 			default:
-				_, off, err := s.Append(rec)
+				_, off, err := s.Append(rec, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
 				want = append(want, off)
 				continue
 			}
-			if _, _, err := s.Append(rec); err != nil {
+			if _, _, err := s.Append(rec, nil); err != nil {
 				t.Fatal(err)
 			}
 			damage += int64(len(rec))
@@ -204,7 +204,7 @@ func FuzzScan(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer s.Close()
-		if _, _, err := s.Append(bytes.Clone(b)); err != nil {
+		if _, _, err := s.Append(bytes.Clone(b), nil); err != nil {
 			t.Fatal(err)
 		}
 		var sum int64

@@ -23,6 +23,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -52,7 +54,13 @@ func main() {
 
 func run(limit int64, dir string, files []string) error {
 	sources := []source{
-		{"source: tar of Go's source tree", func() ([]byte, error) { return tarOf(limit, isSource, runtime.GOROOT()+"/src") }},
+		{"source: tar of Go's source tree", func() ([]byte, error) {
+			root, err := exec.Command("go", "env", "GOROOT").Output()
+			if err != nil {
+				return nil, fmt.Errorf("go env GOROOT: %w", err)
+			}
+			return tarOf(limit, isSource, filepath.Join(strings.TrimSpace(string(root)), "src"))
+		}},
 		{"binaries: tar of /usr/bin and /usr/lib", func() ([]byte, error) { return tarOf(limit, isELF, "/usr/bin", "/usr/lib") }},
 	}
 	if len(files) > 0 {
