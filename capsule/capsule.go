@@ -10,14 +10,20 @@ import (
 	"unicode/utf8"
 )
 
-// ID names a capsule for life: a random (version 4) UUID, RFC 9562.
+// ID names a capsule for life: a version 7 UUID, RFC 9562, so that capsules
+// made together lie together in the metadata.
 type ID [16]byte
 
-// NewID returns a fresh random ID.
-func NewID() ID {
+// NewID returns a fresh ID of a capsule made now: 48 bits of time in
+// milliseconds, 74 random bits.
+func NewID(now time.Time) ID {
 	var id ID
 	rand.Read(id[:]) // never fails (crypto/rand.Read)
-	id[6] = id[6]&0x0f | 0x40
+	ms := uint64(now.UnixMilli()) << 16
+	for i := range 6 {
+		id[i] = byte(ms >> (56 - 8*i))
+	}
+	id[6] = id[6]&0x0f | 0x70
 	id[8] = id[8]&0x3f | 0x80
 	return id
 }

@@ -168,9 +168,9 @@ var zstdDecoder = sync.OnceValue(func() *zstd.Decoder {
 })
 
 // Entropy estimates the order-0 entropy of p in bits per byte from a sample
-// of at most 16 KiB.
+// of at most 4 KiB.
 func Entropy(p []byte) float64 {
-	const pieces, piece = 16, 1 << 10
+	const pieces, piece = 16, 256
 	var hist [256]uint32
 	total := 0
 	count := func(q []byte) {

@@ -122,11 +122,7 @@ func TestHeaderIsAuthenticated(t *testing.T) {
 
 func split(t *testing.T, r io.Reader, key [32]byte) (cuts []int, sum []byte) {
 	t.Helper()
-	c, err := NewChunker(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := NewSplitter(r, c)
+	s := NewSplitter(r, NewChunker(key))
 	var b Block
 	for {
 		err := s.Next(&b)
@@ -209,8 +205,7 @@ func TestInsertionKeepsChunks(t *testing.T) {
 }
 
 func TestReaderErrorsPassThrough(t *testing.T) {
-	c, _ := NewChunker([32]byte{})
-	s := NewSplitter(iotest.TimeoutReader(bytes.NewReader(make([]byte, 4<<20))), c)
+	s := NewSplitter(iotest.TimeoutReader(bytes.NewReader(make([]byte, 4<<20))), NewChunker([32]byte{}))
 	var b Block
 	if err := s.Next(&b); err != iotest.ErrTimeout {
 		t.Errorf("got %v, want the reader's own error", err)
@@ -324,7 +319,7 @@ func FuzzDecompress(f *testing.F) {
 }
 
 func BenchmarkChunk(b *testing.B) {
-	c, _ := NewChunker([32]byte{1})
+	c := NewChunker([32]byte{1})
 	data := randomBytes(1, 8<<20)
 	b.SetBytes(int64(len(data)))
 	for b.Loop() {

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/spacestore/space/capsule"
 )
@@ -58,7 +59,7 @@ func (r *Registry) Start(start func() (*Projection, error)) (*Projection, error)
 		return nil, err
 	}
 	for p.ID = ""; p.ID == "" || r.running[p.ID] != nil; {
-		p.ID = capsule.NewID().String()[:8]
+		p.ID = capsule.NewID(time.Now()).String()[28:]
 	}
 	r.running[p.ID] = p
 	go r.forgetWhenDone(p)

@@ -438,18 +438,6 @@ func (t *tx) discard(c *content) error {
 	return t.b.set(contentKey(keyGarbage, c.id), encodeContent(c))
 }
 
-// readPage returns the extents of the page that begins at start.
-func readPage(r kvReader, id contentID, start int64) ([]extent, error) {
-	b, err := r.get(pageKey(id, start))
-	if err != nil {
-		return nil, err
-	}
-	if b == nil {
-		return nil, capsule.Errorf(capsule.Damaged, "extents of the content from byte %d on are missing", start)
-	}
-	return decodePage(b, start)
-}
-
 // pages calls fn with each page of a content, or its inline extents, in order.
 func pages(ctx context.Context, r kvReader, c *content, fn func(start int64, list []extent) error) error {
 	if c.pages == 0 {

@@ -422,7 +422,7 @@ func (p *putter) commit(ctx context.Context, req PutRequest) (capsule.Info, erro
 	if err := ctx.Err(); err != nil {
 		return capsule.Info{}, err
 	}
-	fresh := capsule.NewID()
+	fresh := capsule.NewID(p.s.now())
 	var info capsule.Info
 	err := p.s.commit(synced, func(t *tx) error {
 		id, newName, err := req.target(t.b)

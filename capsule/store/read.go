@@ -55,12 +55,12 @@ func (p *page) find(off int64) int {
 }
 
 // pageCache remembers decoded extent pages, which never change. A page is kept
-// in the slot of the offset that it was looked up for: offsets near each other,
-// as far apart as a page of average chunks reaches, share one.
+// in the slot of the 2 MiB that it was looked up for, so in several, but it
+// is rare that two pages want one.
 type pageCache [1024]atomic.Pointer[page]
 
 func (c *pageCache) slot(id contentID, off int64) *atomic.Pointer[page] {
-	h := binary.LittleEndian.Uint64(id[:]) + uint64(off/(pageExtents*pipeline.AvgChunk))*0x9e3779b97f4a7c15
+	h := binary.LittleEndian.Uint64(id[:]) + uint64(off>>21)*0x9e3779b97f4a7c15
 	return &c[h>>32%uint64(len(c))]
 }
 

@@ -137,15 +137,14 @@ func (r *repeated) Read(p []byte) (int, error) {
 
 const scaleEnv = "SPACE_TEST_SCALE"
 
+// TestScale does nothing unless a flag asks for it: it takes minutes, and up to
+// 8 GiB of disk.
 func TestScale(t *testing.T) {
 	if env := os.Getenv(scaleEnv); env != "" {
 		part, dir, _ := strings.Cut(env, " ")
 		scaleParts[part](t, dir)
 		t.Logf("memory: %s", memoryStatus())
 		return
-	}
-	if !*million && !*huge {
-		t.Skip("only with -million or -huge: takes minutes and up to 8 GiB of disk")
 	}
 	run := func(name, dir string) {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestScale$", "-test.v")

@@ -147,9 +147,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if s.keys, err = newKeyCache(s.ring); err != nil {
 		return nil, err
 	}
-	if s.chunker, err = pipeline.NewChunker(s.ring.ChunkKey()); err != nil {
-		return nil, err
-	}
+	s.chunker = pipeline.NewChunker(s.ring.ChunkKey())
 	s.hashers = s.newHashers(&content{}, true)
 	s.metaFS = metafs.New(s.fs, metaKeys{s.ring}, s.fullDisk)
 	if err := s.makeBallast(); err != nil {

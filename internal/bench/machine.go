@@ -107,10 +107,7 @@ func (r *run) parallel(ctx context.Context, pieces [][]byte, begin func() (work 
 func (r *run) processor(ctx context.Context, s *scratch) error {
 	pieces := cut(s.noise, pipeline.AvgChunk)
 	runs := cut(s.noise, pipeline.BlockSize) // of several chunks
-	chunker, err := pipeline.NewChunker([32]byte{1})
-	if err != nil {
-		return err
-	}
+	chunker := pipeline.NewChunker([32]byte{1})
 	keys := oneKey{pipeline.NewCipher([32]byte{2})}
 	how := pipeline.Sealing{Encrypt: true, Key: 1, Cipher: keys.c}
 	for _, stage := range []struct {

@@ -46,7 +46,7 @@ func TestPutCarriesContent(t *testing.T) {
 	for _, n := range sizes {
 		for _, size := range []int64{int64(n), -1} {
 			want := content(n)
-			in := store.PutRequest{ID: capsule.NewID(), Name: "a/b", Exclusive: true, Size: size, Policy: pol}
+			in := store.PutRequest{ID: capsule.NewID(time.Now()), Name: "a/b", Exclusive: true, Size: size, Policy: pol}
 			info, err := c.Put(t.Context(), in, bytes.NewReader(want))
 			if err != nil {
 				t.Fatalf("%d bytes, size %d: %v", n, size, err)
@@ -161,7 +161,7 @@ func TestErrorsCrossWithKindAndText(t *testing.T) {
 			t.Errorf("%v %q became %v %q", kind, fail, capsule.KindOf(err), err)
 		}
 	}
-	fail = fmt.Errorf("outer: %w", &capsule.DamageError{Capsule: capsule.NewID(), Off: 1, Len: 2, Log: 3, LogOff: 4, Why: "rot"})
+	fail = fmt.Errorf("outer: %w", &capsule.DamageError{Capsule: capsule.NewID(time.Now()), Off: 1, Len: 2, Log: 3, LogOff: 4, Why: "rot"})
 	_, err := c.Stat(t.Context(), "x")
 	var want, got *capsule.DamageError
 	errors.As(fail, &want)

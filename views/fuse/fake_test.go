@@ -47,7 +47,7 @@ func (s *fakeStore) put(name string, content []byte) capsule.Info {
 func (s *fakeStore) putReader(name string, r io.ReaderAt, size int64) capsule.Info {
 	s.mu.Lock()
 	now := time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC)
-	info := capsule.Info{ID: capsule.NewID(), Kind: capsule.Object, Name: name, Created: now.Add(-time.Hour)}
+	info := capsule.Info{ID: capsule.NewID(time.Now()), Kind: capsule.Object, Name: name, Created: now.Add(-time.Hour)}
 	for _, c := range s.capsules {
 		if name != "" && c.info.Name == name {
 			info = c.info

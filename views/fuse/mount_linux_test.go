@@ -903,7 +903,7 @@ func TestTargets(t *testing.T) {
 		t.Error(err)
 	}
 	mustKind(t, func() error {
-		_, err := Mount(context.Background(), s, Options{Capsule: capsule.NewID(), Target: sub})
+		_, err := Mount(context.Background(), s, Options{Capsule: capsule.NewID(time.Now()), Target: sub})
 		return err
 	}(), capsule.NotFound)
 }

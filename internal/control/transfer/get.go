@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
@@ -76,7 +77,7 @@ func GetFile(ctx context.Context, api control.Capsules, req control.GetRequest, 
 // getInto writes the file base in dir by way of a temporary file. old is the
 // file that it replaces, or nil.
 func getInto(ctx context.Context, api control.Capsules, req control.GetRequest, dir *os.Root, base string, old fs.FileInfo, progress *Progress, begin func(capsule.Info)) (err error) {
-	temp := ".space-" + capsule.NewID().String()
+	temp := ".space-" + capsule.NewID(time.Now()).String()
 	f, err := dir.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return FileError(err, "output")
