@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"runtime"
 	"strings"
 
 	"github.com/spacestore/space/capsule"
@@ -35,9 +34,6 @@ const (
 	synced
 )
 
-// joinYields bounds how often the leader of a round lets others run first.
-const joinYields = 64
-
 // commit runs apply in the next commit round and returns when its changes are
 // visible and, if synced, durable. Rounds never overlap: apply sees the changes
 // of all before it. An apply must make all its checks before its first change;
@@ -47,13 +43,11 @@ const joinYields = 64
 // meanwhile wait, and one of them leads the next round for all of them. A lone
 // caller hands nothing over.
 func (s *Store) commit(mode commitMode, apply func(*tx) error) error {
-	return s.join(&commitRequest{apply: apply, mode: mode}, func() {})
-}
-
-// join is commit of a request; arrived is called when it is part of a round.
-func (s *Store) join(r *commitRequest, arrived func()) error {
+	if err := s.writable(); err != nil {
+		return err
+	}
+	r := &commitRequest{apply: apply, mode: mode}
 	s.round.Lock()
-	arrived()
 	if s.leading {
 		r.turn = make(chan bool, 1)
 		s.waiting = append(s.waiting, r)
@@ -64,15 +58,6 @@ func (s *Store) join(r *commitRequest, arrived func()) error {
 		s.round.Lock()
 	}
 	s.leading = true
-	if r.mode == synced {
-		// Let puts that are about to commit join: a round costs as much for
-		// one as for many. A lone caller finds nobody and goes on.
-		for i := 0; i < joinYields && s.arriving.Load() > 0; i++ {
-			s.round.Unlock()
-			runtime.Gosched()
-			s.round.Lock()
-		}
-	}
 	group := make([]*commitRequest, 1, 1+len(s.waiting))
 	group[0] = r
 	for _, w := range s.waiting {

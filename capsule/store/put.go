@@ -59,8 +59,6 @@ type putter struct {
 	pins    []*pin   // of list
 	paged   int64    // bytes in pages
 	hashers *sync.Pool
-
-	arriving bool // is counted in Store.arriving
 }
 
 // Put stores what r gives as a capsule's content and returns the capsule as it
@@ -226,8 +224,6 @@ func (p *putter) write(ctx context.Context, r io.Reader, size int64) error {
 	first, ok, err := next()
 	if err == nil && ok {
 		if split.EOF() {
-			p.arriving = true
-			p.s.arriving.Add(1)
 			if err = p.encode(first); err == nil {
 				err = p.collect(first)
 			}
@@ -428,7 +424,7 @@ func (p *putter) commit(ctx context.Context, req PutRequest) (capsule.Info, erro
 	}
 	fresh := capsule.NewID(p.s.now())
 	var info capsule.Info
-	apply := func(t *tx) error {
+	err := p.s.commit(synced, func(t *tx) error {
 		id, newName, err := req.target(t.b)
 		if err == nil && newName {
 			err = t.checkFree(req.Name, id)
@@ -497,21 +493,12 @@ func (p *putter) commit(ctx context.Context, req PutRequest) (capsule.Info, erro
 		t.changes = append(t.changes, change)
 		info = rec.info(id)
 		return t.b.set(capsuleKey(id), rec.encode())
-	}
-	err := p.s.join(&commitRequest{apply: apply, mode: synced}, p.arrived)
+	})
 	if err != nil {
 		return capsule.Info{}, err
 	}
 	p.releasePins()
 	return info, nil
-}
-
-// arrived tells the leaders of rounds not to wait for this put any more.
-func (p *putter) arrived() {
-	if p.arriving {
-		p.arriving = false
-		p.s.arriving.Add(-1)
-	}
 }
 
 func (p *putter) releasePins() {
@@ -524,7 +511,6 @@ func (p *putter) releasePins() {
 // abort gives up what a failed put holds. Pages that it wrote become garbage;
 // if even that cannot be written, the next open finds them by their marker.
 func (p *putter) abort() {
-	p.arrived()
 	p.releasePins()
 	if p.c.pages > 0 {
 		err := p.s.commit(lazy, func(t *tx) error {

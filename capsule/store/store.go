@@ -70,10 +70,9 @@ type Store struct {
 	readers  contentPins
 	dirs     dirCache // of the round's leader
 
-	round    sync.Mutex // guards leading and waiting
-	leading  bool
-	arriving atomic.Int32 // small puts that are about to commit
-	waiting  []*commitRequest
+	round   sync.Mutex // guards leading and waiting
+	leading bool
+	waiting []*commitRequest
 
 	totals   totals // of the round's leader
 	totalsMu sync.Mutex

@@ -22,7 +22,6 @@ func excuses() []excuse {
 		{"no FUSE", "/dev/fuse is not here or may not be used", !usable("/dev/fuse") || root && !admin},
 		{"takes root", "this run is not root's, or is root's in a container that may not mount", !admin},
 		{"without root", "covered by the run as it is: this user is not root", !root},
-		{"only with -", "make nightly runs it", true},
 		{"no loop device", "/dev/loop-control is not here", !exists("/dev/loop-control")},
 	}
 }
