@@ -35,7 +35,7 @@ const (
 )
 
 // commit runs apply in the next commit round and returns when its changes are
-// visible and, if synced, durable. Rounds never overlap: apply sees the changes
+// visible and, if synced, durable. Changes of rounds never overlap: apply sees the changes
 // of all before it. An apply must make all its checks before its first change;
 // an error after a change fails everyone in the round.
 //
@@ -68,22 +68,50 @@ func (s *Store) commit(mode commitMode, apply func(*tx) error) error {
 	s.waiting = s.waiting[:0]
 	s.round.Unlock()
 
-	s.runRound(group)
-
+	// While this round commits, the next one already syncs the logs.
+	err := s.syncLogs(group)
+	s.applying.Lock()
 	s.round.Lock()
 	s.leading = len(s.waiting) > 0
 	if s.leading {
 		s.waiting[0].turn <- true
 	}
 	s.round.Unlock()
+	s.runRound(group, err)
+	s.applying.Unlock()
 	for _, w := range group[1:] {
 		w.turn <- false
 	}
 	return r.err
 }
 
-// runRound carries out one round and sets each request's err.
-func (s *Store) runRound(group []*commitRequest) {
+// syncLogs makes durable what a round's changes may name.
+func (s *Store) syncLogs(group []*commitRequest) error {
+	if roundMode(group) < naming {
+		return nil
+	}
+	err := s.writable()
+	if err == nil {
+		if err = s.logs.Sync(); err != nil {
+			s.fail(err)
+			err = s.writable()
+		}
+	}
+	return err
+}
+
+// roundMode is the strictest mode that anyone in a round asks for.
+func roundMode(group []*commitRequest) commitMode {
+	mode := lazy
+	for _, r := range group {
+		mode = max(mode, r.mode)
+	}
+	return mode
+}
+
+// runRound makes a round's changes, unless syncing the logs for them failed
+// with err, and sets each request's err.
+func (s *Store) runRound(group []*commitRequest, err error) {
 	fail := func(err error) {
 		for _, r := range group {
 			if r.err == nil {
@@ -91,20 +119,12 @@ func (s *Store) runRound(group []*commitRequest) {
 			}
 		}
 	}
-	if err := s.writable(); err != nil {
+	if err == nil {
+		err = s.writable()
+	}
+	if err != nil {
 		fail(err)
 		return
-	}
-	mode := lazy
-	for _, r := range group {
-		mode = max(mode, r.mode)
-	}
-	if mode >= naming {
-		if err := s.logs.Sync(); err != nil {
-			s.fail(err)
-			fail(s.writable())
-			return
-		}
 	}
 	t := &tx{s: s, b: s.kv.newBatch(), totals: s.totals}
 	done := false
@@ -134,7 +154,7 @@ func (s *Store) runRound(group []*commitRequest) {
 		t.b.discard()
 		return
 	}
-	if err := t.b.commit(mode == synced); err != nil {
+	if err := t.b.commit(roundMode(group) == synced); err != nil {
 		s.fail(err)
 		fail(s.writable())
 		return

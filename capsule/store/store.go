@@ -70,9 +70,10 @@ type Store struct {
 	readers  contentPins
 	dirs     dirCache // of the round's leader
 
-	round   sync.Mutex // guards leading and waiting
-	leading bool
-	waiting []*commitRequest
+	round    sync.Mutex // guards leading and waiting
+	leading  bool
+	applying sync.Mutex // held by the leader whose round makes its changes
+	waiting  []*commitRequest
 
 	totals   totals // of the round's leader
 	totalsMu sync.Mutex
