@@ -44,15 +44,16 @@ import (
 func main() {
 	limit := flag.Int64("limit", 128, "size of a generated corpus, MiB")
 	dir := flag.String("dir", ".", "where a temporary file for cold reads goes; must be on a disk")
+	chunkersOnly := flag.Bool("chunkers", false, "compare the chunkers, and leave the sizes out")
 	flag.Parse()
 	runtime.LockOSThread() // cpuTime is the thread's
-	if err := run(*limit<<20, *dir, flag.Args()); err != nil {
+	if err := run(*limit<<20, *dir, *chunkersOnly, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "segments:", err)
 		os.Exit(1)
 	}
 }
 
-func run(limit int64, dir string, files []string) error {
+func run(limit int64, dir string, chunkersOnly bool, files []string) error {
 	sources := []source{
 		{"source: tar of Go's source tree", func() ([]byte, error) {
 			root, err := exec.Command("go", "env", "GOROOT").Output()
@@ -78,8 +79,10 @@ func run(limit int64, dir string, files []string) error {
 			return fmt.Errorf("%s: empty", src.name)
 		}
 		fmt.Printf("## %s, %.1f MB\n\n", src.name, mb(len(data)))
-		if err := sizes(data, dir); err != nil {
-			return err
+		if !chunkersOnly {
+			if err := sizes(data, dir); err != nil {
+				return err
+			}
 		}
 		if err := algorithms(data); err != nil {
 			return err
@@ -93,18 +96,29 @@ type source struct {
 	load func() ([]byte, error)
 }
 
-// algorithm is what package pipeline uses, under its name in the library.
+// algorithm cuts for the tables of sizes: pipeline's own chunker has but one size.
 const algorithm = "jc-v1.0.0"
+
+// own stands for pipeline's chunker, which knows nothing of avg.
+const own = "space"
 
 // cut returns the chunks of data for an average size; the bounds are as far
 // from it as pipeline's. They alias data.
 func cut(algo string, avg int, data []byte) ([][]byte, error) {
+	var list [][]byte
+	if algo == own {
+		for c := pipeline.NewChunker([32]byte{}); len(data) > 0; {
+			n := c.Next(data)
+			list = append(list, data[:n:n])
+			data = data[n:]
+		}
+		return list, nil
+	}
 	c, err := chunkers.NewChunker(algo, bytes.NewReader(data),
 		&chunkers.ChunkerOpts{MinSize: avg / 4, NormalSize: avg, MaxSize: avg * 4, Key: make([]byte, 32)})
 	if err != nil {
 		return nil, err
 	}
-	var list [][]byte
 	for len(data) > 0 {
 		p, err := c.Next()
 		if err != nil && !errors.Is(err, io.EOF) {
@@ -252,7 +266,7 @@ func sizes(data []byte, dir string) error {
 func algorithms(data []byte) error {
 	t := newTable("chunker", "MB/s", "segments", "mean, KiB", "around a byte, KiB", "unique, MB", "DUP adds", "100 insertions add")
 	dup, ins := duplicate(data), insertions(data)
-	for _, algo := range []string{algorithm, "fastcdc-v1.0.0"} {
+	for _, algo := range []string{own, algorithm, "fastcdc-v1.0.0"} {
 		const piece = 4 << 20
 		d, err := fastest(len(data)/piece, cpuTime, nil, func(i int) error {
 			_, err := cut(algo, pipeline.AvgChunk, data[i*piece:][:piece])
