@@ -1,9 +1,11 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/spacestore/space/capsule"
@@ -38,7 +40,7 @@ const (
 	// are worth merging.
 	smallLogs = 8
 	// moveBatch bounds the memory and the length of one commit of a move.
-	moveBatch = 4 << 20
+	moveBatch = 1 << 20
 	// tidyEvery is how often a long-lived node looks for work of this kind.
 	tidyEvery = 30 * time.Second
 )
@@ -121,6 +123,7 @@ func (s *Store) collectGarbage(ctx context.Context, o GCOptions, rep *GCReport, 
 type candidate struct {
 	log  uint64
 	size int64
+	live int64
 }
 
 // candidates removes the logs without live segments, since moving others needs
@@ -142,7 +145,7 @@ func (s *Store) candidates(o GCOptions, rep *GCReport) (todo []candidate, err er
 		if err != nil {
 			return nil, err
 		}
-		c := candidate{log, size}
+		c := candidate{log, size, row.live}
 		dead := size - row.live
 		switch {
 		case row.live > 0 && s.stuck[log] == row.live: // nothing has changed since it failed
@@ -162,6 +165,8 @@ func (s *Store) candidates(o GCOptions, rep *GCReport) (todo []candidate, err er
 	if len(small) >= smallLogs {
 		todo = append(todo, small...)
 	}
+	// The least to move first: on a full disk each makes room for the next.
+	slices.SortFunc(todo, func(a, b candidate) int { return cmp.Compare(a.live, b.live) })
 	return todo, nil
 }
 
@@ -221,9 +226,7 @@ func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCRep
 		if len(batch) == 0 {
 			return nil
 		}
-		// Cleaning a full disk may go into what is kept for metadata, but
-		// not use it up.
-		if err := s.checkSpaceLeaving(int64(len(out)), reserve/4); err != nil {
+		if err := s.checkSpaceToMove(int64(len(out))); err != nil {
 			return err
 		}
 		to, off, err := s.logs.Append(out, nil)

@@ -320,6 +320,9 @@ func (p *putter) encode(b *block) error {
 	if err == nil {
 		log, off, err = s.logs.Append(c.out, func(log uint64) { s.pins.hold(log, p.sealing.Key, len(c.sealed)) })
 	}
+	if ioKind(err) == capsule.NoSpace {
+		s.spaceIsGone()
+	}
 	for _, pin := range c.sealed {
 		row := pin.row
 		pin.row = segmentRow{}

@@ -41,10 +41,11 @@ type Options struct {
 const (
 	defaultCache = 64 << 20
 	defaultLog   = 256 << 20
-	// reserve is disk space kept for metadata, so that a full disk can
-	// still be cleaned up: no content is taken that would eat into it.
-	reserve = 32 << 20
-	ballast = 1 << 20 // see fullDisk
+	minLog       = 4 << 20
+	// minReserve is disk space kept for metadata and for collecting garbage:
+	// no content is taken that would eat into it (see reserve).
+	minReserve = 32 << 20
+	ballast    = 1 << 20 // see fullDisk
 )
 
 // Store is an open store. Its methods may be called from many goroutines.
@@ -112,13 +113,9 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if o.CacheBytes == 0 {
 		o.CacheBytes = defaultCache
 	}
-	if o.LogBytes == 0 {
-		o.LogBytes = defaultLog
-	}
 	if o.memtable == 0 {
 		o.memtable = metaMemtable
 	}
-	s.logBytes = o.LogBytes
 	s.cache = newSegmentCache(o.CacheBytes)
 	s.tokens, s.moving = newTokens(blockTokens), newTokens(1)
 	s.quit, s.stop = context.WithCancel(context.Background())
@@ -131,6 +128,14 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 
 	if err := s.fs.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, err
+	}
+	s.logBytes = o.LogBytes
+	if s.logBytes == 0 {
+		s.logBytes = defaultLog
+		if u, err := s.fs.GetDiskUsage(s.dir); err == nil {
+			// On a full disk a log must fit into what is reserved, to be rewritten.
+			s.logBytes = min(defaultLog, max(minLog, int64(u.TotalBytes/64)))
+		}
 	}
 	if s.lock, err = s.fs.Lock(s.path("lock")); err != nil {
 		// What opening the lock file says is a PathError; the rest is about
@@ -160,7 +165,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if err := s.recover(); err != nil {
 		return nil, err
 	}
-	if s.logs, err = seglog.Open(s.fs, s.path("segments"), o.LogBytes, 0); err != nil {
+	if s.logs, err = seglog.Open(s.fs, s.path("segments"), s.logBytes, 0); err != nil {
 		return nil, err
 	}
 	s.wg.Go(s.reaper)
@@ -409,11 +414,15 @@ type spaceGauge struct {
 	checked time.Time
 }
 
-// checkSpace fails with NoSpace if n more bytes of content would eat into the
-// space that is kept for metadata.
-func (s *Store) checkSpace(n int64) error { return s.checkSpaceLeaving(n, reserve) }
+// reserve is how much of a disk of total bytes is kept: enough to rewrite a
+// segment log, but not more than an eighth.
+func (s *Store) reserve(total uint64) uint64 {
+	return min(total/8, uint64(max(minReserve, s.logBytes+s.logBytes/4)))
+}
 
-func (s *Store) checkSpaceLeaving(n, leave int64) error {
+// checkSpace fails with NoSpace if n more bytes of content would eat into the
+// reserve.
+func (s *Store) checkSpace(n int64) error {
 	g := &s.space
 	g.Lock()
 	defer g.Unlock()
@@ -422,17 +431,41 @@ func (s *Store) checkSpaceLeaving(n, leave int64) error {
 		if err != nil {
 			return nil // no such information here; the write itself will tell
 		}
-		keep := min(uint64(leave), u.TotalBytes/8)
+		keep := s.reserve(u.TotalBytes)
 		if u.AvailBytes < keep+uint64(n) {
 			g.budget = 0
-			return capsule.Errorf(capsule.NoSpace, "disk full: %d MiB left, of which %d MiB are kept for metadata; remove capsules and run spacectl gc, or add space",
-				u.AvailBytes>>20, keep>>20)
+			return noSpace(u.AvailBytes, keep)
 		}
 		g.budget = min(int64(u.AvailBytes-keep), n+256<<20)
 		g.checked = now
 	}
 	g.budget -= n
 	return nil
+}
+
+// checkSpaceToMove is checkSpace for garbage collection, which may go into the
+// reserve but leaves metadata its part.
+func (s *Store) checkSpaceToMove(n int64) error {
+	u, err := s.fs.GetDiskUsage(s.dir)
+	if err != nil {
+		return nil // no such information here; the write itself will tell
+	}
+	if keep := min(minReserve/4, u.TotalBytes/64); u.AvailBytes < keep+uint64(n) {
+		return noSpace(u.AvailBytes, keep)
+	}
+	return nil
+}
+
+func noSpace(avail, keep uint64) error {
+	return capsule.Errorf(capsule.NoSpace, "disk full: %d MiB left, of which %d MiB are kept in reserve; remove capsules and run spacectl gc, or add space",
+		avail>>20, keep>>20)
+}
+
+// spaceIsGone forgets what was known of free space, after a write found none.
+func (s *Store) spaceIsGone() {
+	s.space.Lock()
+	defer s.space.Unlock()
+	s.space.budget = 0
 }
 
 func (s *Store) ballastPath() string { return s.path("ballast") }
@@ -448,6 +481,7 @@ func (s *Store) makeBallast() error {
 // fullDisk is called when a metadata write finds no room. Giving up the
 // ballast lets the write under way, and removals after it, go through.
 func (s *Store) fullDisk() {
+	s.spaceIsGone() // or puts would take what the ballast gives back
 	if err := s.fs.Remove(s.ballastPath()); err == nil {
 		s.log.Error("disk full: released the ballast; remove capsules and run spacectl gc, or add space")
 	}

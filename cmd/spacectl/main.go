@@ -16,6 +16,11 @@ func main() {
 	if os.Getenv("SPACE_DEBUG") == "" {
 		debug.SetTraceback("none")
 	}
+	if os.Getenv("GOGC") == "" {
+		// The heap is small and bounded; collecting it less often saves a
+		// tenth of the processor time of a put.
+		debug.SetGCPercent(300)
+	}
 	os.Exit(run(os.Args[1:]))
 }
 

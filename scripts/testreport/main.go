@@ -135,7 +135,9 @@ func (r *reporter) endPackage(e event) {
 		r.failed++ // it did not come as far as a test
 	}
 	for _, line := range r.output[self] {
-		fmt.Fprint(r.out, line)
+		if !strings.HasPrefix(line, "FAIL") { // the line below says it
+			fmt.Fprint(r.out, line)
+		}
 	}
 	delete(r.output, self)
 	fmt.Fprintf(r.out, "FAIL\t%s\t%.3fs\n", e.Package, e.Elapsed)

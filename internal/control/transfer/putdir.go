@@ -28,8 +28,8 @@ type Outcome struct {
 }
 
 const (
-	smallFiles = 96 // puts of small files under way: what the store's group commit needs
-	largeFiles = 2  // puts of larger ones: each is parallel in itself
+	smallFiles = 512 // puts of small files under way: what the store's group commit needs
+	largeFiles = 2   // puts of larger ones: each is parallel in itself
 	largeFile  = 512 << 10
 	lookahead  = 2048 // finished files that may wait for an earlier one
 )
