@@ -207,6 +207,7 @@ func TestDiskFilledByOthers(t *testing.T) {
 				if sum([]byte(b.must("get", "kept"))) != sum(data) {
 					t.Error("what was stored reads wrong on a full disk")
 				}
+				before := d.free()
 				b.must("rm", "victim")
 				// To move what lives takes room, of which there is none: gc may say so.
 				b.run(nil, "gc")
@@ -215,7 +216,6 @@ func TestDiskFilledByOthers(t *testing.T) {
 				}
 				// A log without anything live needs none.
 				b.must("rm", "kept")
-				before := d.free()
 				b.must("gc")
 				if got := d.free() - before; got < 15<<20 {
 					t.Errorf("gc gave %d MiB back of 16", got>>20)
