@@ -24,7 +24,7 @@ func (n *node) Mount(ctx context.Context, req control.MountRequest) (views.Info,
 	if err != nil {
 		return views.Info{}, err
 	}
-	n.log.Info("projection started", "id", p.ID, "view", p.View, "mode", p.Mode, "capsule", p.Capsule, "name", p.Name, "target", p.Target)
+	n.log.Info("projection started", "id", p.ID, "view", p.View, "mode", p.Mode, "capsule", p.Capsule, "target", p.Target)
 	go func() {
 		<-p.Done()
 		n.log.Info("projection ended", "id", p.ID, "target", p.Target)

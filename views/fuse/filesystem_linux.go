@@ -318,7 +318,8 @@ func (f *fileSystem) fail(what, p string, err error) gofuse.Status {
 	case syscall.ENOENT, syscall.EACCES, syscall.EINTR:
 	default:
 		if f.messages.allow(what + "\x00" + p + "\x00" + err.Error()) {
-			f.log.Error("FUSE request failed", "op", what, "path", p, "errno", errno.Error(), "err", err)
+			// Names stay out of it: the log may lie beside data that is encrypted.
+			f.log.Error("FUSE request failed", "op", what, "errno", errno.Error(), "err", err)
 		}
 	}
 	return gofuse.Status(errno)
