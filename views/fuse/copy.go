@@ -152,7 +152,7 @@ func (c *copier) dir(ctx context.Context, dir string) error {
 			} else if err = c.file(ctx, p, e.Info.ID); err != nil {
 				switch capsule.KindOf(err) {
 				case capsule.Denied, capsule.Damaged, capsule.NotFound:
-					c.opts.Logger.Error("capsule not copied", "capsule", e.Info.ID, "err", err)
+					c.opts.Logger.Error("capsule not copied", "name", p, "capsule", e.Info.ID, "err", err)
 					c.left++
 					err = nil
 				}
