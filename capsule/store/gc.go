@@ -320,10 +320,7 @@ func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCRep
 
 // liveRecord tells whether a segment's row points to a place in a log.
 func (s *Store) liveRecord(id pipeline.SegmentID, log uint64, off int64) (row segmentRow, live bool, err error) {
-	ok, err := s.kv.view(segmentKey(id), func(v []byte) (err error) {
-		row, err = decodeSegment(v)
-		return err
-	})
+	row, ok, err := s.lookupSegment(id)
 	return row, ok && row.log == log && row.off == off, err
 }
 

@@ -224,11 +224,18 @@ var records = sync.Pool{New: func() any {
 	return &b
 }}
 
-func (s *Store) segmentRow(id pipeline.SegmentID) (row segmentRow, err error) {
-	ok, err := s.kv.view(segmentKey(id), func(v []byte) (err error) {
+// lookupSegment returns a segment's row, if it has one.
+func (s *Store) lookupSegment(id pipeline.SegmentID) (row segmentRow, ok bool, err error) {
+	ok, err = s.kv.view(segmentKey(id), func(v []byte) (err error) {
 		row, err = decodeSegment(v)
 		return err
 	})
+	return row, ok, err
+}
+
+// segmentRow returns the row that a segment in use must have.
+func (s *Store) segmentRow(id pipeline.SegmentID) (segmentRow, error) {
+	row, ok, err := s.lookupSegment(id)
 	if err == nil && !ok {
 		err = capsule.Errorf(capsule.Damaged, "segment %s is in no log", id)
 	}

@@ -2,7 +2,6 @@ package store
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math"
 	"time"
 
@@ -452,11 +451,4 @@ func prefixEnd(p []byte) []byte {
 		}
 	}
 	return nil
-}
-
-func (x extent) String() string {
-	if x.hole {
-		return fmt.Sprintf("hole(%d)", x.len)
-	}
-	return fmt.Sprintf("%s(%d)", x.id, x.len)
 }
