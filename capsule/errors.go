@@ -25,10 +25,31 @@ const (
 	Denied      ErrorKind = 11 // policy or permissions say no
 	Canceled    ErrorKind = 12 // the caller gave up
 	IO          ErrorKind = 13 // the device or file system failed
+
+	// What a POSIX directory tree has to tell apart; see package capsule/tree.
+	NotDir       ErrorKind = 14 // a component of the path is no directory
+	IsDir        ErrorKind = 15 // it is a directory
+	NotEmpty     ErrorKind = 16 // the directory has entries
+	NameTooLong  ErrorKind = 17 // a name or path is longer than the limit
+	NotPermitted ErrorKind = 18 // whoever asks, or the kind of file, does not allow it (EPERM, where Denied is EACCES)
+	TooManyLinks ErrorKind = 19 // the link count is at its limit
+	TooLarge     ErrorKind = 20 // beyond the largest size of a file
+	Quota        ErrorKind = 21 // the tree's quota is used up
+	NoAttribute  ErrorKind = 22 // no extended attribute of that name
+	OutOfRange   ErrorKind = 23 // the result does not fit into what the caller gave
+	Unsupported  ErrorKind = 24 // not for this kind of capsule, file or view
+	Stale        ErrorKind = 25 // the handle's file is gone
+	WouldBlock   ErrorKind = 26 // a lock is held by someone else
+	CrossDevice  ErrorKind = 27 // the two are not in one tree
+	Busy         ErrorKind = 28 // in use in a way that forbids it
+	NoDevice     ErrorKind = 29 // beyond the end: no such data (ENXIO)
+	Deadlock     ErrorKind = 30 // waiting for the lock would never end
 )
 
 var kindNames = [...]string{"error", "invalid", "not found", "exists", "conflict", "damaged", "no space",
-	"read-only", "wrong key", "locked", "unavailable", "denied", "canceled", "i/o error"}
+	"read-only", "wrong key", "locked", "unavailable", "denied", "canceled", "i/o error",
+	"not a directory", "is a directory", "not empty", "name too long", "not permitted", "too many links", "too large", "quota",
+	"no attribute", "out of range", "unsupported", "stale", "would block", "cross-device", "busy", "no device", "deadlock"}
 
 func (k ErrorKind) String() string {
 	if int(k) < len(kindNames) {
