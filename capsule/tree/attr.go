@@ -20,7 +20,6 @@ const (
 	setGID    = 0o2000   //
 	sticky    = 0o1000   //
 	groupExec = 0o010    //
-	maxNsec   = 1_000_000_000 - 1
 )
 
 // Type is what an inode is; the numbers are those of Linux's d_type, and S_IFMT>>12.
@@ -64,7 +63,7 @@ type Attr struct {
 	Ctime  time.Time
 	Btime  time.Time
 	Change uint64 // grows with each change
-	Parent uint64 // of a directory: the directory above it, the root for the root
+	Parent uint64 // the directory that names it (the root for the root); of a file with several links one of them, or 0
 }
 
 // StatMode returns type and permissions as stat(2) has them.
@@ -163,15 +162,6 @@ const (
 	ZeroRange                  // zeros; the size grows to the range's end
 	ZeroKeep                   // zeros; the size stays
 )
-
-// Entry is a directory's entry.
-type Entry struct {
-	Name   string
-	Ino    uint64
-	Type   Type
-	Cookie uint64 // where ReadDir goes on after this entry
-	Attr   Attr   // by ReadDirPlus
-}
 
 // Quota limits a tree; 0 is no limit.
 type Quota struct {
