@@ -74,6 +74,9 @@ func (s *Store) Open(ctx context.Context, id capsule.ID) (*Reader, error) {
 	// reaper, which looks at the pins after the record has changed.
 	s.readers.Lock()
 	rec, err := getCapsule(s.kv, id)
+	if err == nil && rec.kind != capsule.Object {
+		err = capsule.Errorf(capsule.Unsupported, "capsule %s is a %s; spacectl %s export writes what it holds", id, rec.kind, rec.kind)
+	}
 	if err == nil {
 		s.readers.add(rec.content.id, 1)
 	}
