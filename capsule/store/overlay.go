@@ -15,7 +15,7 @@ import (
 type row struct {
 	key   string // family, logical key, node: see rowKey
 	state rowState
-	value []byte // of rowData
+	value []byte     // of rowData
 	block *liveBlock // of rowBlock
 }
 
