@@ -88,17 +88,28 @@ type generation struct {
 	rows  *btree.BTreeG[row]
 	bytes int64
 	last  uint64 // the journal's number of its last change, once it is frozen
+	pins  []*pin // segments that its rows name and the metadata may not know yet
 }
 
 // overlay is what has changed since the metadata was last brought up to date:
 // a generation that takes changes, over one that is on its way to disk.
 type overlay struct {
+	// updating is held, shared, from an update's first look at a row until its
+	// changes are in the active generation: so none builds on rows of a
+	// generation older than the one that is frozen.
+	updating sync.RWMutex
+
 	mu     sync.RWMutex
 	moved  *sync.Cond // on mu: frozen has become nil, or stuck has changed
 	active *generation
 	frozen *generation // nil: none
 	stuck  error       // why frozen does not get to disk
 	limit  int64       // bytes of active above which changes wait for frozen
+
+	// merged are segments that the last checkpoint had no more use for, because
+	// it sealed blocks of many pieces anew. Rows of the active generation that
+	// were made meanwhile may still name them. Guarded by Store.checkpointing.
+	merged []*pin
 }
 
 func newOverlay(limit int64) *overlay {
