@@ -175,3 +175,22 @@ func CheckName(name string) error {
 	}
 	return nil
 }
+
+// Snapshot is a capsule's content as it was at one moment.
+type Snapshot struct {
+	Name    string    `json:"name"`
+	Created time.Time `json:"created"`
+	Size    int64     `json:"size"` // as in Info
+}
+
+// CheckSnapshotName reports whether name can name a snapshot: one component of
+// what [CheckName] allows.
+func CheckSnapshotName(name string) error {
+	if err := CheckName(name); err != nil {
+		return Wrap(Invalid, err, "snapshot name")
+	}
+	if strings.Contains(name, "/") {
+		return Errorf(Invalid, "snapshot name %q: has a slash", name)
+	}
+	return nil
+}

@@ -451,8 +451,18 @@ func (t *tx) addPolicyRef(id policyID, text string, n int64) error {
 	return t.b.set(policyKey(id), row.encode())
 }
 
-// discard makes a content garbage: the reaper will release what it refers to.
+// discard makes a content garbage, unless another record names it too: the
+// reaper will release what it refers to.
 func (t *tx) discard(c *content) error {
+	n, err := t.shares(c)
+	switch {
+	case err != nil:
+		return err
+	case n == 2:
+		return t.b.delete(contentKey(keyShared, c.id))
+	case n > 2:
+		return t.b.set(contentKey(keyShared, c.id), binary.AppendUvarint(nil, n-1))
+	}
 	t.totals.pending += c.size
 	t.after = append(t.after, t.s.wakeReaper)
 	return t.b.set(contentKey(keyGarbage, c.id), encodeContent(c))

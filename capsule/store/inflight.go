@@ -34,6 +34,10 @@ type inflight struct {
 	}
 }
 
+func (t *inflight) init() {
+	t.held.logs, t.held.keys = map[uint64]int{}, map[uint32]int{}
+}
+
 // acquire pins a segment. first tells the caller that it is the one to settle
 // the pin: to look for the row or seal the segment, and then call settle.
 func (t *inflight) acquire(id pipeline.SegmentID) (p *pin, first bool) {
@@ -61,14 +65,28 @@ func (t *inflight) acquire(id pipeline.SegmentID) (p *pin, first bool) {
 	}
 }
 
+// row returns where the record of a pinned segment is that may have no row yet.
+func (t *inflight) row(id pipeline.SegmentID) (row segmentRow, ok bool) {
+	sh := &t.shards[id[0]%64]
+	sh.Lock()
+	p := sh.pins[id]
+	sh.Unlock()
+	if p == nil {
+		return row, false
+	}
+	select {
+	case <-p.done:
+		return p.row, p.row.log != 0
+	default:
+		return row, false
+	}
+}
+
 // hold notes that the records of n pins are in a log, so that the log stays,
 // and the data key too.
 func (t *inflight) hold(log uint64, key uint32, n int) {
 	t.held.Lock()
 	defer t.held.Unlock()
-	if t.held.logs == nil {
-		t.held.logs = map[uint64]int{}
-	}
 	t.held.logs[log] += n
 	t.held.keys[key] += n
 }
@@ -84,9 +102,6 @@ func (t *inflight) holds(log uint64) bool {
 func (t *inflight) useKey(key uint32) {
 	t.held.Lock()
 	defer t.held.Unlock()
-	if t.held.keys == nil {
-		t.held.keys = map[uint32]int{}
-	}
 	t.held.keys[key]++
 }
 
