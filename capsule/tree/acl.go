@@ -3,6 +3,7 @@ package tree
 import (
 	"encoding/binary"
 	"math"
+	"math/bits"
 
 	"github.com/spacestore/space/capsule"
 )
@@ -34,27 +35,33 @@ type aclEntry struct {
 
 const aclVersion = 2
 
-// parseACL reads the format of Linux's extended attributes, version 2.
+// parseACL reads the format of Linux's extended attributes, version 2. The
+// entries may not be valid.
 func parseACL(b []byte) (acl, error) {
-	bad := capsule.Errorf(capsule.Invalid, "a malformed ACL")
 	if len(b) == 0 {
 		return nil, nil
 	}
 	if len(b) < 4 || (len(b)-4)%8 != 0 {
-		return nil, bad
+		return nil, malformedACL()
 	}
 	if binary.LittleEndian.Uint32(b) != aclVersion {
 		return nil, capsule.Errorf(capsule.Unsupported, "an ACL of an unknown version")
 	}
 	var a acl
 	for b = b[4:]; len(b) > 0; b = b[8:] {
-		a = append(a, aclEntry{binary.LittleEndian.Uint16(b), binary.LittleEndian.Uint16(b[2:]), binary.LittleEndian.Uint32(b[4:])})
-	}
-	if a != nil && !a.valid() {
-		return nil, bad
+		e := aclEntry{binary.LittleEndian.Uint16(b), binary.LittleEndian.Uint16(b[2:]), binary.LittleEndian.Uint32(b[4:])}
+		if e.tag > aclOther || bits.OnesCount16(e.tag) != 1 {
+			return nil, malformedACL()
+		}
+		if e.tag != aclUser && e.tag != aclGroup {
+			e.id = math.MaxUint32
+		}
+		a = append(a, e)
 	}
 	return a, nil
 }
+
+func malformedACL() error { return capsule.Errorf(capsule.Invalid, "a malformed ACL") }
 
 func (a acl) encode() []byte {
 	b := binary.LittleEndian.AppendUint32(make([]byte, 0, 4+8*len(a)), aclVersion)
@@ -170,7 +177,7 @@ func readACL(rows Rows, ino uint64, name string) (acl, error) {
 		return nil, err
 	}
 	a, err := parseACL(b)
-	if err != nil || a == nil {
+	if err != nil || !a.valid() {
 		return nil, capsule.Errorf(capsule.Damaged, "the ACL of inode %d cannot be read", ino)
 	}
 	return a, nil

@@ -28,13 +28,16 @@ func (f *File) Allocate(ctx context.Context, mode AllocMode, off, n int64) error
 	default:
 		return capsule.Errorf(capsule.Unsupported, "unknown mode %d of fallocate", mode)
 	}
-	if mode != Allocate && mode != ZeroRange {
+	if mode == PunchHole || mode == ZeroKeep {
 		return nil
 	}
 	return f.fs.update(ctx, func(t *txn) error {
 		in, err := t.get(f.node.ino)
-		if err != nil || off+n <= in.Size {
+		if err != nil {
 			return err
+		}
+		if mode == KeepSize || off+n <= in.Size {
+			return f.wrote(t, in.Size, 0, 0)
 		}
 		return f.wrote(t, in.Size, off+n-in.Size, 0)
 	})

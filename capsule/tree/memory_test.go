@@ -296,7 +296,7 @@ func (tx *memoryTx) Punch(file uint64, off, end int64) (next, freed int64, err e
 		if block*blockSize >= end {
 			return false, nil
 		}
-		if tx.m.punchMax > 0 && len(blocks) == tx.m.punchMax {
+		if tx.m.punchMax > 0 && len(blocks) > tx.m.punchMax {
 			next = block * blockSize
 			return false, nil
 		}

@@ -160,9 +160,9 @@ func (fs *FS) reclaim(ctx context.Context, ino uint64) {
 	}
 	n := fs.nodes.hold(ino)
 	defer fs.release(n)
-	for more := true; more; { // step by step, so that users of the file get in between
+	for from := int64(0); from < toEnd; { // step by step, so that users of the file get in between
 		n.data.Lock()
-		more, err = fs.trim(ctx, ino)
+		from, err = fs.trim(ctx, ino, from)
 		n.data.Unlock()
 		if err != nil {
 			return
@@ -179,29 +179,27 @@ func (fs *FS) release(n *node) {
 
 // finishTrim gives up what a truncation left beyond a file's size, which must
 // not come back when the file grows. The file's data lock is held.
-func (fs *FS) finishTrim(ctx context.Context, ino uint64) error {
-	for {
-		more, err := fs.trim(ctx, ino)
-		if !more || err != nil {
-			return err
-		}
+func (fs *FS) finishTrim(ctx context.Context, ino uint64) (err error) {
+	for from := int64(0); from < toEnd && err == nil; {
+		from, err = fs.trim(ctx, ino, from)
 	}
+	return err
 }
 
-// trim does one step of finishTrim.
-func (fs *FS) trim(ctx context.Context, ino uint64) (more bool, err error) {
+// trim does one step of finishTrim, of which those before got as far as from.
+// It returns where the next one begins, or toEnd.
+func (fs *FS) trim(ctx context.Context, ino uint64, from int64) (next int64, err error) {
 	in, err := fs.inode(ino)
 	if err != nil || !in.has(hasTrim) {
-		return false, err
+		return toEnd, err
 	}
 	err = fs.update(ctx, func(t *txn) error {
 		in, err := t.get(ino)
 		if err != nil {
 			return err
 		}
-		done, err := t.punch(in, in.Size)
-		if !done || err != nil {
-			more = err == nil
+		next, err = t.punch(in, max(from, in.Size))
+		if next < toEnd || err != nil {
 			return err
 		}
 		in.setFlag(hasTrim, false)
@@ -211,5 +209,5 @@ func (fs *FS) trim(ctx context.Context, ino uint64) (more bool, err error) {
 		}
 		return t.tx.Delete(reclaimKey(ino))
 	})
-	return more, err
+	return next, err
 }

@@ -2,7 +2,6 @@ package tree
 
 import (
 	"context"
-	"math"
 
 	"github.com/spacestore/space/capsule"
 )
@@ -126,7 +125,7 @@ func (t *txn) unlinked(in *inode) error {
 // and then the inode.
 func (t *txn) free(in *inode) (done bool, err error) {
 	if in.Type == Regular {
-		if done, err = t.punch(in, 0); !done || err != nil {
+		if next, err := t.punch(in, 0); next < toEnd || err != nil {
 			return false, err
 		}
 	}
@@ -146,11 +145,12 @@ func (t *txn) free(in *inode) (done bool, err error) {
 	return true, nil
 }
 
-// punch gives up a file's content from off on, as far as one update goes.
-func (t *txn) punch(in *inode, off int64) (done bool, err error) {
-	next, freed, err := t.tx.Punch(in.Ino, off, math.MaxInt64)
+// punch gives up a file's content from off on, as far as one update goes. It
+// returns where that was, or toEnd.
+func (t *txn) punch(in *inode, off int64) (next int64, err error) {
+	next, freed, err := t.tx.Punch(in.Ino, off, toEnd)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
-	return next == math.MaxInt64, t.allocated(in, -freed)
+	return next, t.allocated(in, -freed)
 }

@@ -42,10 +42,10 @@ type rename struct {
 
 // look finds the four inodes.
 func (r *rename) look(dir, newDir uint64, flags RenameFlags) (err error) {
-	if r.newD, err = r.dir(newDir, r.cred); err != nil {
+	if _, err = r.dir(dir, r.cred); err != nil {
 		return err
 	}
-	if err := checkName(r.newName); err != nil {
+	if r.newD, err = r.dir(newDir, r.cred); err != nil {
 		return err
 	}
 	if r.d, r.in, err = r.existing(dir, r.name, r.cred); err != nil {

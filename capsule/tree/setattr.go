@@ -65,11 +65,11 @@ func tooLarge() error {
 }
 
 func (t *txn) chmod(in *inode, cred *Cred, mode uint32) error {
-	if !cred.owns(in) {
-		return notOwner(in)
-	}
 	if in.Type == Symlink {
 		return capsule.Errorf(capsule.Unsupported, "symbolic links have no mode")
+	}
+	if !cred.owns(in) {
+		return notOwner(in)
 	}
 	in.Mode = mode & permBits
 	if !cred.keepsSetGID(in.GID) {
@@ -177,8 +177,8 @@ func (t *txn) setSize(in *inode, cred *Cred, size int64, mayTruncate bool) error
 	if !shrinks {
 		return nil
 	}
-	done, err := t.punch(in, size)
-	if done || err != nil {
+	next, err := t.punch(in, size)
+	if next == toEnd || err != nil {
 		return err
 	}
 	in.setFlag(hasTrim, true)

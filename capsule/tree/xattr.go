@@ -20,24 +20,27 @@ const capsAttr = "security.capability"
 // checkXattr reports whether an inode can have an attribute of that name, and
 // whether cred may use it: read it, or with write change it. fs.mu is held.
 func (fs *FS) checkXattr(rows Rows, in *inode, cred *Cred, name string, write bool) error {
-	prefix, rest, _ := strings.Cut(name, ".")
-	isACL := name == aclAccess || name == aclDefault
 	switch {
 	case name == "" || len(name) > MaxXattrName:
 		return capsule.Errorf(capsule.OutOfRange, "the name of an extended attribute of %d bytes; 1 to %d are possible", len(name), MaxXattrName)
 	case strings.IndexByte(name, 0) >= 0:
 		return capsule.Errorf(capsule.Invalid, "the name of an extended attribute holds a NUL")
-	case prefix == "system" && !isACL, prefix != "system" && prefix != "user" && prefix != "trusted" && prefix != "security":
-		return capsule.Errorf(capsule.Unsupported, "no extended attributes of the sort of %q", name)
-	case rest == "":
-		return capsule.Errorf(capsule.Invalid, "%q is the beginning of a name only", name)
+	case name == aclAccess || name == aclDefault:
+		if in.Type == Symlink {
+			return capsule.Errorf(capsule.Unsupported, "symbolic links have no ACL")
+		}
+		if write && !cred.owns(in) {
+			return notOwner(in)
+		}
+		return nil
 	}
+	want := MayRead
+	if write {
+		want = MayWrite
+	}
+	prefix, rest, _ := strings.Cut(name, ".")
 	switch prefix {
 	case "user":
-		want := MayRead
-		if write {
-			want = MayWrite
-		}
 		if in.Type != Regular && in.Type != Directory {
 			if write {
 				return capsule.Errorf(capsule.NotPermitted, "only files and directories have user attributes")
@@ -47,23 +50,24 @@ func (fs *FS) checkXattr(rows Rows, in *inode, cred *Cred, name string, write bo
 		if write && in.Type == Directory && in.Mode&sticky != 0 && !cred.owns(in) {
 			return notOwner(in)
 		}
-		return fs.permit(rows, in, cred, want)
-	case "trusted":
-		if !cred.privileged() && !write {
-			return noAttribute(name)
+		if err := fs.permit(rows, in, cred, want); err != nil {
+			return err
 		}
-		fallthrough
-	case "security":
+	case "trusted", "security":
 		if write && !cred.privileged() {
 			return capsule.Errorf(capsule.NotPermitted, "only root may set %q", name)
 		}
-	case "system":
-		if in.Type == Symlink {
-			return capsule.Errorf(capsule.Unsupported, "symbolic links have no ACL")
+		if prefix == "trusted" && !cred.privileged() {
+			return noAttribute(name)
 		}
-		if write && !cred.owns(in) {
-			return notOwner(in)
+	default:
+		if err := fs.permit(rows, in, cred, want); err != nil {
+			return err
 		}
+		return capsule.Errorf(capsule.Unsupported, "no extended attributes of the sort of %q", name)
+	}
+	if rest == "" {
+		return capsule.Errorf(capsule.Invalid, "%q is the beginning of a name only", name)
 	}
 	return nil
 }
@@ -127,13 +131,30 @@ func (fs *FS) SetXattr(ctx context.Context, cred *Cred, ino uint64, name string,
 	if len(value) > MaxXattrValue {
 		return capsule.Errorf(capsule.TooLarge, "a value of %d bytes; the limit for extended attributes is %d", len(value), MaxXattrValue)
 	}
+	isACL := name == aclAccess || name == aclDefault
+	var a acl
+	if isACL {
+		var err error
+		if a, err = parseACL(value); err != nil {
+			return err
+		}
+	}
 	return fs.update(ctx, func(t *txn) error {
 		in, err := t.get(ino)
 		if err != nil {
 			return err
 		}
+		if name == aclDefault && in.Type != Directory && in.Type != Symlink {
+			if a == nil {
+				return nil
+			}
+			return capsule.Errorf(capsule.Denied, "only directories have a default ACL")
+		}
 		if err := fs.checkXattr(t.tx, in, cred, name, true); err != nil {
 			return err
+		}
+		if a != nil && !a.valid() {
+			return malformedACL()
 		}
 		old, err := t.tx.Get(xattrKey(ino, name))
 		switch {
@@ -146,11 +167,7 @@ func (fs *FS) SetXattr(ctx context.Context, cred *Cred, ino uint64, name string,
 		}
 		t.changed(in)
 		t.event(Event{Kind: Changed, Ino: ino})
-		if name == aclAccess || name == aclDefault {
-			a, err := parseACL(value)
-			if err != nil {
-				return err
-			}
+		if isACL {
 			return t.setACL(in, cred, name, a)
 		}
 		return t.putXattr(in, name, value)
@@ -163,6 +180,9 @@ func (fs *FS) RemoveXattr(ctx context.Context, cred *Cred, ino uint64, name stri
 		in, err := t.get(ino)
 		if err != nil {
 			return err
+		}
+		if name == aclDefault && in.Type != Directory && in.Type != Symlink {
+			return nil
 		}
 		if err := fs.checkXattr(t.tx, in, cred, name, true); err != nil {
 			return err
@@ -185,14 +205,7 @@ func (fs *FS) RemoveXattr(ctx context.Context, cred *Cred, ino uint64, name stri
 
 // setACL gives an inode an ACL, or takes it away.
 func (t *txn) setACL(in *inode, cred *Cred, name string, a acl) error {
-	if name == aclDefault {
-		if in.Type != Directory {
-			if a == nil {
-				return nil
-			}
-			return capsule.Errorf(capsule.Denied, "only directories have a default ACL")
-		}
-	} else if a != nil {
+	if name == aclAccess && a != nil {
 		in.Mode = in.Mode&^0o777 | a.mode()
 		if !cred.keepsSetGID(in.GID) {
 			in.Mode &^= setGID
