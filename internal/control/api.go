@@ -8,6 +8,7 @@ import (
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/capsule/store/keyring"
+	"github.com/spacestore/space/capsule/tree"
 	"github.com/spacestore/space/views"
 )
 
@@ -15,6 +16,7 @@ import (
 // capsule's ID or its name.
 type API interface {
 	Capsules
+	Trees
 	Maintenance
 	Keyring
 	Projections
@@ -42,6 +44,19 @@ type GetRequest struct {
 	Ref    string
 	Offset int64
 	Length int64
+}
+
+// Trees are the operations on directory trees that need no mount.
+type Trees interface {
+	CreateTree(ctx context.Context, req CreateTreeRequest) (capsule.Info, error)
+}
+
+// CreateTreeRequest asks for an empty tree whose root belongs to UID and GID.
+type CreateTreeRequest struct {
+	Name     string
+	Policy   *capsule.Policy // nil: the default
+	Quota    tree.Quota
+	UID, GID uint32
 }
 
 // Maintenance is about the store as a whole. Progress functions may be nil
@@ -88,6 +103,8 @@ type MountRequest struct {
 	All        bool
 	Target     string
 	AllowOther bool
+	ReadOnly   bool
+	Snapshot   string // of a tree or volume; "": what it is now
 }
 
 // Node is about the process that answers.

@@ -1662,6 +1662,90 @@ func (x *KeyExport) GetText() string {
 	return ""
 }
 
+type CreateTreeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Policy        string                 `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"` // YAML; empty: the default
+	QuotaBytes    int64                  `protobuf:"varint,3,opt,name=quota_bytes,json=quotaBytes,proto3" json:"quota_bytes,omitempty"`
+	QuotaInodes   int64                  `protobuf:"varint,4,opt,name=quota_inodes,json=quotaInodes,proto3" json:"quota_inodes,omitempty"`
+	Uid           uint32                 `protobuf:"varint,5,opt,name=uid,proto3" json:"uid,omitempty"` // of the root directory
+	Gid           uint32                 `protobuf:"varint,6,opt,name=gid,proto3" json:"gid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTreeRequest) Reset() {
+	*x = CreateTreeRequest{}
+	mi := &file_control_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTreeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTreeRequest) ProtoMessage() {}
+
+func (x *CreateTreeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTreeRequest.ProtoReflect.Descriptor instead.
+func (*CreateTreeRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *CreateTreeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateTreeRequest) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *CreateTreeRequest) GetQuotaBytes() int64 {
+	if x != nil {
+		return x.QuotaBytes
+	}
+	return 0
+}
+
+func (x *CreateTreeRequest) GetQuotaInodes() int64 {
+	if x != nil {
+		return x.QuotaInodes
+	}
+	return 0
+}
+
+func (x *CreateTreeRequest) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *CreateTreeRequest) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
 type MountRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	View          string                 `protobuf:"bytes,1,opt,name=view,proto3" json:"view,omitempty"`
@@ -1669,13 +1753,15 @@ type MountRequest struct {
 	All           bool                   `protobuf:"varint,3,opt,name=all,proto3" json:"all,omitempty"`
 	Target        string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"` // absolute
 	AllowOther    bool                   `protobuf:"varint,5,opt,name=allow_other,json=allowOther,proto3" json:"allow_other,omitempty"`
+	ReadOnly      bool                   `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Snapshot      string                 `protobuf:"bytes,7,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // of a tree or volume
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MountRequest) Reset() {
 	*x = MountRequest{}
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +1773,7 @@ func (x *MountRequest) String() string {
 func (*MountRequest) ProtoMessage() {}
 
 func (x *MountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +1786,7 @@ func (x *MountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountRequest.ProtoReflect.Descriptor instead.
 func (*MountRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{26}
+	return file_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MountRequest) GetView() string {
@@ -1738,6 +1824,20 @@ func (x *MountRequest) GetAllowOther() bool {
 	return false
 }
 
+func (x *MountRequest) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *MountRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
 type Projection struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1754,7 +1854,7 @@ type Projection struct {
 
 func (x *Projection) Reset() {
 	*x = Projection{}
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1766,7 +1866,7 @@ func (x *Projection) String() string {
 func (*Projection) ProtoMessage() {}
 
 func (x *Projection) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1779,7 +1879,7 @@ func (x *Projection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Projection.ProtoReflect.Descriptor instead.
 func (*Projection) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{27}
+	return file_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Projection) GetId() string {
@@ -1846,7 +1946,7 @@ type ProjectionsRequest struct {
 
 func (x *ProjectionsRequest) Reset() {
 	*x = ProjectionsRequest{}
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1858,7 +1958,7 @@ func (x *ProjectionsRequest) String() string {
 func (*ProjectionsRequest) ProtoMessage() {}
 
 func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1871,7 +1971,7 @@ func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectionsRequest.ProtoReflect.Descriptor instead.
 func (*ProjectionsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{28}
+	return file_control_proto_rawDescGZIP(), []int{29}
 }
 
 type ProjectionList struct {
@@ -1883,7 +1983,7 @@ type ProjectionList struct {
 
 func (x *ProjectionList) Reset() {
 	*x = ProjectionList{}
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +1995,7 @@ func (x *ProjectionList) String() string {
 func (*ProjectionList) ProtoMessage() {}
 
 func (x *ProjectionList) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +2008,7 @@ func (x *ProjectionList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectionList.ProtoReflect.Descriptor instead.
 func (*ProjectionList) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{29}
+	return file_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ProjectionList) GetProjections() []*Projection {
@@ -1928,7 +2028,7 @@ type UnmountRequest struct {
 
 func (x *UnmountRequest) Reset() {
 	*x = UnmountRequest{}
-	mi := &file_control_proto_msgTypes[30]
+	mi := &file_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +2040,7 @@ func (x *UnmountRequest) String() string {
 func (*UnmountRequest) ProtoMessage() {}
 
 func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[30]
+	mi := &file_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +2053,7 @@ func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountRequest.ProtoReflect.Descriptor instead.
 func (*UnmountRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{30}
+	return file_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *UnmountRequest) GetRef() string {
@@ -1979,7 +2079,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_control_proto_msgTypes[31]
+	mi := &file_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1991,7 +2091,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[31]
+	mi := &file_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2004,7 +2104,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{31}
+	return file_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WaitRequest) GetRef() string {
@@ -2022,7 +2122,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[32]
+	mi := &file_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2034,7 +2134,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[32]
+	mi := &file_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2047,7 +2147,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{32}
+	return file_control_proto_rawDescGZIP(), []int{33}
 }
 
 type StatusResponse struct {
@@ -2064,7 +2164,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[33]
+	mi := &file_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2076,7 +2176,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[33]
+	mi := &file_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2089,7 +2189,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{33}
+	return file_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -2142,7 +2242,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_control_proto_msgTypes[34]
+	mi := &file_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2254,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[34]
+	mi := &file_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2267,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{34}
+	return file_control_proto_rawDescGZIP(), []int{35}
 }
 
 // ErrorDetail rides in the details of a gRPC status: the error's kind, and
@@ -2183,7 +2283,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_control_proto_msgTypes[35]
+	mi := &file_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2295,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[35]
+	mi := &file_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2308,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{35}
+	return file_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ErrorDetail) GetKind() uint32 {
@@ -2367,14 +2467,24 @@ const file_control_proto_rawDesc = "" +
 	"\bKeysText\x12\x12\n" +
 	"\x04json\x18\x01 \x01(\fR\x04json\"\x1f\n" +
 	"\tKeyExport\x12\x12\n" +
-	"\x04text\x18\x01 \x01(\tR\x04text\"\x7f\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\"\xa7\x01\n" +
+	"\x11CreateTreeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06policy\x18\x02 \x01(\tR\x06policy\x12\x1f\n" +
+	"\vquota_bytes\x18\x03 \x01(\x03R\n" +
+	"quotaBytes\x12!\n" +
+	"\fquota_inodes\x18\x04 \x01(\x03R\vquotaInodes\x12\x10\n" +
+	"\x03uid\x18\x05 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x06 \x01(\rR\x03gid\"\xb8\x01\n" +
 	"\fMountRequest\x12\x12\n" +
 	"\x04view\x18\x01 \x01(\tR\x04view\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x10\n" +
 	"\x03all\x18\x03 \x01(\bR\x03all\x12\x16\n" +
 	"\x06target\x18\x04 \x01(\tR\x06target\x12\x1f\n" +
 	"\vallow_other\x18\x05 \x01(\bR\n" +
-	"allowOther\"\xc6\x01\n" +
+	"allowOther\x12\x1b\n" +
+	"\tread_only\x18\x06 \x01(\bR\breadOnly\x12\x1a\n" +
+	"\bsnapshot\x18\a \x01(\tR\bsnapshot\"\xc6\x01\n" +
 	"\n" +
 	"Projection\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -2423,7 +2533,9 @@ const file_control_proto_rawDesc = "" +
 	"\x04Keys\x12E\n" +
 	"\bDescribe\x12\x1d.space.control.v1.KeysRequest\x1a\x1a.space.control.v1.KeysText\x12E\n" +
 	"\x06Rotate\x12\x1f.space.control.v1.RotateRequest\x1a\x1a.space.control.v1.KeysText\x12D\n" +
-	"\x06Export\x12\x1d.space.control.v1.KeysRequest\x1a\x1b.space.control.v1.KeyExport2\xb4\x02\n" +
+	"\x06Export\x12\x1d.space.control.v1.KeysRequest\x1a\x1b.space.control.v1.KeyExport2N\n" +
+	"\x05Trees\x12E\n" +
+	"\x06Create\x12#.space.control.v1.CreateTreeRequest\x1a\x16.space.control.v1.Info2\xb4\x02\n" +
 	"\vProjections\x12E\n" +
 	"\x05Mount\x12\x1e.space.control.v1.MountRequest\x1a\x1c.space.control.v1.Projection\x12N\n" +
 	"\x04List\x12$.space.control.v1.ProjectionsRequest\x1a .space.control.v1.ProjectionList\x12I\n" +
@@ -2445,7 +2557,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_control_proto_goTypes = []any{
 	(*Ref)(nil),                // 0: space.control.v1.Ref
 	(*Info)(nil),               // 1: space.control.v1.Info
@@ -2473,16 +2585,17 @@ var file_control_proto_goTypes = []any{
 	(*RotateRequest)(nil),      // 23: space.control.v1.RotateRequest
 	(*KeysText)(nil),           // 24: space.control.v1.KeysText
 	(*KeyExport)(nil),          // 25: space.control.v1.KeyExport
-	(*MountRequest)(nil),       // 26: space.control.v1.MountRequest
-	(*Projection)(nil),         // 27: space.control.v1.Projection
-	(*ProjectionsRequest)(nil), // 28: space.control.v1.ProjectionsRequest
-	(*ProjectionList)(nil),     // 29: space.control.v1.ProjectionList
-	(*UnmountRequest)(nil),     // 30: space.control.v1.UnmountRequest
-	(*WaitRequest)(nil),        // 31: space.control.v1.WaitRequest
-	(*StatusRequest)(nil),      // 32: space.control.v1.StatusRequest
-	(*StatusResponse)(nil),     // 33: space.control.v1.StatusResponse
-	(*ShutdownRequest)(nil),    // 34: space.control.v1.ShutdownRequest
-	(*ErrorDetail)(nil),        // 35: space.control.v1.ErrorDetail
+	(*CreateTreeRequest)(nil),  // 26: space.control.v1.CreateTreeRequest
+	(*MountRequest)(nil),       // 27: space.control.v1.MountRequest
+	(*Projection)(nil),         // 28: space.control.v1.Projection
+	(*ProjectionsRequest)(nil), // 29: space.control.v1.ProjectionsRequest
+	(*ProjectionList)(nil),     // 30: space.control.v1.ProjectionList
+	(*UnmountRequest)(nil),     // 31: space.control.v1.UnmountRequest
+	(*WaitRequest)(nil),        // 32: space.control.v1.WaitRequest
+	(*StatusRequest)(nil),      // 33: space.control.v1.StatusRequest
+	(*StatusResponse)(nil),     // 34: space.control.v1.StatusResponse
+	(*ShutdownRequest)(nil),    // 35: space.control.v1.ShutdownRequest
+	(*ErrorDetail)(nil),        // 36: space.control.v1.ErrorDetail
 }
 var file_control_proto_depIdxs = []int32{
 	2,  // 0: space.control.v1.PutRequest.header:type_name -> space.control.v1.PutHeader
@@ -2494,7 +2607,7 @@ var file_control_proto_depIdxs = []int32{
 	14, // 6: space.control.v1.VerifyEvent.progress:type_name -> space.control.v1.Progress
 	21, // 7: space.control.v1.VerifyEvent.damage:type_name -> space.control.v1.Damage
 	20, // 8: space.control.v1.VerifyEvent.report:type_name -> space.control.v1.VerifyReport
-	27, // 9: space.control.v1.ProjectionList.projections:type_name -> space.control.v1.Projection
+	28, // 9: space.control.v1.ProjectionList.projections:type_name -> space.control.v1.Projection
 	21, // 10: space.control.v1.ErrorDetail.damage:type_name -> space.control.v1.Damage
 	3,  // 11: space.control.v1.Capsules.Put:input_type -> space.control.v1.PutRequest
 	4,  // 12: space.control.v1.Capsules.Get:input_type -> space.control.v1.GetRequest
@@ -2511,35 +2624,37 @@ var file_control_proto_depIdxs = []int32{
 	22, // 23: space.control.v1.Keys.Describe:input_type -> space.control.v1.KeysRequest
 	23, // 24: space.control.v1.Keys.Rotate:input_type -> space.control.v1.RotateRequest
 	22, // 25: space.control.v1.Keys.Export:input_type -> space.control.v1.KeysRequest
-	26, // 26: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
-	28, // 27: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
-	30, // 28: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
-	31, // 29: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
-	32, // 30: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
-	34, // 31: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
-	1,  // 32: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
-	5,  // 33: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
-	1,  // 34: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
-	6,  // 35: space.control.v1.Capsules.Stat:output_type -> space.control.v1.StatResponse
-	8,  // 36: space.control.v1.Capsules.List:output_type -> space.control.v1.ListResponse
-	1,  // 37: space.control.v1.Capsules.Rename:output_type -> space.control.v1.Info
-	1,  // 38: space.control.v1.Capsules.Remove:output_type -> space.control.v1.Info
-	10, // 39: space.control.v1.Capsules.Policy:output_type -> space.control.v1.PolicyText
-	1,  // 40: space.control.v1.Capsules.SetPolicy:output_type -> space.control.v1.Info
-	13, // 41: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
-	16, // 42: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
-	19, // 43: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
-	24, // 44: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
-	24, // 45: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
-	25, // 46: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
-	27, // 47: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
-	29, // 48: space.control.v1.Projections.List:output_type -> space.control.v1.ProjectionList
-	27, // 49: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
-	27, // 50: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
-	33, // 51: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
-	33, // 52: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
-	32, // [32:53] is the sub-list for method output_type
-	11, // [11:32] is the sub-list for method input_type
+	26, // 26: space.control.v1.Trees.Create:input_type -> space.control.v1.CreateTreeRequest
+	27, // 27: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
+	29, // 28: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
+	31, // 29: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
+	32, // 30: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
+	33, // 31: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
+	35, // 32: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
+	1,  // 33: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
+	5,  // 34: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
+	1,  // 35: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
+	6,  // 36: space.control.v1.Capsules.Stat:output_type -> space.control.v1.StatResponse
+	8,  // 37: space.control.v1.Capsules.List:output_type -> space.control.v1.ListResponse
+	1,  // 38: space.control.v1.Capsules.Rename:output_type -> space.control.v1.Info
+	1,  // 39: space.control.v1.Capsules.Remove:output_type -> space.control.v1.Info
+	10, // 40: space.control.v1.Capsules.Policy:output_type -> space.control.v1.PolicyText
+	1,  // 41: space.control.v1.Capsules.SetPolicy:output_type -> space.control.v1.Info
+	13, // 42: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
+	16, // 43: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
+	19, // 44: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
+	24, // 45: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
+	24, // 46: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
+	25, // 47: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
+	1,  // 48: space.control.v1.Trees.Create:output_type -> space.control.v1.Info
+	28, // 49: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
+	30, // 50: space.control.v1.Projections.List:output_type -> space.control.v1.ProjectionList
+	28, // 51: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
+	28, // 52: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
+	34, // 53: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
+	34, // 54: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
+	33, // [33:55] is the sub-list for method output_type
+	11, // [11:33] is the sub-list for method input_type
 	11, // [11:11] is the sub-list for extension type_name
 	11, // [11:11] is the sub-list for extension extendee
 	0,  // [0:11] is the sub-list for field type_name
@@ -2556,9 +2671,9 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   36,
+			NumMessages:   37,
 			NumExtensions: 0,
-			NumServices:   5,
+			NumServices:   6,
 		},
 		GoTypes:           file_control_proto_goTypes,
 		DependencyIndexes: file_control_proto_depIdxs,
