@@ -305,7 +305,7 @@ func TestTreeAgainstHost(t *testing.T) {
 	}
 	t.Logf("seed: -random-seed=%d", seed)
 	s, id := newTreeStore(t, tree.Quota{})
-	_, dir := mountAt(t, s, Options{Capsule: id, AllowOther: true})
+	_, dir := mountAt(t, s, Options{Capsule: id, AllowOther: true, Target: openTempDir(t)})
 	b := &beside{Rand: rand.New(rand.NewPCG(seed, 1)), t: t}
 	for i, parent := range []string{dir, openTempDir(t)} {
 		b.roots[i] = filepath.Join(parent, "r")
