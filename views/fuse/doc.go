@@ -1,12 +1,17 @@
-// Package fuse is the read-only FUSE view: it shows one capsule as a directory
-// with the file "content", or the whole namespace as a directory tree.
+// Package fuse is the FUSE view: it shows a tree as it is, an object or a
+// volume as a directory with the file "content", or the whole namespace of
+// objects as a directory tree. Trees and volumes can be written.
 //
 //   - [Mount] makes a kernel mount and returns when it is ready for use.
 //   - [Copy] is the portable fallback where [Available] says there is no FUSE:
 //     it writes the content to plain files under the target.
 //   - [Store] and [Reader] are what the view needs of the store.
 //
-// # Versions and caching
+// Each kind of capsule has a file system of its own (fileSystem for objects,
+// treeSystem, volumeSystem); the mount, the device, interrupts and errors are
+// common to them.
+//
+// # Objects: versions and caching
 //
 // A FUSE node (what the kernel calls an inode and keeps pages for) stands for
 // one version of one capsule under one path, and never changes. So its
@@ -19,6 +24,13 @@
 // store's current version and, if that isn't the node's, answers ESTALE, upon
 // which the kernel looks the path up again and opens what it finds. An open
 // thus always gets the newest version, and a handle keeps the one it has.
+//
+// # Trees: caching
+//
+// A FUSE node is an inode of the tree. The kernel keeps all it learns; what is
+// changed under the mount's own origin it knows, and of what others change it
+// is told by the tree's events. Writes go through (no write-back cache: the
+// kernel would take no size or time from us any more).
 //
 // # Locking
 //
