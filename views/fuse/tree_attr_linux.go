@@ -88,11 +88,12 @@ func (f *treeSystem) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out *
 	set.Mtime = time.Unix(int64(in.Mtime), int64(in.Mtimensec))
 	var a tree.Attr
 	status := f.do("setattr", &in.InHeader, cancel, func() (err error) {
-		if in.Valid&(gofuse.FATTR_KILL_SUIDGID|gofuse.FATTR_MODE) == gofuse.FATTR_KILL_SUIDGID {
+		// What sets nothing is chown(2) without an owner, which Linux takes for one all the same.
+		if set.Set == 0 || in.Valid&(gofuse.FATTR_KILL_SUIDGID|gofuse.FATTR_MODE) == gofuse.FATTR_KILL_SUIDGID {
 			if a, err = f.tree.GetAttr(f.ctx, in.NodeId); err != nil {
 				return err
 			}
-			if bits := killedBits(&a, &in.InHeader); bits != 0 {
+			if bits := killedBits(&a, &in.InHeader); bits != 0 && a.Type != tree.Directory {
 				set.Set |= tree.SetMode
 				set.Mode = a.Mode &^ bits
 			}
