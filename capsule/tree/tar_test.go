@@ -105,22 +105,3 @@ func TestImportStaysInside(t *testing.T) {
 	}
 	kind(t, fs.Import(ctx, into, strings.NewReader(strings.Repeat("garbage", 1000))), capsule.Invalid, "garbage")
 }
-
-// FuzzImport feeds whatever is called a tar.
-func FuzzImport(f *testing.F) {
-	fs, _ := sample(f)
-	var b bytes.Buffer
-	kind(f, fs.Export(ctx, Root, &b), fine, "export")
-	f.Add(b.Bytes())
-	f.Fuzz(func(t *testing.T, b []byte) {
-		fs, m := newTree(t)
-		into := mkdir(t, fs, Root, "into")
-		fs.Import(ctx, into, bytes.NewReader(b))
-		if n := len(list(t, fs, Root)); n != 1 {
-			t.Fatalf("%d entries in the root", n)
-		}
-		fs.reclaimAll(ctx)
-		fs.Close()
-		clean(t, m)
-	})
-}
