@@ -245,18 +245,12 @@ func (m *importer) file(dir uint64, name string, h *tar.Header, content io.Reade
 		return err
 	}
 	defer f.Close()
-	for off := int64(0); off < h.Size; {
-		n, err := io.ReadFull(content, m.buf)
-		if err != nil && err != io.ErrUnexpectedEOF && err != io.EOF {
-			return capsule.Wrap(capsule.IO, err, "reading the tar")
-		}
-		if n == 0 {
-			break
-		}
-		if err := m.write(f, m.buf[:n], off); err != nil {
-			return err
-		}
-		off += int64(n)
+	err = unpack(content, m.buf, func(p []byte, off int64) error {
+		_, err := f.WriteAt(m.ctx, p, off)
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	if err := f.Truncate(m.ctx, h.Size); err != nil {
 		return err
@@ -264,27 +258,35 @@ func (m *importer) file(dir uint64, name string, h *tar.Header, content io.Reade
 	return m.attributes(a.Ino, h)
 }
 
-// write writes what is not zeros; the rest stays a hole.
-func (m *importer) write(f *File, p []byte, off int64) error {
+// unpack calls write for what a file of a tar holds, without its holes: runs
+// of zeros.
+func unpack(content io.Reader, buf []byte, write func(p []byte, off int64) error) error {
 	const piece = 64 << 10
 	var zeros [piece]byte
-	empty := func(i int) bool { end := min(i+piece, len(p)); return bytes.Equal(p[i:end], zeros[:end-i]) }
-	for i := 0; i < len(p); {
-		if empty(i) {
-			i += piece
-			continue
+	for off := int64(0); ; off += int64(len(buf)) {
+		n, err := io.ReadFull(content, buf)
+		if err != nil && err != io.ErrUnexpectedEOF && err != io.EOF {
+			return capsule.Wrap(capsule.Invalid, err, "reading the tar")
 		}
-		end := i + piece
-		for end < len(p) && !empty(end) {
-			end += piece
+		empty := func(i int) bool { end := min(i+piece, n); return bytes.Equal(buf[i:end], zeros[:end-i]) }
+		for i := 0; i < n; {
+			end := i + piece
+			if empty(i) {
+				i = end
+				continue
+			}
+			for end < n && !empty(end) {
+				end += piece
+			}
+			if err := write(buf[i:min(end, n)], off+int64(i)); err != nil {
+				return err
+			}
+			i = end
 		}
-		end = min(end, len(p))
-		if _, err := f.WriteAt(m.ctx, p[i:end], off+int64(i)); err != nil {
-			return err
+		if err != nil {
+			return nil
 		}
-		i = end
 	}
-	return nil
 }
 
 // attributes gives an inode what its header says. The order matters: a change
