@@ -289,10 +289,7 @@ func (s *Store) sealOne(j *sealJob, c *coder, waitFor *[]*pin) error {
 			if err := s.pinMerged(j, b); err != nil {
 				return err
 			}
-			var err error
-			if b, err = s.flatten(b); err != nil {
-				return err
-			}
+			b = s.flatten(b)
 		}
 	}
 	h := j.sealer.hashers.Get().(*pipeline.Hasher)
