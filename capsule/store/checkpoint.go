@@ -383,6 +383,9 @@ func (t *tx) applyRows(g *generation, jobs []*sealJob) error {
 	}
 	var err error
 	g.rows.Scan(func(r row) bool {
+		if r.key[rowSpaceAt] != rowSpaceBlock {
+			return true // refers to no segment, now or before
+		}
 		var old row
 		if old, err = storedRow(t.b, []byte(r.key)); err != nil {
 			return false
