@@ -411,7 +411,7 @@ func (t *tx) applyRows(g *generation, jobs []*sealJob) error {
 		case err != nil:
 			return err
 		case !ok && pins[id] != nil && !pins[id].stored && n > 0:
-			row = pins[id].row
+			row, pins[id].named = pins[id].row, true
 		case !ok || row.refs+n < 0:
 			return capsule.Errorf(capsule.Damaged, "reference count of segment %s is too low; run spacectl verify", id)
 		}

@@ -368,6 +368,18 @@ func nameTaken(name string, by capsule.ID) error {
 	return capsule.Errorf(capsule.Exists, "the name %q is taken by capsule %s", name, by)
 }
 
+// checkNew fails if name cannot be a new capsule's, which will have the ID self.
+func (t *tx) checkNew(name string, self capsule.ID) error {
+	id, err := lookupName(t.b, name)
+	if err == nil && !id.IsZero() {
+		err = nameTaken(name, id)
+	}
+	if err != nil {
+		return err
+	}
+	return t.checkFree(name, self)
+}
+
 // checkFree fails if name, which no capsule has, would have to be a file
 // and a directory at once. The capsule self does not count.
 func (t *tx) checkFree(name string, self capsule.ID) error {

@@ -128,7 +128,7 @@ func (s *Store) name(f *family, own living, kind capsule.Kind, id capsule.ID, na
 	node.owner = ownerCapsule
 	err := s.commit(synced, func(t *tx) error {
 		if name != "" {
-			if err := t.checkFree(name, id); err != nil {
+			if err := t.checkNew(name, id); err != nil {
 				return err
 			}
 		}
@@ -452,7 +452,7 @@ func (s *Store) Clone(ctx context.Context, id capsule.ID, snapshot, name string)
 			return err
 		}
 		if name != "" {
-			if err := t.checkFree(name, fresh); err != nil {
+			if err := t.checkNew(name, fresh); err != nil {
 				return err
 			}
 		}
