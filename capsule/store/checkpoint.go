@@ -39,21 +39,15 @@ func (s *Store) checkpointer() {
 		select {
 		case <-s.checkpointWake:
 		case <-s.clock.After(s.commitInterval):
-			if s.writable() == nil {
-				_ = s.syncJournal() // latched, and said by whoever comes next
-			}
-			if now := s.now(); now.Sub(last) < checkpointEvery && !now.Before(last) {
+			// A failure is latched, and said by whoever comes next.
+			if now := s.now(); s.syncJournal() == nil && now.Sub(last) < checkpointEvery && !now.Before(last) {
 				continue
 			}
 		case <-s.quit.Done():
 			return
 		}
-		if s.writable() != nil {
-			s.overlay.fail(s.writable())
-			continue
-		}
 		last = s.now()
-		if err := s.checkpoint(); err != nil && s.quit.Err() == nil {
+		if err := s.checkpoint(); err != nil && s.quit.Err() == nil && s.writable() == nil {
 			s.log.Warn("changes stay in the journal for now", "error", err)
 			select {
 			case <-s.clock.After(stuckRetry):
@@ -61,14 +55,6 @@ func (s *Store) checkpointer() {
 			}
 		}
 	}
-}
-
-// fail lets those who wait for room know why there is none.
-func (o *overlay) fail(err error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.stuck = err
-	o.moved.Broadcast()
 }
 
 // checkpoint makes all changes so far part of the metadata and the segments.
@@ -79,49 +65,59 @@ func (s *Store) checkpoint() error { return s.checkpointTo(0) }
 func (s *Store) checkpointTo(number uint64) error {
 	s.checkpointing.Lock()
 	defer s.checkpointing.Unlock()
+	err := s.writable()
+	for again := true; again && err == nil; {
+		again, err = s.checkpointOnce(number)
+	}
 	o := s.overlay
-	for {
-		if number == 0 {
-			if _, err := s.journal.Cut(); err != nil {
-				s.fail(err)
-				return s.writable()
-			}
-		}
-		o.mu.Lock()
-		g := o.frozen
-		again := g != nil // an earlier attempt failed
-		if g == nil && o.active.rows.Len() > 0 {
-			g = o.active
-			if g.last = number; number == 0 {
-				g.last = s.journal.Last()
-			}
-			o.frozen, o.active = g, &generation{rows: newRows()}
-		}
-		o.mu.Unlock()
-		if g == nil {
-			// Files of the journal that were cut need not stay.
-			return s.journal.Release(s.journal.Last())
-		}
-		err := s.apply(g)
-		o.mu.Lock()
-		if err == nil {
-			o.frozen = nil
-		}
-		o.stuck = err
-		o.moved.Broadcast()
-		o.mu.Unlock()
-		if err != nil {
-			return err
-		}
-		if number == 0 {
-			if err := s.journal.Release(g.last); err != nil {
-				return err
-			}
-		}
-		if !again {
-			return nil
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.stuck = err
+	o.moved.Broadcast()
+	return err
+}
+
+// checkpointOnce brings one generation to disk. again tells that it was one
+// left over from an earlier attempt, and there may be another.
+func (s *Store) checkpointOnce(number uint64) (again bool, err error) {
+	if number == 0 {
+		if _, err := s.journal.Cut(); err != nil {
+			s.fail(err)
+			return false, s.writable()
 		}
 	}
+	o := s.overlay
+	o.updating.Lock()
+	o.mu.Lock()
+	g := o.frozen
+	again = g != nil
+	if g == nil && o.active.rows.Len() > 0 {
+		g = o.active
+		if g.last = number; number == 0 {
+			g.last = s.journal.Last()
+		}
+		o.frozen, o.active = g, &generation{rows: newRows()}
+	}
+	o.mu.Unlock()
+	if g == nil {
+		s.releaseMerged(nil) // no update is under way that could name them
+	}
+	o.updating.Unlock()
+	if g == nil {
+		// Files of the journal that were cut need not stay.
+		return false, s.journal.Release(s.journal.Last())
+	}
+	if err := s.apply(g); err != nil {
+		return false, err
+	}
+	o.mu.Lock()
+	o.frozen = nil
+	o.moved.Broadcast()
+	o.mu.Unlock()
+	if number == 0 {
+		err = s.journal.Release(g.last)
+	}
+	return again, err
 }
 
 // sealJob is a block on its way to segments.
@@ -130,7 +126,8 @@ type sealJob struct {
 	sealer *familySealer
 	bytes  int
 	out    *liveBlock
-	pins   []*pin
+	pins   []*pin // of the segments sealed
+	merged []*pin // of segments that out does not name any more
 }
 
 // sealBatch is how many bytes of blocks one worker takes at a time.
@@ -167,28 +164,49 @@ func (s *Store) apply(g *generation) error {
 	if err != nil {
 		return err
 	}
+	var merged []*pin
 	defer func() {
 		for _, j := range jobs {
 			for _, p := range j.pins {
 				s.pins.release(p)
 			}
+			merged = append(merged, j.merged...)
 		}
+		if err == nil {
+			for _, p := range g.pins {
+				s.pins.release(p)
+			}
+		}
+		// After a failure, until the next attempt has succeeded.
+		s.releaseMerged(merged)
 	}()
 	// A rotation meanwhile must not drop a key that is used here.
 	key := s.keys.current().version
 	s.pins.useKey(key)
 	defer s.pins.unuseKey(key)
-	if err := s.sealAll(jobs); err != nil {
-		return err
+	if err = s.sealAll(jobs, sealBatch); err == nil {
+		err = s.commit(synced, func(t *tx) error { return t.applyRows(g, jobs) })
 	}
-	return s.commit(synced, func(t *tx) error { return t.applyRows(g, jobs) })
+	return err
 }
 
-// sealAll seals jobs on all cores.
-func (s *Store) sealAll(jobs []*sealJob) error {
+// releaseMerged lets go of the segments that the checkpoint before the last
+// one merged, and keeps those of the last.
+func (s *Store) releaseMerged(pins []*pin) {
+	for _, p := range s.overlay.merged {
+		s.pins.release(p)
+	}
+	if len(s.overlay.merged) > 0 {
+		s.wakeReaper()
+	}
+	s.overlay.merged = pins
+}
+
+// sealAll seals jobs on all cores, about batch bytes at a time on each.
+func (s *Store) sealAll(jobs []*sealJob, batch int) error {
 	var batches [][]*sealJob
 	for start, i, n := 0, 0, 0; i < len(jobs); i++ {
-		if n += jobs[i].bytes; n >= sealBatch || i == len(jobs)-1 {
+		if n += jobs[i].bytes; n >= batch || i == len(jobs)-1 {
 			batches = append(batches, jobs[start:i+1])
 			start, n = i+1, 0
 		}
@@ -268,10 +286,10 @@ func (s *Store) sealOne(j *sealJob, c *coder, waitFor *[]*pin) error {
 			}
 		}
 		if runs > maxPieces {
-			var err error
-			if b, err = s.flatten(b); err != nil {
+			if err := s.pinMerged(j, b); err != nil {
 				return err
 			}
+			b = s.flatten(b)
 		}
 	}
 	h := j.sealer.hashers.Get().(*pipeline.Hasher)
@@ -320,6 +338,28 @@ func (s *Store) sealOne(j *sealJob, c *coder, waitFor *[]*pin) error {
 	return nil
 }
 
+// pinMerged pins the segments of a block that is about to be sealed anew:
+// updates may be building on the block as it was (see overlay.merged).
+func (s *Store) pinMerged(j *sealJob, b *liveBlock) error {
+	for i := range b.pieces {
+		if b.pieces[i].mem != nil {
+			continue
+		}
+		p, first := s.pins.acquire(b.pieces[i].id)
+		j.merged = append(j.merged, p)
+		if first {
+			p.stored, p.err = s.kv.view(segmentKey(p.id), func([]byte) error { return nil })
+			s.pins.settle(p)
+		} else {
+			<-p.done
+		}
+		if p.err != nil {
+			return p.err
+		}
+	}
+	return nil
+}
+
 // applyRows commits a generation's rows, all checks first.
 func (t *tx) applyRows(g *generation, jobs []*sealJob) error {
 	refs := map[pipeline.SegmentID]int64{}
@@ -331,6 +371,9 @@ func (t *tx) applyRows(g *generation, jobs []*sealJob) error {
 			pins[p.id] = p
 		}
 	}
+	for _, p := range g.pins {
+		pins[p.id] = p
+	}
 	var logical int64
 	count := func(b *liveBlock, sign int64) {
 		for i := range b.pieces {
@@ -340,6 +383,9 @@ func (t *tx) applyRows(g *generation, jobs []*sealJob) error {
 	}
 	var err error
 	g.rows.Scan(func(r row) bool {
+		if r.key[rowSpaceAt] != rowSpaceBlock {
+			return true // refers to no segment, now or before
+		}
 		var old row
 		if old, err = storedRow(t.b, []byte(r.key)); err != nil {
 			return false

@@ -24,8 +24,6 @@ type family struct {
 	mu    sync.Mutex // orders the changes of all its capsules; guards what follows
 	nodes nodeTable
 	open  map[*lineage]struct{}
-
-	sealer atomic.Pointer[familySealer]
 }
 
 // familySealer says how changes of a family's capsules are sealed.
@@ -136,15 +134,18 @@ func readNodes(r kvReader, id uint64) (nodeTable, error) {
 	return nodes, err
 }
 
+// sealers remembers how changes of families are sealed. Its lock is a leaf.
+type sealers struct {
+	sync.Mutex
+	of map[uint64]*familySealer
+}
+
 // sealerOf returns how changes of a family are sealed.
 func (s *Store) sealerOf(id uint64) (*familySealer, error) {
-	s.lineages.Lock()
-	f := s.lineages.families[id]
-	s.lineages.Unlock()
-	if f != nil {
-		if fs := f.sealer.Load(); fs != nil {
-			return fs, nil
-		}
+	s.sealers.Lock()
+	defer s.sealers.Unlock()
+	if fs := s.sealers.of[id]; fs != nil {
+		return fs, nil
 	}
 	b, err := s.kv.get(familyKey(id))
 	if err == nil && b == nil {
@@ -164,19 +165,15 @@ func (s *Store) sealerOf(id uint64) (*familySealer, error) {
 	if encrypted := fs.policy.Encryption != "disabled"; !encrypted || fs.row.domain != [16]byte{} {
 		fs.hashers = s.newHashers(&content{domain: fs.row.domain}, encrypted)
 	}
-	if f != nil {
-		f.sealer.Store(fs)
-	}
+	s.sealers.of[id] = fs
 	return fs, nil
 }
 
-// forgetSealer has the next checkpoint look up how a family is sealed.
+// forgetSealer has the next change look up how a family is sealed.
 func (s *Store) forgetSealer(id uint64) {
-	s.lineages.Lock()
-	defer s.lineages.Unlock()
-	if f := s.lineages.families[id]; f != nil {
-		f.sealer.Store(nil)
-	}
+	s.sealers.Lock()
+	defer s.sealers.Unlock()
+	delete(s.sealers.of, id)
 }
 
 // sealing says how a segment is sealed now.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store/journal"
+	"github.com/spacestore/space/pipeline"
 )
 
 // Live is an open volume, tree, or snapshot of one: numbered files of bytes,
@@ -257,12 +258,18 @@ func (l *Live) Sync(context.Context) error {
 	return l.s.syncJournal()
 }
 
-// syncJournal makes all changes so far durable.
+// syncJournal makes all changes so far durable: first the segments that the
+// journal's records name.
 func (s *Store) syncJournal() error {
 	if err := s.writable(); err != nil {
 		return err
 	}
-	if err := s.journal.Sync(s.journal.Last()); err != nil {
+	last := s.journal.Last()
+	err := s.logs.Sync()
+	if err == nil {
+		err = s.journal.Sync(last)
+	}
+	if err != nil {
 		s.fail(err)
 		return s.writable()
 	}
@@ -277,6 +284,7 @@ type Update struct {
 	local  *btree.BTreeG[row]
 	record []byte // for the journal
 	data   int    // bytes of content
+	pins   []*pin // of segments sealed for it
 }
 
 const (
@@ -307,24 +315,29 @@ func (l *Live) Update(ctx context.Context, fn func(*Update) error) error {
 	}
 	l.line.family.mu.Lock()
 	defer l.line.family.mu.Unlock()
-	u := l.newUpdate()
-	if err := fn(u); err != nil {
-		return err
-	}
-	return u.commit()
+	return s.update(l, l.line.view.Load(), fn)
 }
 
-// newUpdate begins an update. The family's lock is held.
-func (l *Live) newUpdate() *Update {
-	return &Update{l: l, v: l.line.view.Load(), local: newRows()}
+// update is Update for a caller that holds the family's lock.
+func (s *Store) update(l *Live, v *view, fn func(*Update) error) error {
+	s.overlay.updating.RLock()
+	defer s.overlay.updating.RUnlock()
+	u := &Update{l: l, v: v, local: newRows()}
+	err := fn(u)
+	if err == nil && len(u.record) > 0 {
+		err = u.commit()
+	}
+	if err != nil {
+		for _, p := range u.pins {
+			s.pins.release(p)
+		}
+	}
+	return err
 }
 
 // commit makes an update's changes.
 func (u *Update) commit() error {
 	s := u.l.s
-	if len(u.record) == 0 {
-		return nil
-	}
 	if err := s.writable(); err != nil {
 		return err
 	}
@@ -345,6 +358,10 @@ func (u *Update) commit() error {
 			o.set(r)
 			return true
 		})
+		o.active.pins = append(o.active.pins, u.pins...)
+		for _, p := range u.pins {
+			o.active.bytes += p.row.plainLen / sealedShare
+		}
 	}
 	full := o.active.bytes >= o.limit/2
 	o.mu.Unlock()
@@ -366,7 +383,16 @@ const (
 	opDelete = 2 // nothing
 	opWrite  = 3 // offset in the block, the bytes with their length
 	opPunch  = 4 // from, to in the block
+	// The block's value, with its length; how many segments it names that the
+	// metadata may not know, and of each the ID and its row, with its length.
+	// The record may have survived a power cut that the segments did not.
+	opSealed = 5
 )
+
+// sealedShare is which part of the bytes that updates sealed by themselves
+// counts for the size of a generation. They are not in memory, but recovery
+// reads them.
+const sealedShare = 16
 
 func (u *Update) op(op byte, key string) *encoder {
 	e := encoder{append(u.record, op)}
@@ -475,33 +501,10 @@ func (u *Update) block(prefix []byte, change bool) (*liveBlock, error) {
 // setBlock puts a changed block in place; the journal has the change already.
 func (u *Update) setBlock(prefix []byte, b *liveBlock) error {
 	if len(b.pieces) > maxMemPieces {
-		var err error
-		if b, err = u.l.s.flatten(b); err != nil {
-			return err
-		}
+		b = u.l.s.flatten(b)
 	}
 	u.local.Set(row{key: string(atNode(prefix, u.v.node)), state: rowBlock, block: b})
 	return u.fits()
-}
-
-// flatten returns a block whose content is that of b, with one piece for each
-// run between holes.
-func (s *Store) flatten(b *liveBlock) (*liveBlock, error) {
-	out := &liveBlock{}
-	for i := 0; i < len(b.pieces); {
-		j := i + 1
-		for j < len(b.pieces) && b.pieces[j].off == b.pieces[j-1].end() {
-			j++
-		}
-		from, to := b.pieces[i].off, b.pieces[j-1].end()
-		mem := make([]byte, to-from)
-		if err := s.readBlock(b, from, mem); err != nil {
-			return nil, err
-		}
-		out.pieces = append(out.pieces, piece{off: from, n: to - from, mem: mem})
-		i = j
-	}
-	return out, nil
 }
 
 // Write puts p into a file's content and returns by how many bytes more is
@@ -512,6 +515,20 @@ func (u *Update) Write(file uint64, off int64, p []byte) (grew int64, err error)
 	}
 	if u.data += len(p); u.data > maxUpdate {
 		return 0, capsule.Errorf(capsule.Invalid, "an update of more than %d bytes of content", maxUpdate)
+	}
+	if full := int(BlockSize-off%BlockSize) % BlockSize; len(p) >= full+BlockSize {
+		// Whole blocks need not go through the journal.
+		end := full + (len(p)-full)/BlockSize*BlockSize
+		if grew, err = u.Write(file, off, p[:full]); err != nil {
+			return grew, err
+		}
+		n, err := u.writeBlocks(file, off+int64(full), p[full:end])
+		if grew += n; err != nil {
+			return grew, err
+		}
+		u.data -= full // counted twice
+		p = p[end:]
+		off += int64(end)
 	}
 	for len(p) > 0 {
 		index := off / BlockSize
@@ -536,6 +553,64 @@ func (u *Update) Write(file uint64, off int64, p []byte) (grew int64, err error)
 		off += int64(len(part))
 	}
 	return grew, nil
+}
+
+// writeBlocks writes whole blocks: it makes segments of them at once.
+func (u *Update) writeBlocks(file uint64, off int64, p []byte) (grew int64, err error) {
+	s := u.l.s
+	if err := s.checkSpace(int64(len(p))); err != nil {
+		return 0, err
+	}
+	fs, err := s.sealerOf(u.v.family)
+	if err != nil {
+		return 0, err
+	}
+	var jobs []*sealJob
+	for i := 0; i < len(p); i += BlockSize {
+		mem := p[i : i+BlockSize]
+		jobs = append(jobs, &sealJob{sealer: fs, bytes: len(mem),
+			r: row{block: &liveBlock{pieces: []piece{{n: BlockSize, mem: mem}}}}})
+	}
+	key := s.keys.current().version
+	s.pins.useKey(key)
+	defer s.pins.unuseKey(key)
+	err = s.sealAll(jobs, BlockSize)
+	for _, j := range jobs {
+		u.pins = append(u.pins, j.pins...)
+	}
+	if err != nil {
+		return 0, err
+	}
+	for i, j := range jobs {
+		prefix := blockPrefix(u.v.family, file, off/BlockSize+int64(i))
+		old, err := u.block(prefix, false)
+		if err != nil {
+			return grew, err
+		}
+		r := row{key: string(atNode(prefix, u.v.node)), state: rowBlock, block: j.out}
+		e := u.op(opSealed, r.key)
+		e.string(string(r.encode()))
+		e.pins(j.pins)
+		u.record = e.b
+		u.local.Set(r)
+		grew += BlockSize - old.allocated()
+	}
+	return grew, u.fits()
+}
+
+// pins writes where the segments are that the metadata may not know yet.
+func (e *encoder) pins(pins []*pin) {
+	var fresh []*pin
+	for _, p := range pins {
+		if p.row.log != 0 {
+			fresh = append(fresh, p)
+		}
+	}
+	e.uint(uint64(len(fresh)))
+	for _, p := range fresh {
+		e.bytes(p.id[:])
+		e.string(string(p.row.encode(nil)))
+	}
 }
 
 // Punch makes zeros of [off, end) of a file and gives up the space they took.
@@ -630,9 +705,7 @@ func (u *Update) Copy(dst uint64, dstOff int64, src uint64, srcOff, n int64) (do
 			continue
 		}
 		if len(nb.pieces) > maxMemPieces {
-			if nb, err = u.l.s.flatten(nb); err != nil {
-				return done, grew, err
-			}
+			nb = u.l.s.flatten(nb)
 		}
 		grew += nb.allocated() - old.allocated()
 		for i := range nb.pieces {
@@ -647,73 +720,127 @@ func (u *Update) Copy(dst uint64, dstOff int64, src uint64, srcOff, n int64) (do
 	return done, grew, nil
 }
 
-// replay makes the changes of a journal record again.
+// replay makes the changes of a journal record again: all of them, or, if it
+// returns [journal.ErrEnd], none.
 func (s *Store) replay(number uint64, rec []byte) error {
 	d := decoder{b: rec}
 	o := s.overlay
+	local := newRows()
 	for len(d.b) > 0 && d.err == nil {
 		op := d.b[0]
 		d.b = d.b[1:]
-		key := d.string()
-		if d.err != nil {
-			break
-		}
-		if _, _, _, err := splitRow(key); err != nil {
+		r, err := s.replayOp(op, &d, local)
+		if err != nil {
 			return err
 		}
-		r := row{key: key, state: rowAbsent}
-		switch op {
-		case opSet:
-			var err error
-			if r, err = decodeRow(key, []byte(d.string())); err != nil && d.err == nil {
-				return err
-			}
-		case opDelete:
-		case opWrite, opPunch:
-			a, b := d.uint(), d.uint()
-			if a > BlockSize || b > BlockSize || op == opWrite && b > BlockSize-a || op == opPunch && b < a {
-				d.fail()
-				break
-			}
-			old, err := s.rawRow([]byte(key))
-			if err != nil {
-				return err
-			}
-			r.state = rowBlock
-			if op == opWrite {
-				p := make([]byte, b)
-				d.bytes(p)
-				if d.err == nil && len(p) > 0 {
-					r.block = old.block.write(uint32(a), p)
-				}
-			} else {
-				r.block = old.block.replace(uint32(a), uint32(b))
-			}
-			if r.block == nil {
-				d.fail()
-			} else if len(r.block.pieces) > maxMemPieces {
-				if r.block, err = s.flatten(r.block); err != nil {
-					return err
-				}
-			}
-		default:
-			d.fail()
-		}
 		if d.err == nil {
-			o.mu.Lock()
-			o.set(r)
-			o.mu.Unlock()
+			local.Set(r)
 		}
 	}
 	if d.err != nil {
 		return fmt.Errorf("malformed operation: %w", d.err)
 	}
 	o.mu.Lock()
+	local.Scan(func(r row) bool {
+		o.set(r)
+		return true
+	})
 	full := o.active.bytes >= o.limit
-	o.active.last = number
 	o.mu.Unlock()
 	if full {
 		return s.checkpointTo(number)
+	}
+	return nil
+}
+
+// replayOp returns what an operation makes of its row. A malformed one sets d.err.
+func (s *Store) replayOp(op byte, d *decoder, local *btree.BTreeG[row]) (r row, err error) {
+	r = row{key: d.string(), state: rowAbsent}
+	if d.err != nil {
+		return r, nil
+	}
+	if _, _, _, err := splitRow(r.key); err != nil {
+		return r, err
+	}
+	switch op {
+	case opSet, opSealed:
+		v := []byte(d.string())
+		if d.err != nil {
+			return r, nil
+		}
+		if r, err = decodeRow(r.key, v); err == nil && op == opSealed {
+			err = s.replaySealed(d)
+		}
+		return r, err
+	case opDelete:
+		return r, nil
+	case opWrite, opPunch:
+	default:
+		d.fail()
+		return r, nil
+	}
+	old, ok := local.Get(r)
+	if !ok {
+		if old, err = s.rawRow([]byte(r.key)); err != nil {
+			return r, err
+		}
+	}
+	r.state = rowBlock
+	from, n := d.uint(), d.uint()
+	switch {
+	case op == opWrite && from <= BlockSize && n > 0 && n <= BlockSize-from:
+		p := make([]byte, n)
+		d.bytes(p)
+		if d.err != nil {
+			return r, nil
+		}
+		r.block = old.block.write(uint32(from), p)
+	case op == opPunch && from <= n && n <= BlockSize:
+		r.block = old.block.replace(uint32(from), uint32(n))
+	default:
+		d.fail()
+		return r, nil
+	}
+	if len(r.block.pieces) > maxMemPieces {
+		r.block = s.flatten(r.block)
+	}
+	return r, err
+}
+
+// replaySealed pins the segments that a block names, if they are there.
+func (s *Store) replaySealed(d *decoder) error {
+	for n := d.uint(); n > 0 && d.err == nil; n-- {
+		var id pipeline.SegmentID
+		d.bytes(id[:])
+		b := []byte(d.string())
+		if d.err != nil {
+			break
+		}
+		at, err := decodeSegment(b)
+		if err != nil {
+			return err
+		}
+		pin, first := s.pins.acquire(id)
+		s.overlay.active.pins = append(s.overlay.active.pins, pin)
+		if !first {
+			continue
+		}
+		if pin.stored, err = s.kv.view(segmentKey(id), func([]byte) error { return nil }); err == nil && !pin.stored {
+			rec := make([]byte, at.recordLen)
+			if err = s.logs.ReadAt(at.log, rec, at.off); err == nil {
+				err = s.checkRecord(rec, id, nil)
+			}
+			if err == nil {
+				s.pins.hold(at.log, at.key, 1)
+				pin.row = at
+			} else {
+				err = fmt.Errorf("%w: %w", journal.ErrEnd, err)
+			}
+		}
+		s.pins.settle(pin)
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }

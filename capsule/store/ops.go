@@ -108,7 +108,14 @@ func (s *Store) Rename(ctx context.Context, id capsule.ID, name string) (capsule
 		}
 		if rec.name != name {
 			if name != "" {
-				if err := t.checkFree(name, id); err != nil {
+				have, err := lookupName(t.b, name)
+				if err == nil && !have.IsZero() {
+					err = nameTaken(name, have)
+				}
+				if err == nil {
+					err = t.checkFree(name, id)
+				}
+				if err != nil {
 					return err
 				}
 			}

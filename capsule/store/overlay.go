@@ -88,17 +88,28 @@ type generation struct {
 	rows  *btree.BTreeG[row]
 	bytes int64
 	last  uint64 // the journal's number of its last change, once it is frozen
+	pins  []*pin // segments that its rows name and the metadata may not know yet
 }
 
 // overlay is what has changed since the metadata was last brought up to date:
 // a generation that takes changes, over one that is on its way to disk.
 type overlay struct {
+	// updating is held, shared, from an update's first look at a row until its
+	// changes are in the active generation: so none builds on rows of a
+	// generation older than the one that is frozen.
+	updating sync.RWMutex
+
 	mu     sync.RWMutex
 	moved  *sync.Cond // on mu: frozen has become nil, or stuck has changed
 	active *generation
 	frozen *generation // nil: none
 	stuck  error       // why frozen does not get to disk
 	limit  int64       // bytes of active above which changes wait for frozen
+
+	// merged are segments that the last checkpoint had no more use for, because
+	// it sealed blocks of many pieces anew. Rows of the active generation that
+	// were made meanwhile may still name them. Guarded by Store.checkpointing.
+	merged []*pin
 }
 
 func newOverlay(limit int64) *overlay {
@@ -282,6 +293,9 @@ const (
 
 const nodeSize = 4
 
+// rowSpaceAt is where in a row's key its space is.
+const rowSpaceAt = 9
+
 // rowPrefix begins all rows of a family.
 func rowPrefix(family uint64) []byte {
 	return binary.BigEndian.AppendUint64([]byte{keyRow}, family)
@@ -313,7 +327,7 @@ func splitRow(key string) (family uint64, logical string, node uint32, err error
 	}
 	family = binary.BigEndian.Uint64([]byte(key[1:9]))
 	at := len(key) - nodeSize
-	return family, key[9:at], binary.BigEndian.Uint32([]byte(key[at:])), nil
+	return family, key[rowSpaceAt:at], binary.BigEndian.Uint32([]byte(key[at:])), nil
 }
 
 // blockOf returns the file and index that a block's logical key names.

@@ -184,7 +184,15 @@ func (s *Store) pruneRows(f *family, lo []byte) (next []byte, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	target := f.targets()
-	u := &Update{l: &Live{s: s}, local: newRows()}
+	err = s.update(&Live{s: s}, nil, func(u *Update) error {
+		next, err = s.pruneGroups(u, f.id, lo, target)
+		return err
+	})
+	return next, err
+}
+
+// pruneGroups prunes the versions of rows from lo on, as far as one update may.
+func (s *Store) pruneGroups(u *Update, family uint64, lo []byte, target map[uint32]uint32) (next []byte, err error) {
 	var group []row // the versions of one row
 	done := func() {
 		have := map[uint32]bool{}
@@ -212,7 +220,7 @@ func (s *Store) pruneRows(f *family, lo []byte) (next []byte, err error) {
 		group = group[:0]
 	}
 	seen := 0
-	err = s.scanRows(lo, prefixEnd(rowPrefix(f.id)), nil, func(r *row) (bool, error) {
+	err = s.scanRows(lo, prefixEnd(rowPrefix(family)), nil, func(r *row) (bool, error) {
 		if len(group) > 0 && group[0].key[:len(group[0].key)-nodeSize] != r.key[:len(r.key)-nodeSize] {
 			done()
 			if seen > pruneBatch || len(u.record) > maxUpdate {
@@ -231,7 +239,7 @@ func (s *Store) pruneRows(f *family, lo []byte) (next []byte, err error) {
 		return nil, err
 	}
 	done()
-	return next, u.commit()
+	return next, nil
 }
 
 // dropNodes forgets nodes that no row is at any more.
@@ -296,6 +304,7 @@ func (s *Store) dropNodes(f *family, gone []uint32) error {
 	}
 	if len(nodes) == 0 && len(f.open) == 0 {
 		delete(s.lineages.families, f.id)
+		s.forgetSealer(f.id)
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ type PutRequest struct {
 	Exclusive bool            // fail with Exists where Name is taken, instead of replacing
 	Size      int64           // length of the stream, or -1 if unknown; any other length is an error
 	Policy    *capsule.Policy // nil: the capsule's own; for a new one the default
+	Taken     func()          // called, if set, when the stream is taken in and what remains is to commit
 }
 
 // blockTokens bounds the blocks in memory of all puts together, and with them
@@ -100,6 +101,9 @@ func (s *Store) put(ctx context.Context, req PutRequest, r io.Reader) (capsule.I
 		p.abort()
 		return capsule.Info{}, err
 	}
+	if req.Taken != nil {
+		req.Taken()
+	}
 	info, err := p.commit(ctx, req)
 	if err != nil {
 		p.abort()
@@ -138,7 +142,7 @@ func (req *PutRequest) target(r kvReader) (id capsule.ID, newName bool, err erro
 		return id, false, err
 	}
 	if !have.IsZero() && (req.Exclusive || !id.IsZero() && have != id) {
-		return id, false, capsule.Errorf(capsule.Exists, "the name %q is taken by capsule %s", req.Name, have)
+		return id, false, nameTaken(req.Name, have)
 	}
 	if id.IsZero() {
 		id = have

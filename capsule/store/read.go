@@ -236,8 +236,13 @@ func (s *Store) lookupSegment(id pipeline.SegmentID) (row segmentRow, ok bool, e
 	return row, ok, err
 }
 
-// segmentRow returns the row that a segment in use must have.
+// segmentRow returns the row that a segment in use must have, or will have: a
+// change that is not part of the metadata yet has it pinned, and lets go of the
+// pin only after its row is there.
 func (s *Store) segmentRow(id pipeline.SegmentID) (segmentRow, error) {
+	if row, ok := s.pins.row(id); ok {
+		return row, nil
+	}
 	row, ok, err := s.lookupSegment(id)
 	if err == nil && !ok {
 		err = capsule.Errorf(capsule.Damaged, "segment %s is in no log", id)

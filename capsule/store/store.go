@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -87,6 +88,7 @@ type Store struct {
 	shown    totals // what others see
 
 	lineages       lineages
+	sealers        sealers
 	overlay        *overlay
 	journal        *journal.Journal
 	commitInterval time.Duration
@@ -137,7 +139,9 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		s.commitInterval = defaultCommitInterval
 	}
 	s.overlay, s.checkpointWake = newOverlay(o.LiveBytes), make(chan struct{}, 1)
+	s.pins.init()
 	s.lineages.open, s.lineages.families = map[lineageKey]*lineage{}, map[uint64]*family{}
+	s.sealers.of = map[uint64]*familySealer{}
 	s.pruner.init(s)
 	s.cache = newSegmentCache(o.CacheBytes)
 	s.tokens, s.moving = newTokens(blockTokens), newTokens(1)
@@ -340,7 +344,14 @@ func (s *Store) openJournal() error {
 	if s.journal, err = journal.Open(s.metaFS, s.path("journal"), applied, s.replay); err != nil {
 		return err
 	}
-	return s.checkpoint()
+	if err := s.checkpoint(); err != nil {
+		return err
+	}
+	if last := s.journal.Last(); last > applied {
+		// Records that a power cut made worthless must not come back.
+		return s.commit(synced, func(t *tx) error { return t.b.set([]byte{keyApplied}, binary.AppendUvarint(nil, last)) })
+	}
+	return nil
 }
 
 // Close ends the store. Calls under way are waited for; garbage that is left

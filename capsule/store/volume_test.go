@@ -304,6 +304,9 @@ func volumeWorkload(t *testing.T, disk *vfstest.PowerCut, seed uint64) (run volu
 	for i := range 60 {
 		off := r.IntN(len(state))
 		n := min(len(state)-off, 1+r.IntN(12<<10))
+		if i%5 == 0 { // whole blocks, which take another way
+			n = min(len(state)-off, 70<<10+r.IntN(100<<10))
+		}
 		switch op := r.IntN(10); {
 		case op < 6:
 			p := random(uint64(i), n)

@@ -126,6 +126,9 @@ func (c *Client) Put(ctx context.Context, req store.PutRequest, r io.Reader) (ca
 			return capsule.Info{}, c.fromStatus(ctx, err)
 		}
 	}
+	if req.Taken != nil {
+		req.Taken()
+	}
 	var info controlpb.Info
 	if err := stream.RecvMsg(&info); err != nil {
 		return capsule.Info{}, c.fromStatus(ctx, err)

@@ -25,6 +25,11 @@ const (
 	suffix   = ".log"
 )
 
+// ErrEnd is what a replay function returns, wrapped or not, for a record that
+// depends on what a power cut took: it and all after it were never durable, and
+// are left out.
+var ErrEnd = errors.New("the journal ends here")
+
 // FS is a file system that latches its first failed write or sync and answers
 // "done" from then on, as metafs does.
 type FS interface {
@@ -46,6 +51,7 @@ type Journal struct {
 	buffers [][]byte  // used ones, to grow again
 	files   []file    // oldest first; the last one takes records
 	next    uint64    // name of the next file
+	ended   bool      // a replay has found the end; the records after it only count
 	closed  bool
 }
 
@@ -130,8 +136,13 @@ func (j *Journal) replay(name string, after uint64, fn func(uint64, []byte) erro
 		if number <= j.last {
 			continue // part of the metadata already
 		}
-		if err := fn(number, rec); err != nil {
-			return fmt.Errorf("record %d: %w", number, err)
+		if !j.ended {
+			switch err := fn(number, rec); {
+			case errors.Is(err, ErrEnd):
+				j.ended = true
+			case err != nil:
+				return fmt.Errorf("record %d: %w", number, err)
+			}
 		}
 		j.last = number
 	}

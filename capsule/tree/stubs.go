@@ -1,0 +1,43 @@
+package tree
+
+import (
+	"context"
+	"io"
+)
+
+// Problem is something wrong in a tree.
+type Problem struct {
+	Ino      uint64
+	What     string
+	Repaired bool
+}
+
+// Check looks for everything that can be wrong with a tree that nobody changes
+// meanwhile, and with repair puts right what can be.
+func Check(ctx context.Context, c Capsule, repair bool, report func(Problem)) error { panic("TODO") }
+
+// DiffKind is what became of a path.
+type DiffKind uint8
+
+// Difference is a path that two snapshots do not have in common.
+type Difference struct {
+	Kind DiffKind
+	Path string
+	From string // of a renamed one: its path before
+	Attr Attr   // in the new tree; of a removed one in the old
+}
+
+// Diff calls fn for all differences of two views of one tree.
+func Diff(ctx context.Context, old, new *FS, fn func(Difference) error) error { panic("TODO") }
+
+// Import unpacks a tar into directory dir.
+func (fs *FS) Import(ctx context.Context, dir uint64, r io.Reader) error { panic("TODO") }
+
+// Export packs what is under directory dir into a tar.
+func (fs *FS) Export(ctx context.Context, dir uint64, w io.Writer) error { panic("TODO") }
+
+// ImportDir copies a directory of the host into directory dir.
+func (fs *FS) ImportDir(ctx context.Context, dir uint64, host string) error { panic("TODO") }
+
+// ExportDir copies what is under directory dir into a directory of the host.
+func (fs *FS) ExportDir(ctx context.Context, dir uint64, host string) error { panic("TODO") }
