@@ -467,7 +467,7 @@ func (t *tx) addPolicyRef(id policyID, text string, n int64) error {
 // discard makes a content garbage, unless another record names it too: the
 // reaper will release what it refers to.
 func (t *tx) discard(c *content) error {
-	n, err := t.shares(c)
+	n, err := shares(t.b, c)
 	switch {
 	case err != nil:
 		return err

@@ -162,6 +162,9 @@ func (s *Store) Remove(ctx context.Context, id capsule.ID) error {
 		if err := t.discard(&rec.content); err != nil {
 			return err
 		}
+		if err := t.dropRetention(id); err != nil {
+			return err
+		}
 		t.totals.capsules--
 		t.totals.logical -= rec.content.size
 		t.changes = append(t.changes, Change{ID: id, OldName: rec.name, Removed: true})

@@ -5,17 +5,6 @@ import (
 	"io"
 )
 
-// Problem is something wrong in a tree.
-type Problem struct {
-	Ino      uint64
-	What     string
-	Repaired bool
-}
-
-// Check looks for everything that can be wrong with a tree that nobody changes
-// meanwhile, and with repair puts right what can be.
-func Check(ctx context.Context, c Capsule, repair bool, report func(Problem)) error { panic("TODO") }
-
 // DiffKind is what became of a path.
 type DiffKind uint8
 

@@ -277,4 +277,8 @@ func gone(t *testing.T, fs *FS, m *memory, ino uint64) {
 // clean checks that there is nothing wrong.
 func clean(t testing.TB, m *memory) {
 	t.Helper()
+	err := Check(ctx, m, false, func(p Problem) { t.Errorf("check: %+v", p) })
+	if err != nil || t.Failed() {
+		t.Fatalf("check: %v", err)
+	}
 }
