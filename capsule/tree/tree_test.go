@@ -271,6 +271,7 @@ func gone(t *testing.T, fs *FS, m *memory, ino uint64) {
 	if u := fs.Usage(); u.Inodes != 1 || u.Bytes != 0 {
 		t.Fatalf("%+v", u)
 	}
+	fs.Close()
 	clean(t, m)
 }
 
