@@ -130,14 +130,21 @@ func (fs *FS) Usage() Usage {
 
 // SetQuota sets the tree's limits. What is beyond them already stays.
 func (fs *FS) SetQuota(ctx context.Context, q Quota) error {
-	if q.Bytes < 0 || q.Inodes < 0 {
-		return capsule.Errorf(capsule.Invalid, "a quota cannot be negative")
+	if err := q.check(); err != nil {
+		return err
 	}
 	return fs.update(ctx, func(t *txn) error {
 		t.lock()
 		t.quota = q
 		return t.tx.Set(key(keyQuota), q.encode())
 	})
+}
+
+func (q *Quota) check() error {
+	if q.Bytes < 0 || q.Inodes < 0 {
+		return capsule.Errorf(capsule.Invalid, "a quota cannot be negative")
+	}
+	return nil
 }
 
 // load returns an inode, from the cache or rows. fs.mu is held.

@@ -2,23 +2,99 @@ package tree
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
 )
 
-// Create makes a tree capsule with an empty tree in it: both, or neither.
-func Create(ctx context.Context, s *store.Store, req store.CreateRequest, new New, now time.Time) (capsule.Info, error) {
-	req.Kind = capsule.Tree
-	return s.Create(ctx, req, func(u *store.Update) error { return format(u, new, now) })
-}
-
-// Live makes a [Capsule] of an open tree capsule. Close l after the FS.
-func Live(l *store.Live) Capsule { return live{l} }
-
+// live is a capsule of the store as trees want it.
 type live struct{ *store.Live }
 
-func (l live) Update(ctx context.Context, fn func(Tx) error) error {
+func (l live) Update(ctx context.Context, fn func(tx Tx) error) error {
 	return l.Live.Update(ctx, func(u *store.Update) error { return fn(u) })
+}
+
+// Trees are the trees of a store that are open: each once, whatever views it
+// is shown through, since open files, locks and news of changes are in [FS].
+type Trees struct {
+	store *store.Store
+
+	mu   sync.Mutex
+	open map[shareKey]*share
+}
+
+type shareKey struct {
+	id       capsule.ID
+	snapshot string
+}
+
+// share is an open tree and how many use it.
+type share struct {
+	fs   *FS
+	live *store.Live
+	uses int
+}
+
+// NewTrees returns the trees of a store.
+func NewTrees(s *store.Store) *Trees { return &Trees{store: s, open: map[shareKey]*share{}} }
+
+// Create makes a capsule with an empty tree, of which new says how the root is.
+func (t *Trees) Create(ctx context.Context, name string, policy *capsule.Policy, new New, quota Quota) (capsule.Info, error) {
+	if err := quota.check(); err != nil {
+		return capsule.Info{}, err
+	}
+	req := store.CreateRequest{Kind: capsule.Tree, Name: name, Policy: policy}
+	return t.store.Create(ctx, req, func(u *store.Update) error {
+		if err := format(u, new, time.Now()); err != nil || quota == (Quota{}) {
+			return err
+		}
+		return u.Set(key(keyQuota), quota.encode())
+	})
+}
+
+// Open returns a tree, or a snapshot of it unless that is "". Whoever opened it
+// calls done when it is needed no more.
+func (t *Trees) Open(ctx context.Context, id capsule.ID, snapshot string) (fs *FS, done func(), err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k := shareKey{id, snapshot}
+	s := t.open[k]
+	if s == nil {
+		if s, err = t.share(ctx, k); err != nil {
+			return nil, nil, err
+		}
+		t.open[k] = s
+	}
+	s.uses++
+	return s.fs, sync.OnceFunc(func() { t.release(k, s) }), nil
+}
+
+func (t *Trees) share(ctx context.Context, k shareKey) (*share, error) {
+	l, err := t.store.OpenLive(ctx, k.id, k.snapshot)
+	if err != nil {
+		return nil, err
+	}
+	if kind := l.Info().Kind; kind != capsule.Tree {
+		l.Close()
+		return nil, capsule.Errorf(capsule.Unsupported, "capsule %s is a %s and no tree", k.id, kind)
+	}
+	fs, err := Open(ctx, live{l}, Options{})
+	if err != nil {
+		l.Close()
+		return nil, capsule.Wrap(capsule.Other, err, "capsule %s", k.id)
+	}
+	return &share{fs: fs, live: l}, nil
+}
+
+func (t *Trees) release(k shareKey, s *share) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s.uses--; s.uses > 0 {
+		return
+	}
+	delete(t.open, k)
+	s.fs.Close()
+	s.live.Close()
 }

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/capsule/store/keyring"
@@ -22,7 +21,7 @@ func benchTree(b *testing.B) *tree.FS {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { s.Close() })
-	info, err := tree.Create(ctx, s, store.CreateRequest{Name: "t"}, tree.New{Mode: 0o755}, time.Now())
+	info, err := tree.NewTrees(s).Create(ctx, "t", nil, tree.New{Mode: 0o755}, tree.Quota{})
 	if err != nil {
 		b.Fatal(err)
 	}

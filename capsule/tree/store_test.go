@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
@@ -25,16 +24,7 @@ func openStore(disk vfs.FS) (*store.Store, error) {
 }
 
 func openTree(s *store.Store, id capsule.ID, snapshot string) (*tree.FS, func(), error) {
-	l, err := s.OpenLive(context.Background(), id, snapshot)
-	if err != nil {
-		return nil, nil, err
-	}
-	fs, err := tree.Open(context.Background(), tree.Live(l), tree.Options{})
-	if err != nil {
-		l.Close()
-		return nil, nil, err
-	}
-	return fs, func() { fs.Close(); l.Close() }, nil
+	return tree.NewTrees(s).Open(context.Background(), id, snapshot)
 }
 
 // list is what a tree shows: names and contents, in a fixed order.
@@ -98,7 +88,7 @@ func treeWorkload(disk *vfstest.PowerCut, seed uint64) (run treeRun) {
 		s.Close()
 		run.ops = disk.Ops()
 	}()
-	info, err := tree.Create(ctx, s, store.CreateRequest{Name: "t"}, tree.New{Mode: 0o755}, time.Unix(1, 0))
+	info, err := tree.NewTrees(s).Create(ctx, "t", nil, tree.New{Mode: 0o755}, tree.Quota{})
 	if err != nil {
 		return run
 	}
