@@ -3,6 +3,7 @@ package tree_test
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -17,6 +18,8 @@ import (
 	"github.com/spacestore/space/internal/vfs"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
+
+var crashRounds = flag.Int("crash-rounds", 1, "how often to go through the power cuts")
 
 func openStore(disk vfs.FS) (*store.Store, error) {
 	return store.Open(context.Background(), store.Options{Dir: "/space", FS: disk, LogBytes: 256 << 10, LiveBytes: 64 << 10,
@@ -171,7 +174,7 @@ func TestPowerCutOnStore(t *testing.T) {
 	if testing.Short() {
 		cuts = 15
 	}
-	for i := range cuts {
+	for i := range cuts * *crashRounds {
 		seed := rand.Uint64()
 		n := rand.IntN(total.ops)
 		t.Run(fmt.Sprintf("%d cut %d seed %d", i, n, seed), func(t *testing.T) {
