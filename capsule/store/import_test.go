@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"slices"
 	"testing"
 	"time"
 
@@ -351,6 +352,7 @@ func TestSnapshotPolicies(t *testing.T) {
 	v := newVolume(t, s, "v", 1<<20)
 	v.Close()
 	ids := []capsule.ID{put(t, s, "o", nil).ID, v.Info().ID}
+	slices.SortFunc(ids, func(a, b capsule.ID) int { return bytes.Compare(a[:], b[:]) })
 	for _, bad := range []capsule.SnapshotPolicy{{Every: 1, Keep: 1}, {Every: hourly.Every}, {Keep: 1}, {Every: hourly.Every, Keep: 1e6}, {Every: -hourly.Every, Keep: 1}} {
 		wantKind(t, s.SetSnapshotPolicy(ctx, ids[0], bad), capsule.Invalid)
 	}
