@@ -352,7 +352,6 @@ func TestSnapshotPolicies(t *testing.T) {
 	v := newVolume(t, s, "v", 1<<20)
 	v.Close()
 	ids := []capsule.ID{put(t, s, "o", nil).ID, v.Info().ID}
-	// Those made in one millisecond are in no order.
 	slices.SortFunc(ids, func(a, b capsule.ID) int { return bytes.Compare(a[:], b[:]) })
 	for _, bad := range []capsule.SnapshotPolicy{{Every: 1, Keep: 1}, {Every: hourly.Every}, {Keep: 1}, {Every: hourly.Every, Keep: 1e6}, {Every: -hourly.Every, Keep: 1}} {
 		wantKind(t, s.SetSnapshotPolicy(ctx, ids[0], bad), capsule.Invalid)
