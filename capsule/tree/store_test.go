@@ -226,3 +226,39 @@ func TestPowerCutOnStore(t *testing.T) {
 		})
 	}
 }
+
+// A tree in use is checked as a snapshot and repaired only when nobody uses it.
+func TestCheckOnStore(t *testing.T) {
+	ctx := t.Context()
+	s, err := openStore(vfstest.NewPowerCut())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	trees := tree.NewTrees(s)
+	info, err := trees.Create(ctx, "t", nil, tree.New{Mode: 0o755}, tree.Quota{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs, done, err := trees.Open(ctx, info.ID, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fs.Mkdir(ctx, nil, tree.Root, "d", tree.New{Mode: 0o755}); err != nil {
+		t.Fatal(err)
+	}
+	bad := func(p tree.Problem) { t.Errorf("found %+v", p) }
+	if err := trees.Check(ctx, info.ID, false, bad); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := s.Snapshots(ctx, info.ID); err != nil || len(list) > 0 {
+		t.Errorf("the check left %v, %v", list, err)
+	}
+	if err := trees.Check(ctx, info.ID, true, bad); capsule.KindOf(err) != capsule.Conflict {
+		t.Errorf("repair of a tree in use: %v", err)
+	}
+	done()
+	if err := trees.Check(ctx, info.ID, true, bad); err != nil {
+		t.Fatal(err)
+	}
+}
