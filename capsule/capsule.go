@@ -106,14 +106,15 @@ type Info struct {
 // Stat is Info with the capsule's policy and its exact cost in space.
 type Stat struct {
 	Info
-	Segments    int64    `json:"segments"`     // extents that hold data
-	HoleBytes   int64    `json:"hole_bytes"`   // logical bytes in zero runs, which take no space
-	UniqueBytes int64    `json:"unique_bytes"` // plaintext bytes of its distinct segments
-	StoredBytes int64    `json:"stored_bytes"` // bytes of those segments in the segment logs
-	OwnBytes    int64    `json:"own_bytes"`    // stored bytes that no other capsule shares
-	Ratio       float64  `json:"ratio"`        // logical bytes / stored bytes; 0 when nothing is stored
-	Policy      *Policy  `json:"policy"`       // in force, defaults filled in
-	NotEnforced []string `json:"not_enforced"` // policy keys this node validates and keeps but does not act on
+	Segments       int64    `json:"segments"`        // extents that hold data
+	AllocatedBytes int64    `json:"allocated_bytes"` // logical bytes in those
+	HoleBytes      int64    `json:"hole_bytes"`      // logical bytes in zero runs, which take no space; not of a tree
+	UniqueBytes    int64    `json:"unique_bytes"`    // plaintext bytes of its distinct segments
+	StoredBytes    int64    `json:"stored_bytes"`    // bytes of those segments in the segment logs
+	OwnBytes       int64    `json:"own_bytes"`       // stored bytes that no other capsule shares
+	Ratio          float64  `json:"ratio"`           // logical bytes, of a volume or tree allocated bytes, / stored bytes; 0 when nothing is stored
+	Policy         *Policy  `json:"policy"`          // in force, defaults filled in
+	NotEnforced    []string `json:"not_enforced"`    // policy keys this node validates and keeps but does not act on
 }
 
 // Usage is the exact accounting of a whole store.
@@ -172,6 +173,25 @@ func CheckName(name string) error {
 		case len(c) > MaxComponent:
 			return bad(fmt.Sprintf("has a component of %d bytes; the limit is %d", len(c), MaxComponent))
 		}
+	}
+	return nil
+}
+
+// Snapshot is a capsule's content as it was at one moment.
+type Snapshot struct {
+	Name    string    `json:"name"`
+	Created time.Time `json:"created"`
+	Size    int64     `json:"size"` // as in Info
+}
+
+// CheckSnapshotName reports whether name can name a snapshot: one component of
+// what [CheckName] allows.
+func CheckSnapshotName(name string) error {
+	if err := CheckName(name); err != nil {
+		return Wrap(Invalid, err, "snapshot name")
+	}
+	if strings.Contains(name, "/") {
+		return Errorf(Invalid, "snapshot name %q: has a slash", name)
 	}
 	return nil
 }

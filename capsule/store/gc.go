@@ -350,10 +350,18 @@ func (s *Store) resealMeta(ctx context.Context, rep *GCReport) error {
 	for _, v := range s.ring.Versions() {
 		inUse[v.Version] = s.pins.usesKey(v.Version)
 	}
+	if err := s.checkpointAll(); err != nil {
+		return err // the journal's files are under the keys they began with
+	}
 	oldest, err := s.metaFS.OldestKeyVersion(s.path("meta"))
 	if err != nil {
 		return err
 	}
+	journal, err := s.metaFS.OldestKeyVersion(s.path("journal"))
+	if err != nil {
+		return err
+	}
+	oldest = min(oldest, journal)
 	err = s.kv.scan([]byte{keyLog}, []byte{keyLog + 1}, func(_, v []byte) (bool, error) {
 		row, err := decodeLog(v)
 		if err == nil && row.live > 0 {

@@ -19,7 +19,17 @@ type pin struct {
 	stored bool       // a row was found
 	row    segmentRow // else: where its record was appended; no row yet
 	err    error      // sealing or appending failed
+
+	// named is set once a round has given the segment its row, even one that
+	// failed. It belongs to the leader of a commit round.
+	named bool
 }
+
+// hasRow reports whether there may be a row for the segment. If not, there is
+// none, and nobody needs to look: the first to pin the segment found no row
+// while everyone else who wants it shares this pin, and a row is made only for
+// a pin, by a round's leader, which notes it here.
+func (p *pin) hasRow() bool { return p.stored || p.named }
 
 // inflight is the table of pins.
 type inflight struct {
@@ -32,6 +42,10 @@ type inflight struct {
 		logs map[uint64]int // pins whose record is in the log and may have no row yet
 		keys map[uint32]int // puts that seal under a data key, and pins so sealed
 	}
+}
+
+func (t *inflight) init() {
+	t.held.logs, t.held.keys = map[uint64]int{}, map[uint32]int{}
 }
 
 // acquire pins a segment. first tells the caller that it is the one to settle
@@ -61,14 +75,28 @@ func (t *inflight) acquire(id pipeline.SegmentID) (p *pin, first bool) {
 	}
 }
 
+// row returns where the record of a pinned segment is that may have no row yet.
+func (t *inflight) row(id pipeline.SegmentID) (row segmentRow, ok bool) {
+	sh := &t.shards[id[0]%64]
+	sh.Lock()
+	p := sh.pins[id]
+	sh.Unlock()
+	if p == nil {
+		return row, false
+	}
+	select {
+	case <-p.done:
+		return p.row, p.row.log != 0
+	default:
+		return row, false
+	}
+}
+
 // hold notes that the records of n pins are in a log, so that the log stays,
 // and the data key too.
 func (t *inflight) hold(log uint64, key uint32, n int) {
 	t.held.Lock()
 	defer t.held.Unlock()
-	if t.held.logs == nil {
-		t.held.logs = map[uint64]int{}
-	}
 	t.held.logs[log] += n
 	t.held.keys[key] += n
 }
@@ -84,9 +112,6 @@ func (t *inflight) holds(log uint64) bool {
 func (t *inflight) useKey(key uint32) {
 	t.held.Lock()
 	defer t.held.Unlock()
-	if t.held.keys == nil {
-		t.held.keys = map[uint32]int{}
-	}
 	t.held.keys[key]++
 }
 

@@ -184,6 +184,37 @@ func (k *kv) seekLast(lo, hi []byte) (key, value []byte, err error) {
 	return key, value, kvError(err, "read metadata")
 }
 
+// kvCursor is a rowCursor over what is stored.
+type kvCursor struct {
+	it    *pebble.Iterator
+	begun bool
+}
+
+func (k *kv) cursor(lo, hi []byte) (*kvCursor, error) {
+	it, err := k.db.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi})
+	return &kvCursor{it: it}, kvError(err, "read metadata")
+}
+
+func (c *kvCursor) next() (row, bool, error) {
+	ok := false
+	if c.begun {
+		ok = c.it.Next()
+	} else {
+		ok, c.begun = c.it.First(), true
+	}
+	if !ok {
+		return row{}, false, nil
+	}
+	v, err := c.it.ValueAndErr()
+	if err != nil {
+		return row{}, false, kvError(err, "read metadata")
+	}
+	r, err := decodeRow(string(c.it.Key()), append([]byte(nil), v...))
+	return r, err == nil, err
+}
+
+func (c *kvCursor) close() error { return kvError(c.it.Close(), "read metadata") }
+
 // snapshot calls fn with an unchanging view of the metadata.
 func (k *kv) snapshot(fn func(kvReader) error) error {
 	s := k.newSnapshot()

@@ -64,10 +64,18 @@ func (s *Store) SetPolicy(ctx context.Context, id capsule.ID, p *capsule.Policy)
 	}
 	defer s.leave()
 	pid, text := policyKeyText(p)
+	var family uint64
+	defer func() { s.forgetSealer(family) }()
 	return s.commit(synced, func(t *tx) error {
 		rec, err := t.capsule(id)
 		if err != nil || rec.policy == pid {
 			return err
+		}
+		if rec.kind != capsule.Object {
+			family = rec.living.family
+			if err := t.setFamilyPolicy(rec.living.family, pid, text); err != nil {
+				return err
+			}
 		}
 		if err := t.addPolicyRef(pid, text, 1); err != nil {
 			return err
@@ -100,7 +108,14 @@ func (s *Store) Rename(ctx context.Context, id capsule.ID, name string) (capsule
 		}
 		if rec.name != name {
 			if name != "" {
-				if err := t.checkFree(name, id); err != nil {
+				have, err := lookupName(t.b, name)
+				if err == nil && !have.IsZero() {
+					err = nameTaken(name, have)
+				}
+				if err == nil {
+					err = t.checkFree(name, id)
+				}
+				if err != nil {
 					return err
 				}
 			}
@@ -123,10 +138,20 @@ func (s *Store) Remove(ctx context.Context, id capsule.ID) error {
 		return err
 	}
 	defer s.leave()
+	if rec, err := getCapsule(s.kv, id); err != nil {
+		return err
+	} else if rec.kind != capsule.Object {
+		return s.removeLiving(id)
+	}
 	return s.commit(synced, func(t *tx) error {
 		rec, err := t.capsule(id)
 		if err != nil {
 			return err
+		}
+		if n, err := countSnapshots(t.b, id); err != nil {
+			return err
+		} else if n > 0 {
+			return hasSnapshots(id, n)
 		}
 		if err := t.addPolicyRef(rec.policy, "", -1); err != nil {
 			return err
@@ -135,6 +160,9 @@ func (s *Store) Remove(ctx context.Context, id capsule.ID) error {
 			return err
 		}
 		if err := t.discard(&rec.content); err != nil {
+			return err
+		}
+		if err := t.dropRetention(id); err != nil {
 			return err
 		}
 		t.totals.capsules--

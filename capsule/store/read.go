@@ -74,6 +74,9 @@ func (s *Store) Open(ctx context.Context, id capsule.ID) (*Reader, error) {
 	// reaper, which looks at the pins after the record has changed.
 	s.readers.Lock()
 	rec, err := getCapsule(s.kv, id)
+	if err == nil && rec.kind != capsule.Object {
+		err = capsule.Errorf(capsule.Unsupported, "capsule %s is a %s; spacectl %s export writes what it holds", id, rec.kind, rec.kind)
+	}
 	if err == nil {
 		s.readers.add(rec.content.id, 1)
 	}
@@ -233,8 +236,13 @@ func (s *Store) lookupSegment(id pipeline.SegmentID) (row segmentRow, ok bool, e
 	return row, ok, err
 }
 
-// segmentRow returns the row that a segment in use must have.
+// segmentRow returns the row that a segment in use must have, or will have: a
+// change that is not part of the metadata yet has it pinned, and lets go of the
+// pin only after its row is there.
 func (s *Store) segmentRow(id pipeline.SegmentID) (segmentRow, error) {
+	if row, ok := s.pins.row(id); ok {
+		return row, nil
+	}
 	row, ok, err := s.lookupSegment(id)
 	if err == nil && !ok {
 		err = capsule.Errorf(capsule.Damaged, "segment %s is in no log", id)

@@ -80,6 +80,12 @@ func (s *Store) reaper() {
 // settle waits until the reaper has released all that was removed before the
 // call and that no reader holds.
 func (s *Store) settle(ctx context.Context) error {
+	s.pruner.settle()
+	if s.writable() == nil {
+		if err := s.checkpointAll(); err != nil { // on a full disk: the journal keeps them
+			s.log.Warn("changes stay in the journal for now", "error", err)
+		}
+	}
 	p := &s.passes
 	wake := func() {
 		p.Lock()

@@ -11,18 +11,25 @@ import (
 
 // The metadata's key space, by first byte. docs/format.md describes each.
 const (
-	keyCapsule  = 'c' // + capsule ID                -> capsuleRecord
-	keyName     = 'n' // + name                      -> capsule ID
-	keyUnnamed  = 'u' // + capsule ID                -> nothing
-	keyPage     = 'e' // + content ID + start offset -> extents
-	keySegment  = 's' // + segment ID                -> segmentRow
-	keyZero     = 'z' // + segment ID                -> nothing: a row without references waits
-	keyBuilding = 'w' // + content ID                -> nothing: content under construction
-	keyGarbage  = 'g' // + content ID                -> content that nothing refers to any more
-	keyLog      = 'l' // + log number                -> logRow
-	keyPolicy   = 'p' // + policy ID                 -> policyRow
-	keyTotals   = 't' //                             -> totals
-	keyVerify   = 'v' //                             -> where a verify run got to
+	keyCapsule   = 'c' // + capsule ID                -> capsuleRecord
+	keyName      = 'n' // + name                      -> capsule ID
+	keyUnnamed   = 'u' // + capsule ID                -> nothing
+	keyPage      = 'e' // + content ID + start offset -> extents
+	keySegment   = 's' // + segment ID                -> segmentRow
+	keyZero      = 'z' // + segment ID                -> nothing: a row without references waits
+	keyBuilding  = 'w' // + content ID                -> nothing: content under construction
+	keyGarbage   = 'g' // + content ID                -> content that nothing refers to any more
+	keyLog       = 'l' // + log number                -> logRow
+	keyPolicy    = 'p' // + policy ID                 -> policyRow
+	keyTotals    = 't' //                             -> totals
+	keyVerify    = 'v' //                             -> where a verify run got to
+	keyFamily    = 'f' // + family                    -> familyRow
+	keyNode      = 'd' // + family + node             -> nodeRow
+	keyRow       = 'r' // + family + key + node       -> a row of a living capsule (overlay.go)
+	keySnapshot  = 'x' // + capsule ID + name         -> snapshotRow
+	keyShared    = 'o' // + content ID                -> how many records name the content, if not one
+	keyRetention = 'k' // + capsule ID               -> retentionRow
+	keyApplied   = 'j' //                             -> the journal's last record that is part of the metadata
 )
 
 // contentID names one content for ever; it is random.
@@ -57,12 +64,60 @@ type capsuleRecord struct {
 	created  int64 // Unix nanoseconds
 	modified int64
 	policy   policyID // zero: the default policy
-	content  content
+	content  content  // of an object
+	living   living   // of the other kinds
+}
+
+// living says where a living capsule's rows are.
+type living struct {
+	family uint64
+	node   uint32 // the one that takes changes
+	size   int64  // of a volume
+	block  uint64 // logical block size of a volume
 }
 
 func (r *capsuleRecord) info(id capsule.ID) capsule.Info {
-	return capsule.Info{ID: id, Kind: r.kind, Name: r.name, Size: r.content.size, Version: r.version,
+	return capsule.Info{ID: id, Kind: r.kind, Name: r.name, Size: r.size(), Version: r.version,
 		Created: time.Unix(0, r.created).UTC(), Modified: time.Unix(0, r.modified).UTC()}
+}
+
+func (r *capsuleRecord) size() int64 {
+	if r.kind == capsule.Object {
+		return r.content.size
+	}
+	return r.living.size
+}
+
+// familyRow is what the capsules of a family have in common.
+type familyRow struct {
+	domain [16]byte // the dedup domain of its own, or zero: the store's
+	policy policyID // how changes are sealed
+}
+
+// noNode is no node's number.
+const noNode = 0
+
+// nodeRow is a node of a family's tree: a capsule, a snapshot, or what both
+// were once made from.
+type nodeRow struct {
+	parent uint32 // noNode: none
+	owner  ownerKind
+}
+
+type ownerKind uint8
+
+const (
+	ownerNone     ownerKind = 0
+	ownerCapsule  ownerKind = 1
+	ownerSnapshot ownerKind = 2
+)
+
+// snapshotRow is what a snapshot's name leads to.
+type snapshotRow struct {
+	created int64
+	order   uint64  // among the capsule's snapshots, by when they were taken
+	content content // of an object
+	living  living  // of the other kinds
 }
 
 // policyID is the truncated hash of a policy's canonical text.
@@ -286,8 +341,90 @@ func (r *capsuleRecord) encode() []byte {
 	e.int(r.created)
 	e.int(r.modified)
 	e.bytes(r.policy[:])
-	e.content(&r.content)
+	e.kindOf(r.kind, &r.content, &r.living)
 	return e.b
+}
+
+// kindOf writes what depends on a capsule's kind.
+func (e *encoder) kindOf(k capsule.Kind, c *content, l *living) {
+	if k == capsule.Object {
+		e.content(c)
+		return
+	}
+	e.uint(l.family)
+	e.uint(uint64(l.node))
+	e.uint(uint64(l.size))
+	e.uint(l.block)
+}
+
+func (d *decoder) kindOf(k capsule.Kind, c *content, l *living) {
+	if k == capsule.Object {
+		d.content(c)
+		return
+	}
+	l.family = d.uint()
+	l.node = d.node()
+	l.size = d.size()
+	l.block = d.uint()
+}
+
+func (d *decoder) node() uint32 {
+	v := d.uint()
+	if v > math.MaxUint32 {
+		d.fail()
+	}
+	return uint32(v)
+}
+
+func (r *snapshotRow) encode(k capsule.Kind) []byte {
+	e := encoder{[]byte{recordVersion, byte(k)}}
+	e.int(r.created)
+	e.uint(r.order)
+	e.kindOf(k, &r.content, &r.living)
+	return e.b
+}
+
+func decodeSnapshot(b []byte) (r snapshotRow, err error) {
+	d := decoder{b: b}
+	d.version()
+	k := capsule.Kind(d.uint())
+	r.created = d.int()
+	r.order = d.uint()
+	d.kindOf(k, &r.content, &r.living)
+	return r, d.end("snapshot row")
+}
+
+func (r *familyRow) encode() []byte {
+	e := encoder{[]byte{recordVersion}}
+	e.bytes(r.domain[:])
+	e.bytes(r.policy[:])
+	return e.b
+}
+
+func decodeFamily(b []byte) (r familyRow, err error) {
+	d := decoder{b: b}
+	d.version()
+	d.bytes(r.domain[:])
+	d.bytes(r.policy[:])
+	return r, d.end("family row")
+}
+
+func (r *nodeRow) encode() []byte {
+	e := encoder{[]byte{recordVersion}}
+	e.uint(uint64(r.parent))
+	e.uint(uint64(r.owner))
+	return e.b
+}
+
+func decodeNode(b []byte) (r nodeRow, err error) {
+	d := decoder{b: b}
+	d.version()
+	r.parent = d.node()
+	r.owner = ownerKind(d.uint())
+	if r.owner > ownerSnapshot {
+		d.fail()
+	}
+	return r, d.end("node row")
 }
 
 func decodeCapsule(b []byte) (r capsuleRecord, err error) {
@@ -299,7 +436,7 @@ func decodeCapsule(b []byte) (r capsuleRecord, err error) {
 	r.created = d.int()
 	r.modified = d.int()
 	d.bytes(r.policy[:])
-	d.content(&r.content)
+	d.kindOf(r.kind, &r.content, &r.living)
 	if d.err == nil && (r.kind < capsule.Object || r.kind > capsule.Tree || r.name != "" && capsule.CheckName(r.name) != nil) {
 		d.fail()
 	}
@@ -437,6 +574,12 @@ func zeroKey(id pipeline.SegmentID) []byte      { return key(keyZero, id[:]) }
 func contentKey(kind byte, id contentID) []byte { return key(kind, id[:]) }
 func policyKey(id policyID) []byte              { return key(keyPolicy, id[:]) }
 func logKey(log uint64) []byte                  { return binary.BigEndian.AppendUint64([]byte{keyLog}, log) }
+func familyKey(f uint64) []byte                 { return binary.BigEndian.AppendUint64([]byte{keyFamily}, f) }
+func nodeKey(f uint64, node uint32) []byte {
+	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint64([]byte{keyNode}, f), node)
+}
+func retentionKey(id capsule.ID) []byte             { return key(keyRetention, id[:]) }
+func snapshotKey(id capsule.ID, name string) []byte { return key(keySnapshot, id[:], []byte(name)) }
 func pageKey(id contentID, start int64) []byte {
 	return binary.BigEndian.AppendUint64(key(keyPage, id[:]), uint64(start))
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/store/journal"
 	"github.com/spacestore/space/capsule/store/keyring"
 	"github.com/spacestore/space/capsule/store/metafs"
 	"github.com/spacestore/space/capsule/store/seglog"
@@ -33,7 +35,12 @@ type Options struct {
 	Clock      clock.Clock    // nil: the system's
 	CacheBytes int64          // decoded segments kept in memory; 0: 64 MiB
 	LogBytes   int64          // size at which a segment log is full; 0: 256 MiB
+	LiveBytes  int64          // changes of volumes and trees kept in memory, twice; 0: 32 MiB
 	Background bool           // collect garbage, re-seal and recompress while idle
+
+	// CommitInterval bounds how long a change of a volume or tree that nobody
+	// syncs stays not durable; 0: one second.
+	CommitInterval time.Duration
 
 	memtable uint64 // of the metadata engine, in bytes; tests make it small
 }
@@ -80,6 +87,15 @@ type Store struct {
 	totalsMu sync.Mutex
 	shown    totals // what others see
 
+	lineages       lineages
+	sealers        sealers
+	overlay        *overlay
+	journal        *journal.Journal
+	commitInterval time.Duration
+	checkpointing  sync.Mutex // one checkpoint at a time
+	checkpointWake chan struct{}
+	pruner         pruner
+
 	failure  atomic.Pointer[error]
 	space    spaceGauge
 	watchers watchers
@@ -116,6 +132,17 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if o.memtable == 0 {
 		o.memtable = metaMemtable
 	}
+	if o.LiveBytes == 0 {
+		o.LiveBytes = defaultLive
+	}
+	if s.commitInterval = o.CommitInterval; s.commitInterval == 0 {
+		s.commitInterval = defaultCommitInterval
+	}
+	s.overlay, s.checkpointWake = newOverlay(o.LiveBytes), make(chan struct{}, 1)
+	s.pins.init()
+	s.lineages.open, s.lineages.families = map[lineageKey]*lineage{}, map[uint64]*family{}
+	s.sealers.of = map[uint64]*familySealer{}
+	s.pruner.init(s)
 	s.cache = newSegmentCache(o.CacheBytes)
 	s.tokens, s.moving = newTokens(blockTokens), newTokens(1)
 	s.quit, s.stop = context.WithCancel(context.Background())
@@ -168,8 +195,13 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if s.logs, err = seglog.Open(s.fs, s.path("segments"), s.logBytes, 0); err != nil {
 		return nil, err
 	}
+	if err := s.openJournal(); err != nil {
+		return nil, err
+	}
 	s.wg.Go(s.reaper)
 	s.wg.Go(s.watchers.run)
+	s.wg.Go(s.checkpointer)
+	s.wg.Go(s.pruner.run)
 	if o.Background {
 		s.wg.Go(s.tidy)
 	}
@@ -303,6 +335,25 @@ func (s *Store) recover() error {
 	return batch.commit(true)
 }
 
+// openJournal makes again what the process before left in the journal.
+func (s *Store) openJournal() error {
+	applied, err := s.appliedTo()
+	if err != nil {
+		return err
+	}
+	if s.journal, err = journal.Open(s.metaFS, s.path("journal"), applied, s.replay); err != nil {
+		return err
+	}
+	if err := s.checkpoint(); err != nil {
+		return err
+	}
+	if last := s.journal.Last(); last > applied {
+		// Records that a power cut made worthless must not come back.
+		return s.commit(synced, func(t *tx) error { return t.b.set([]byte{keyApplied}, binary.AppendUvarint(nil, last)) })
+	}
+	return nil
+}
+
 // Close ends the store. Calls under way are waited for; garbage that is left
 // is found again by the next Open.
 func (s *Store) Close() error {
@@ -311,19 +362,33 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.watchers.stop()
+	s.pruner.stop()
 	s.wg.Wait()
-	return s.release()
+	var err error
+	if s.writable() == nil {
+		// What is left in the journal is found again by the next Open, but a
+		// store that is whole without it opens faster.
+		if err = s.syncJournal(); err == nil {
+			if cerr := s.checkpointAll(); cerr != nil {
+				s.log.Warn("changes stay in the journal until the next start", "error", cerr)
+			}
+		}
+	}
+	return errors.Join(err, s.release())
 }
 
 // release frees whatever has been opened.
 func (s *Store) release() error {
 	var err error
 	s.stop()
+	if s.journal != nil {
+		err = s.journal.Close()
+	}
 	if s.logs != nil {
 		s.logs.Close()
 	}
 	if s.kv != nil {
-		err = s.kv.close()
+		err = errors.Join(err, s.kv.close())
 	}
 	if s.lock != nil {
 		s.lock.Close()

@@ -14,15 +14,17 @@ import (
 
 // VerifyOptions say what to verify and how fast.
 type VerifyOptions struct {
-	ID     capsule.ID // zero: the whole store
-	Rate   int64      // bytes per second of logs to read; 0: as fast as it goes
-	Resume bool       // go on where an earlier run of the whole store was stopped
+	ID       capsule.ID // zero: the whole store
+	Metadata bool       // of the whole store: check what is known of it alone, reading no segment
+	Rate     int64      // bytes per second of logs to read; 0: as fast as it goes
+	Resume   bool       // go on where an earlier run of the whole store was stopped
 }
 
 // Damage is a range of a capsule that cannot be served.
 type Damage struct {
 	Capsule capsule.ID `json:"capsule"`
 	Name    string     `json:"name"`
+	File    uint64     `json:"file,omitempty"` // of a volume or tree: which of its files
 	Off     int64      `json:"offset"`
 	Len     int64      `json:"length"`
 	Log     uint64     `json:"log"`
@@ -68,7 +70,11 @@ func (s *Store) Verify(ctx context.Context, o VerifyOptions, progress func(done,
 	}
 	p := &pacer{s: s, rate: o.Rate, start: s.now()}
 	var err error
-	if o.ID.IsZero() {
+	if o.Metadata && o.ID.IsZero() {
+		if err = s.settle(ctx); err == nil {
+			err = s.checkMetadata(ctx, &rep, nil)
+		}
+	} else if o.ID.IsZero() {
 		// Moving segments while counting them would look like damage.
 		if err := s.moving.acquire(ctx); err != nil {
 			return rep, err
@@ -112,6 +118,11 @@ func (p *pacer) wait(ctx context.Context, n int64) error {
 
 // verifyCapsule reads one capsule's segments.
 func (s *Store) verifyCapsule(ctx context.Context, id capsule.ID, rep *VerifyReport, p *pacer, progress func(done, total int64)) error {
+	if rec, err := getCapsule(s.kv, id); err != nil {
+		return err
+	} else if rec.kind != capsule.Object {
+		return s.verifyLiving(ctx, id, rep, p)
+	}
 	r, err := s.openForVerify(id)
 	if err != nil {
 		return err
@@ -130,7 +141,7 @@ func (s *Store) verifyCapsule(ctx context.Context, id capsule.ID, rep *VerifyRep
 					return err
 				}
 				if err != nil && len(rep.Damage) < maxFindings {
-					rep.Damage = append(rep.Damage, Damage{id, r.info.Name, start, x.len, row.log, row.off, err.Error()})
+					rep.Damage = append(rep.Damage, Damage{id, r.info.Name, 0, start, x.len, row.log, row.off, err.Error()})
 				}
 				rep.Segments++
 				rep.Bytes += row.recordLen
@@ -148,6 +159,68 @@ func (s *Store) verifyCapsule(ctx context.Context, id capsule.ID, rep *VerifyRep
 		return nil
 	}
 	return err
+}
+
+// verifyLiving reads the segments of a volume or tree.
+func (s *Store) verifyLiving(ctx context.Context, id capsule.ID, rep *VerifyReport, p *pacer) error {
+	l, err := s.OpenLive(ctx, id, "")
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	rep.Capsules = 1
+	v := l.line.view.Load()
+	var buf []byte
+	for next := rowPrefix(v.family); next != nil; {
+		var batch []row
+		lo := next
+		next = nil
+		err := s.scanVersions(v, lo, prefixEnd(metaPrefix(v.family, nil)), nil, func(_ string, r *row) (bool, error) {
+			if len(batch) == pruneBatch {
+				next = []byte(r.key[:len(r.key)-nodeSize])
+				return false, nil
+			}
+			if r.state == rowBlock {
+				batch = append(batch, *r)
+			}
+			return true, nil
+		})
+		if err != nil {
+			return err
+		}
+		for _, r := range batch {
+			_, logical, _, _ := splitRow(r.key)
+			file, index, _ := blockOf(logical)
+			for i := range r.block.pieces {
+				q := &r.block.pieces[i]
+				if q.mem != nil {
+					continue
+				}
+				row, err := s.readRecord(q.id, &buf)
+				if err == nil {
+					err = s.checkRecord(buf, q.id, nil)
+				}
+				if err != nil && capsule.KindOf(err) == capsule.Canceled {
+					return err
+				}
+				if err != nil && len(rep.Damage) < maxFindings && !s.changed(&r) {
+					rep.Damage = append(rep.Damage, Damage{id, l.info.Name, file, index*BlockSize + int64(q.off), int64(q.n), row.log, row.off, err.Error()})
+				}
+				rep.Segments++
+				rep.Bytes += row.recordLen
+				if err := p.wait(ctx, row.recordLen); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// changed reports whether a row is not any more what it was.
+func (s *Store) changed(r *row) bool {
+	now, err := s.rawRow([]byte(r.key))
+	return err == nil && (now.state != r.state || string(now.encode()) != string(r.encode()))
 }
 
 // openForVerify is Open for a caller that is inside the store already.
@@ -374,6 +447,17 @@ func (s *Store) checkPass(ctx context.Context, r kvReader, want totals, rep *Ver
 			return nil
 		})
 	}
+	// A content that several records name is counted once.
+	shared := map[contentID]bool{}
+	first := func(c *content) (bool, error) {
+		b, err := r.get(contentKey(keyShared, c.id))
+		if err != nil || b == nil || !shared[c.id] {
+			shared[c.id] = b != nil
+			return true, err
+		}
+		return false, nil
+	}
+	owners := map[uint64]Damage{} // families by a capsule of theirs
 	count := func(list []extent) {
 		for _, x := range list {
 			if !x.hole && inPass(x.id, pass, passes) {
@@ -407,18 +491,78 @@ func (s *Store) checkPass(ctx context.Context, r kvReader, want totals, rep *Ver
 			rep.Capsules++
 			s.checkNames(r, id, &rec, rep)
 		}
+		if rec.kind != capsule.Object {
+			owners[rec.living.family] = Damage{Capsule: id, Name: rec.name}
+			return true, nil
+		}
+		if once, err := first(&rec.content); err != nil || !once {
+			return true, err
+		}
 		err = walk(&rec.content, func(off int64, x extent) {
 			b, isBad := bad[x.id]
 			if !isBad || len(rep.Damage) >= maxFindings {
 				return
 			}
-			rep.Damage = append(rep.Damage, Damage{id, rec.name, off, x.len, b.row.log, b.row.off, b.why})
+			rep.Damage = append(rep.Damage, Damage{id, rec.name, 0, off, x.len, b.row.log, b.row.off, b.why})
 		})
 		if capsule.KindOf(err) == capsule.Damaged {
 			rep.problem("capsule %s: %v", id, err)
 			err = nil
 		}
 		return true, err
+	})
+	if err != nil {
+		return err
+	}
+	err = r.scan([]byte{keySnapshot}, []byte{keySnapshot + 1}, func(k, v []byte) (bool, error) {
+		snap, err := decodeSnapshot(v)
+		if err != nil {
+			rep.problem("snapshot %x: %v", k[1:], err)
+			return true, nil
+		}
+		sum.logical += snap.content.size
+		if once, err := first(&snap.content); err != nil || !once {
+			return true, err
+		}
+		return true, walk(&snap.content, nil)
+	})
+	if err != nil {
+		return err
+	}
+	err = r.scan([]byte{keyRow}, []byte{keyRow + 1}, func(k, v []byte) (bool, error) {
+		family, logical, _, err := splitRow(string(k))
+		var x row
+		if err == nil {
+			x, err = decodeRow(string(k), v)
+		}
+		if err != nil {
+			rep.problem("row %x: %v", k, err)
+			return true, nil
+		}
+		if x.state != rowBlock {
+			return true, nil
+		}
+		file, index, ok := blockOf(logical)
+		if !ok {
+			rep.problem("row %x has a block and is none", k)
+			return true, nil
+		}
+		for i := range x.block.pieces {
+			q := &x.block.pieces[i]
+			if pass == 0 {
+				sum.logical += int64(q.n)
+			}
+			if q.mem != nil || !inPass(q.id, pass, passes) {
+				continue
+			}
+			uses[q.id]++
+			if b, isBad := bad[q.id]; isBad && len(rep.Damage) < maxFindings {
+				d := owners[family]
+				d.File, d.Off, d.Len, d.Log, d.LogOff, d.Why = file, index*BlockSize+int64(q.off), int64(q.n), b.row.log, b.row.off, b.why
+				rep.Damage = append(rep.Damage, d)
+			}
+		}
+		return true, ctx.Err()
 	})
 	if err != nil {
 		return err

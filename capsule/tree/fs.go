@@ -38,32 +38,34 @@ type FS struct {
 
 // Format makes an empty tree of an empty capsule, with a root as new says.
 func Format(ctx context.Context, c Capsule, new New, now time.Time) error {
-	return c.Update(ctx, func(tx Tx) error {
-		b, err := tx.Get(key(keySuper))
-		if err != nil {
+	return c.Update(ctx, func(tx Tx) error { return format(tx, new, now) })
+}
+
+func format(tx Tx, new New, now time.Time) error {
+	b, err := tx.Get(key(keySuper))
+	if err != nil {
+		return err
+	}
+	if b != nil {
+		return capsule.Errorf(capsule.Exists, "tree: the capsule holds a tree already")
+	}
+	var s super
+	rand.Read(s.hash[:]) // never fails (crypto/rand.Read)
+	root := newInode(Root, Directory, plainTime(now))
+	root.Mode = new.Mode &^ new.Umask & permBits
+	root.UID, root.GID = new.UID, new.GID
+	root.Parent = Root
+	t := totals{next: Root + 1, inodes: 1}
+	for _, row := range []struct{ key, value []byte }{
+		{key(keySuper), s.encode()},
+		{key(keyTotals), t.encode()},
+		{inodeKey(Root), root.encode()},
+	} {
+		if err := tx.Set(row.key, row.value); err != nil {
 			return err
 		}
-		if b != nil {
-			return capsule.Errorf(capsule.Exists, "tree: the capsule holds a tree already")
-		}
-		var s super
-		rand.Read(s.hash[:]) // never fails (crypto/rand.Read)
-		root := newInode(Root, Directory, plainTime(now))
-		root.Mode = new.Mode &^ new.Umask & permBits
-		root.UID, root.GID = new.UID, new.GID
-		root.Parent = Root
-		t := totals{next: Root + 1, inodes: 1}
-		for _, row := range []struct{ key, value []byte }{
-			{key(keySuper), s.encode()},
-			{key(keyTotals), t.encode()},
-			{inodeKey(Root), root.encode()},
-		} {
-			if err := tx.Set(row.key, row.value); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	}
+	return nil
 }
 
 // Open opens the tree in c, and begins to reclaim what a crash left unless c is
@@ -128,14 +130,21 @@ func (fs *FS) Usage() Usage {
 
 // SetQuota sets the tree's limits. What is beyond them already stays.
 func (fs *FS) SetQuota(ctx context.Context, q Quota) error {
-	if q.Bytes < 0 || q.Inodes < 0 {
-		return capsule.Errorf(capsule.Invalid, "a quota cannot be negative")
+	if err := q.check(); err != nil {
+		return err
 	}
 	return fs.update(ctx, func(t *txn) error {
 		t.lock()
 		t.quota = q
 		return t.tx.Set(key(keyQuota), q.encode())
 	})
+}
+
+func (q *Quota) check() error {
+	if q.Bytes < 0 || q.Inodes < 0 {
+		return capsule.Errorf(capsule.Invalid, "a quota cannot be negative")
+	}
+	return nil
 }
 
 // load returns an inode, from the cache or rows. fs.mu is held.

@@ -1,0 +1,486 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+	"runtime"
+	"time"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/pipeline"
+)
+
+const (
+	// defaultLive is how many bytes of changes are collected in memory before
+	// those that make more wait for the disk.
+	defaultLive = 32 << 20
+	// defaultCommitInterval bounds how long a change stays not durable.
+	defaultCommitInterval = time.Second
+	// checkpointEvery is how often changes become part of the metadata though
+	// there are few.
+	checkpointEvery = 10 * time.Second
+	// stuckRetry is how long a full disk is left alone.
+	stuckRetry = time.Second
+)
+
+// wakeCheckpointer makes the checkpointer look.
+func (s *Store) wakeCheckpointer() {
+	select {
+	case s.checkpointWake <- struct{}{}:
+	default: // it will look anyway
+	}
+}
+
+// checkpointer makes changes durable every commit interval, and part of the
+// metadata and the segments when there are enough of them.
+func (s *Store) checkpointer() {
+	last := s.now()
+	for {
+		select {
+		case <-s.checkpointWake:
+		case <-s.clock.After(s.commitInterval):
+			// A failure is latched, and said by whoever comes next.
+			if now := s.now(); s.syncJournal() == nil && now.Sub(last) < checkpointEvery && !now.Before(last) {
+				continue
+			}
+		case <-s.quit.Done():
+			return
+		}
+		last = s.now()
+		if err := s.checkpoint(); err != nil && s.quit.Err() == nil && s.writable() == nil {
+			s.log.Warn("changes stay in the journal for now", "error", err)
+			select {
+			case <-s.clock.After(stuckRetry):
+			case <-s.quit.Done():
+			}
+		}
+	}
+}
+
+// checkpoint makes all changes so far part of the metadata and the segments.
+func (s *Store) checkpoint() error { return s.checkpointTo(0) }
+
+// checkpointTo is checkpoint; number is the journal's last record while it is
+// being replayed, otherwise 0.
+func (s *Store) checkpointTo(number uint64) error {
+	s.checkpointing.Lock()
+	defer s.checkpointing.Unlock()
+	err := s.writable()
+	for again := true; again && err == nil; {
+		again, err = s.checkpointOnce(number)
+	}
+	o := s.overlay
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.stuck = err
+	o.moved.Broadcast()
+	return err
+}
+
+// checkpointOnce brings one generation to disk. again tells that it was one
+// left over from an earlier attempt, and there may be another.
+func (s *Store) checkpointOnce(number uint64) (again bool, err error) {
+	if number == 0 {
+		if _, err := s.journal.Cut(); err != nil {
+			s.fail(err)
+			return false, s.writable()
+		}
+	}
+	o := s.overlay
+	o.updating.Lock()
+	o.mu.Lock()
+	g := o.frozen
+	again = g != nil
+	if g == nil && o.active.rows.Len() > 0 {
+		g = o.active
+		if g.last = number; number == 0 {
+			g.last = s.journal.Last()
+		}
+		o.frozen, o.active = g, &generation{rows: newRows()}
+	}
+	o.mu.Unlock()
+	if g == nil {
+		s.releaseMerged(nil) // no update is under way that could name them
+	}
+	o.updating.Unlock()
+	if g == nil {
+		// Files of the journal that were cut need not stay.
+		return false, s.journal.Release(s.journal.Last())
+	}
+	if err := s.apply(g); err != nil {
+		return false, err
+	}
+	o.mu.Lock()
+	o.frozen = nil
+	o.moved.Broadcast()
+	o.mu.Unlock()
+	if number == 0 {
+		err = s.journal.Release(g.last)
+	}
+	return again, err
+}
+
+// sealJob is a block on its way to segments.
+type sealJob struct {
+	r      row
+	sealer *familySealer
+	bytes  int
+	out    *liveBlock
+	pins   []*pin // of the segments sealed
+	merged []*pin // of segments that out does not name any more
+}
+
+// sealBatch is how many bytes of blocks one worker takes at a time.
+const sealBatch = 1 << 20
+
+// apply makes a generation part of the metadata: it seals what is not sealed,
+// and commits all rows at once, with the references they add and drop.
+func (s *Store) apply(g *generation) error {
+	var jobs []*sealJob
+	sealers := map[uint64]*familySealer{}
+	var err error
+	g.rows.Scan(func(r row) bool {
+		if r.state != rowBlock || !r.block.dirty() && len(r.block.pieces) <= maxPieces {
+			return true
+		}
+		var family uint64
+		if family, _, _, err = splitRow(r.key); err != nil {
+			return false
+		}
+		fs := sealers[family]
+		if fs == nil {
+			if fs, err = s.sealerOf(family); err != nil {
+				return false
+			}
+			sealers[family] = fs
+		}
+		j := &sealJob{r: r, sealer: fs}
+		for i := range r.block.pieces {
+			j.bytes += len(r.block.pieces[i].mem)
+		}
+		jobs = append(jobs, j)
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	var merged []*pin
+	defer func() {
+		for _, j := range jobs {
+			for _, p := range j.pins {
+				s.pins.release(p)
+			}
+			merged = append(merged, j.merged...)
+		}
+		if err == nil {
+			for _, p := range g.pins {
+				s.pins.release(p)
+			}
+		}
+		// After a failure, until the next attempt has succeeded.
+		s.releaseMerged(merged)
+	}()
+	// A rotation meanwhile must not drop a key that is used here.
+	key := s.keys.current().version
+	s.pins.useKey(key)
+	defer s.pins.unuseKey(key)
+	if err = s.sealAll(jobs, sealBatch); err == nil {
+		err = s.commit(synced, func(t *tx) error { return t.applyRows(g, jobs) })
+	}
+	return err
+}
+
+// releaseMerged lets go of the segments that the checkpoint before the last
+// one merged, and keeps those of the last.
+func (s *Store) releaseMerged(pins []*pin) {
+	for _, p := range s.overlay.merged {
+		s.pins.release(p)
+	}
+	if len(s.overlay.merged) > 0 {
+		s.wakeReaper()
+	}
+	s.overlay.merged = pins
+}
+
+// sealAll seals jobs on all cores, about batch bytes at a time on each.
+func (s *Store) sealAll(jobs []*sealJob, batch int) error {
+	var batches [][]*sealJob
+	for start, i, n := 0, 0, 0; i < len(jobs); i++ {
+		if n += jobs[i].bytes; n >= batch || i == len(jobs)-1 {
+			batches = append(batches, jobs[start:i+1])
+			start, n = i+1, 0
+		}
+	}
+	i := 0
+	return pipeline.Ordered(context.Background(), runtime.GOMAXPROCS(0), 2*runtime.GOMAXPROCS(0),
+		func() ([]*sealJob, bool, error) {
+			if i == len(batches) {
+				return nil, false, nil
+			}
+			i++
+			return batches[i-1], true, nil
+		},
+		func(_ int, b []*sealJob) error { return s.seal(b) },
+		func([]*sealJob) error { return nil },
+		func([]*sealJob) {})
+}
+
+// seal makes segments of what jobs have in memory, and appends those that are
+// new to the logs.
+func (s *Store) seal(jobs []*sealJob) error {
+	c := coders.Get().(*coder)
+	defer coders.Put(c)
+	c.out, c.sealed = c.out[:0], c.sealed[:0]
+	var waitFor []*pin
+	var err error
+	for _, j := range jobs {
+		if err == nil {
+			err = s.sealOne(j, c, &waitFor)
+		}
+	}
+	var log uint64
+	var off int64
+	if err == nil && len(c.out) > 0 {
+		if err = s.checkSpaceToMove(int64(len(c.out))); err == nil {
+			log, off, err = s.logs.Append(c.out, func(log uint64) {
+				for _, p := range c.sealed {
+					s.pins.hold(log, p.row.key, 1)
+				}
+			})
+		}
+		if ioKind(err) == capsule.NoSpace {
+			s.spaceIsGone()
+		}
+	}
+	for _, p := range c.sealed {
+		row := p.row
+		p.row = segmentRow{}
+		if err != nil {
+			p.err = err
+		} else {
+			row.log, row.off = log, row.off+off
+			p.row = row
+		}
+		s.pins.settle(p)
+	}
+	if err != nil {
+		return err
+	}
+	for _, p := range waitFor { // sealed by somebody else
+		if <-p.done; p.err != nil {
+			return p.err
+		}
+	}
+	return nil
+}
+
+// sealOne finds or makes the segments of one block.
+func (s *Store) sealOne(j *sealJob, c *coder, waitFor *[]*pin) error {
+	b := j.r.block
+	if clean := b.slice(0, BlockSize, 0); len(clean) > maxPieces {
+		// Perhaps fewer once runs of memory are joined.
+		runs := 0
+		for i := range clean {
+			if i == 0 || clean[i].mem == nil || clean[i-1].mem == nil || clean[i].off != clean[i-1].end() {
+				runs++
+			}
+		}
+		if runs > maxPieces {
+			if err := s.pinMerged(j, b); err != nil {
+				return err
+			}
+			b = s.flatten(b)
+		}
+	}
+	h := j.sealer.hashers.Get().(*pipeline.Hasher)
+	defer j.sealer.hashers.Put(h)
+	sealing := j.sealer.sealing(s)
+	out := &liveBlock{}
+	for i := 0; i < len(b.pieces); i++ {
+		p := b.pieces[i]
+		if p.mem == nil {
+			out.pieces = append(out.pieces, p)
+			continue
+		}
+		plain := p.mem
+		for n := i + 1; n < len(b.pieces) && b.pieces[n].mem != nil && b.pieces[n].off == b.pieces[i].end(); n++ {
+			if n == i+1 {
+				plain = append(make([]byte, 0, BlockSize), plain...)
+			}
+			plain = append(plain, b.pieces[n].mem...)
+			i = n
+		}
+		id := h.Sum(plain)
+		out.pieces = append(out.pieces, piece{off: p.off, n: uint32(len(plain)), id: id, segLen: uint32(len(plain))})
+		pin, first := s.pins.acquire(id)
+		j.pins = append(j.pins, pin)
+		if !first {
+			*waitFor = append(*waitFor, pin)
+			continue
+		}
+		stored, err := s.kv.view(segmentKey(id), func([]byte) error { return nil })
+		if err != nil || stored {
+			pin.stored, pin.err = stored, err
+			s.pins.settle(pin)
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		start := len(c.out)
+		var hdr pipeline.Header
+		c.out, hdr = pipeline.Seal(c.out, &c.z, id, plain, sealing)
+		pin.row = segmentRow{off: int64(start), recordLen: int64(hdr.RecordLen()), plainLen: int64(hdr.PlainLen),
+			key: hdr.Key, again: hdr.Again}
+		c.sealed = append(c.sealed, pin)
+	}
+	j.out = out
+	return nil
+}
+
+// pinMerged pins the segments of a block that is about to be sealed anew:
+// updates may be building on the block as it was (see overlay.merged).
+func (s *Store) pinMerged(j *sealJob, b *liveBlock) error {
+	for i := range b.pieces {
+		if b.pieces[i].mem != nil {
+			continue
+		}
+		p, first := s.pins.acquire(b.pieces[i].id)
+		j.merged = append(j.merged, p)
+		if first {
+			p.stored, p.err = s.kv.view(segmentKey(p.id), func([]byte) error { return nil })
+			s.pins.settle(p)
+		} else {
+			<-p.done
+		}
+		if p.err != nil {
+			return p.err
+		}
+	}
+	return nil
+}
+
+// applyRows commits a generation's rows, all checks first.
+func (t *tx) applyRows(g *generation, jobs []*sealJob) error {
+	refs := map[pipeline.SegmentID]int64{}
+	pins := map[pipeline.SegmentID]*pin{}
+	sealed := make(map[string]*liveBlock, len(jobs))
+	for _, j := range jobs {
+		sealed[j.r.key] = j.out
+		for _, p := range j.pins {
+			pins[p.id] = p
+		}
+	}
+	for _, p := range g.pins {
+		pins[p.id] = p
+	}
+	var logical int64
+	count := func(b *liveBlock, sign int64) {
+		for i := range b.pieces {
+			refs[b.pieces[i].id] += sign
+			logical += sign * int64(b.pieces[i].n)
+		}
+	}
+	var err error
+	g.rows.Scan(func(r row) bool {
+		if r.key[rowSpaceAt] != rowSpaceBlock {
+			return true // refers to no segment, now or before
+		}
+		var old row
+		if old, err = storedRow(t.b, []byte(r.key)); err != nil {
+			return false
+		}
+		if old.state == rowBlock {
+			count(old.block, -1)
+		}
+		if r.state == rowBlock {
+			if b := sealed[r.key]; b != nil {
+				r.block = b
+			}
+			count(r.block, 1)
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	rows := make(map[pipeline.SegmentID]segmentRow, len(refs))
+	for id, n := range refs {
+		row, ok, err := t.segment(id)
+		switch {
+		case err != nil:
+			return err
+		case !ok && pins[id] != nil && !pins[id].stored && n > 0:
+			row, pins[id].named = pins[id].row, true
+		case !ok || row.refs+n < 0:
+			return capsule.Errorf(capsule.Damaged, "reference count of segment %s is too low; run spacectl verify", id)
+		}
+		rows[id] = row
+	}
+
+	for id, n := range refs {
+		if n == 0 {
+			continue
+		}
+		if err := t.changeRefs(id, rows[id], n); err != nil {
+			return err
+		}
+	}
+	g.rows.Scan(func(r row) bool {
+		if b := sealed[r.key]; b != nil {
+			r.block = b
+		}
+		if r.state == rowAbsent {
+			err = t.b.delete([]byte(r.key))
+		} else {
+			err = t.b.set([]byte(r.key), r.encode())
+		}
+		return err == nil
+	})
+	if err != nil {
+		return err
+	}
+	t.totals.logical += logical
+	return t.b.set([]byte{keyApplied}, binary.AppendUvarint(nil, g.last))
+}
+
+// changeRefs adds n to a segment's references. row is as it is now; one
+// without references may be new.
+func (t *tx) changeRefs(id pipeline.SegmentID, row segmentRow, n int64) error {
+	_, known, err := t.segment(id)
+	if err != nil {
+		return err
+	}
+	if !known {
+		if err := t.countLog(row, 1); err != nil {
+			return err
+		}
+		t.totals.segments++
+		t.totals.unique += row.plainLen
+		t.totals.stored += row.recordLen
+	} else if row.refs == 0 {
+		if err := t.b.delete(zeroKey(id)); err != nil {
+			return err
+		}
+	}
+	if row.refs += n; row.refs == 0 {
+		return t.dropSegment(id, row)
+	}
+	return t.setSegment(id, row)
+}
+
+// checkpointAll is checkpoint for whoever needs the journal to be empty.
+func (s *Store) checkpointAll() error {
+	for {
+		if err := s.checkpoint(); err != nil {
+			return err
+		}
+		o := s.overlay
+		o.mu.RLock()
+		empty := o.frozen == nil && o.active.rows.Len() == 0
+		o.mu.RUnlock()
+		if empty {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,365 @@
+package journal
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/vfs"
+)
+
+const (
+	// MaxRecord bounds a record, in bytes.
+	MaxRecord = 4 << 20
+	// bufferLimit is how much waits in memory to be written.
+	bufferLimit = 1 << 20
+
+	category = "space-journal"
+	suffix   = ".log"
+)
+
+// ErrEnd is what a replay function returns, wrapped or not, for a record that
+// depends on what a power cut took: it and all after it were never durable, and
+// are left out.
+var ErrEnd = errors.New("the journal ends here")
+
+// FS is a file system that latches its first failed write or sync and answers
+// "done" from then on, as metafs does.
+type FS interface {
+	vfs.FS
+	Err() error
+}
+
+// Journal is an open journal. Its methods may be called from many goroutines.
+type Journal struct {
+	fs  FS
+	dir string
+
+	mu      sync.Mutex
+	flushed sync.Cond // signals the end of a flush
+	busy    bool      // somebody flushes
+	last    uint64    // number of the last record appended
+	synced  uint64    // all records up to this one are durable
+	queue   []chunk   // what is to be written; the last one grows
+	buffers [][]byte  // used ones, to grow again
+	files   []file    // oldest first; the last one takes records
+	next    uint64    // name of the next file
+	ended   bool      // a replay has found the end; the records after it only count
+	closed  bool
+}
+
+// chunk is bytes on their way to a file.
+type chunk struct {
+	w    vfs.File
+	b    []byte
+	last uint64 // number of the last record in b, or of the one before
+	end  bool   // the file takes nothing after b
+}
+
+// file is a journal file.
+type file struct {
+	name string
+	w    vfs.File // nil: of the process before
+	last uint64   // number of its last record, once it takes no more
+}
+
+// Open replays the records after number after, in order, and returns the
+// journal, which goes on behind the last of them. A gap between after and the
+// records that are there is damage.
+func Open(fs FS, dir string, after uint64, replay func(number uint64, record []byte) error) (*Journal, error) {
+	j := &Journal{fs: fs, dir: dir, last: after}
+	j.flushed.L = &j.mu
+	if err := fs.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := vfs.SyncDir(fs, fs.PathDir(dir)); err != nil {
+		return nil, err
+	}
+	names, err := fs.List(dir)
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(names)
+	for _, base := range names {
+		hex, ok := strings.CutSuffix(base, suffix)
+		n, err := strconv.ParseUint(hex, 16, 64)
+		if !ok || err != nil || len(hex) != 16 {
+			continue
+		}
+		j.next = n + 1
+		name := fs.PathJoin(dir, base)
+		if err := j.replay(name, after, replay); err != nil {
+			return nil, fmt.Errorf("journal %s: %w", name, err)
+		}
+		j.files = append(j.files, file{name: name, last: j.last})
+	}
+	j.synced = j.last
+	return j, nil
+}
+
+// replay goes through one file.
+func (j *Journal) replay(name string, after uint64, fn func(uint64, []byte) error) error {
+	f, err := j.fs.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	r := bufio.NewReaderSize(f, 256<<10)
+	var head [8]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return endOf(err)
+	}
+	number := binary.BigEndian.Uint64(head[:])
+	if number == 0 || number > j.last+1 {
+		return capsule.Errorf(capsule.Damaged, "records %d to %d are missing", j.last+1, number-1)
+	}
+	var rec []byte
+	for ; ; number++ {
+		n, err := binary.ReadUvarint(r)
+		if err != nil {
+			return endOf(err)
+		}
+		if n > MaxRecord {
+			return capsule.Errorf(capsule.Damaged, "record %d claims %d bytes", number, n)
+		}
+		rec = slices.Grow(rec[:0], int(n))[:n]
+		if _, err := io.ReadFull(r, rec); err != nil {
+			return endOf(err)
+		}
+		if number <= j.last {
+			continue // part of the metadata already
+		}
+		if !j.ended {
+			switch err := fn(number, rec); {
+			case errors.Is(err, ErrEnd):
+				j.ended = true
+			case err != nil:
+				return fmt.Errorf("record %d: %w", number, err)
+			}
+		}
+		j.last = number
+	}
+}
+
+// endOf is nil for the end of a file, also in the middle of a record.
+func endOf(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil
+	}
+	return err
+}
+
+// Append takes a record and returns its number. It is durable only after Sync.
+func (j *Journal) Append(record []byte) (uint64, error) {
+	if len(record) > MaxRecord {
+		return 0, capsule.Errorf(capsule.Invalid, "a journal record of %d bytes is over the limit of %d", len(record), MaxRecord)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for j.waiting() > bufferLimit {
+		if err := j.flush(false); err != nil {
+			return 0, err
+		}
+	}
+	if err := j.fs.Err(); err != nil {
+		return 0, err
+	}
+	if j.closed {
+		return 0, capsule.Errorf(capsule.Unavailable, "the journal is closed")
+	}
+	if n := len(j.files); n == 0 || j.files[n-1].w == nil {
+		w, name, err := j.create()
+		if err != nil {
+			return 0, err
+		}
+		j.use(w, name)
+	}
+	c := &j.queue[len(j.queue)-1]
+	c.b = binary.AppendUvarint(c.b, uint64(len(record)))
+	c.b = append(c.b, record...)
+	j.last++
+	c.last = j.last
+	return j.last, nil
+}
+
+// waiting returns how many bytes are to be written.
+func (j *Journal) waiting() (n int) {
+	for _, c := range j.queue {
+		n += len(c.b)
+	}
+	return n
+}
+
+// create makes an empty file whose name is durable.
+func (j *Journal) create() (vfs.File, string, error) {
+	name := j.fs.PathJoin(j.dir, fmt.Sprintf("%016x%s", j.next, suffix))
+	j.next++
+	w, err := j.fs.Create(name, category)
+	if err == nil {
+		err = vfs.SyncDir(j.fs, j.dir)
+	}
+	if err == nil {
+		err = j.fs.Err()
+	}
+	return w, name, err
+}
+
+// use has the next records go to a new file.
+func (j *Journal) use(w vfs.File, name string) {
+	j.files = append(j.files, file{name: name, w: w})
+	c := chunk{w: w, b: j.buffer(), last: j.last}
+	c.b = binary.BigEndian.AppendUint64(c.b, j.last+1)
+	j.queue = append(j.queue, c)
+}
+
+func (j *Journal) buffer() []byte {
+	if n := len(j.buffers); n > 0 {
+		b := j.buffers[n-1]
+		j.buffers = j.buffers[:n-1]
+		return b[:0]
+	}
+	return nil
+}
+
+// Last returns the number of the last record appended.
+func (j *Journal) Last() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.last
+}
+
+// Sync returns when all records up to number are durable. After an error
+// nothing may be assumed of them, nor of any later ones.
+func (j *Journal) Sync(number uint64) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for j.synced < number {
+		if err := j.flush(true); err != nil {
+			return err
+		}
+	}
+	return j.fs.Err()
+}
+
+// flush writes what is queued, and syncs it if sync is set, or waits for
+// somebody else's flush to end. j.mu is held, but not meanwhile.
+func (j *Journal) flush(sync bool) error {
+	if j.busy {
+		j.flushed.Wait()
+		return j.fs.Err()
+	}
+	j.busy = true
+	queue := j.queue
+	j.queue = nil
+	if n := len(queue); n > 0 && !queue[n-1].end {
+		j.queue = append(j.queue, chunk{w: queue[n-1].w, b: j.buffer(), last: queue[n-1].last})
+	}
+	j.mu.Unlock()
+
+	var err error
+	for _, c := range queue {
+		if len(c.b) > 0 {
+			if _, werr := c.w.Write(c.b); err == nil {
+				err = werr
+			}
+		}
+		if c.end { // Close syncs
+			if cerr := c.w.Close(); err == nil {
+				err = cerr
+			}
+		} else if sync {
+			if serr := c.w.SyncData(); err == nil {
+				err = serr
+			}
+		}
+	}
+	if ferr := j.fs.Err(); ferr != nil {
+		err = ferr
+	}
+
+	j.mu.Lock()
+	j.busy = false
+	if err == nil && sync && len(queue) > 0 {
+		j.synced = queue[len(queue)-1].last
+	}
+	for _, c := range queue {
+		if cap(c.b) <= 2*bufferLimit && len(j.buffers) < 4 {
+			j.buffers = append(j.buffers, c.b)
+		}
+	}
+	j.flushed.Broadcast()
+	return err
+}
+
+// Cut ends the present file: later records go to a new one. It returns the
+// number of the last record before the cut. Nothing is written or synced here
+// but the new file's name.
+func (j *Journal) Cut() (uint64, error) {
+	j.mu.Lock()
+	n := len(j.files)
+	if n == 0 || j.files[n-1].w == nil {
+		defer j.mu.Unlock()
+		return j.last, nil
+	}
+	j.mu.Unlock()
+	w, name, err := j.create() // only the one who cuts creates, once there is a file
+	if err != nil {
+		return 0, err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.files[len(j.files)-1].last = j.last
+	c := &j.queue[len(j.queue)-1]
+	c.end, c.last = true, j.last
+	j.use(w, name)
+	return j.last, nil
+}
+
+// Release removes the files whose records are all numbered number or less.
+// The caller has made durable what they say.
+func (j *Journal) Release(number uint64) error {
+	j.mu.Lock()
+	var names []string
+	for len(j.files) > 0 {
+		f := j.files[0]
+		if f.w != nil && len(j.files) == 1 || f.last > number || j.queued(f.w) {
+			break
+		}
+		names = append(names, f.name)
+		j.files = j.files[1:]
+	}
+	j.mu.Unlock()
+	for _, name := range names {
+		if err := j.fs.Remove(name); err != nil {
+			return err
+		}
+	}
+	return j.fs.Err()
+}
+
+// queued reports whether something is still to be written to a file.
+func (j *Journal) queued(w vfs.File) bool {
+	return w != nil && (j.busy || slices.ContainsFunc(j.queue, func(c chunk) bool { return c.w == w }))
+}
+
+// Close writes and syncs what is left.
+func (j *Journal) Close() error {
+	err := j.Sync(j.Last())
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.closed = true
+	if n := len(j.files); n > 0 && j.files[n-1].w != nil {
+		if cerr := j.files[n-1].w.Close(); err == nil {
+			err = cerr
+		}
+		j.files[n-1].w = nil
+	}
+	return err
+}

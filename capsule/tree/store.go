@@ -1,0 +1,155 @@
+package tree
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/store"
+)
+
+// live is a capsule of the store as trees want it.
+type live struct{ *store.Live }
+
+func (l live) Update(ctx context.Context, fn func(tx Tx) error) error {
+	return l.Live.Update(ctx, func(u *store.Update) error { return fn(u) })
+}
+
+// Trees are the trees of a store that are open: each once, whatever views it
+// is shown through, since open files, locks and news of changes are in [FS].
+type Trees struct {
+	store *store.Store
+
+	mu       sync.Mutex
+	open     map[shareKey]*share
+	checking map[capsule.ID]bool // by Check, for repair
+}
+
+type shareKey struct {
+	id       capsule.ID
+	snapshot string
+}
+
+// share is an open tree and how many use it.
+type share struct {
+	fs   *FS
+	live *store.Live
+	uses int
+}
+
+// NewTrees returns the trees of a store.
+func NewTrees(s *store.Store) *Trees { return &Trees{store: s, open: map[shareKey]*share{}, checking: map[capsule.ID]bool{}} }
+
+// Create makes a capsule with an empty tree, of which new says how the root is.
+func (t *Trees) Create(ctx context.Context, name string, policy *capsule.Policy, new New, quota Quota) (capsule.Info, error) {
+	if err := quota.check(); err != nil {
+		return capsule.Info{}, err
+	}
+	req := store.CreateRequest{Kind: capsule.Tree, Name: name, Policy: policy}
+	return t.store.Create(ctx, req, func(u *store.Update) error {
+		if err := format(u, new, time.Now()); err != nil || quota == (Quota{}) {
+			return err
+		}
+		return u.Set(key(keyQuota), quota.encode())
+	})
+}
+
+// Open returns a tree, or a snapshot of it unless that is "". Whoever opened it
+// calls done when it is needed no more.
+func (t *Trees) Open(ctx context.Context, id capsule.ID, snapshot string) (fs *FS, done func(), err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.checking[id] && snapshot == "" {
+		return nil, nil, capsule.Errorf(capsule.Conflict, "capsule %s is being repaired; try again when that is done", id)
+	}
+	k := shareKey{id, snapshot}
+	s := t.open[k]
+	if s == nil {
+		if s, err = t.share(ctx, k); err != nil {
+			return nil, nil, err
+		}
+		t.open[k] = s
+	}
+	s.uses++
+	return s.fs, sync.OnceFunc(func() { t.release(k, s) }), nil
+}
+
+func (t *Trees) share(ctx context.Context, k shareKey) (*share, error) {
+	l, err := t.store.OpenLive(ctx, k.id, k.snapshot)
+	if err != nil {
+		return nil, err
+	}
+	if kind := l.Info().Kind; kind != capsule.Tree {
+		l.Close()
+		return nil, capsule.Errorf(capsule.Unsupported, "capsule %s is a %s and no tree", k.id, kind)
+	}
+	fs, err := Open(ctx, live{l}, Options{})
+	if err != nil {
+		l.Close()
+		return nil, capsule.Wrap(capsule.Other, err, "capsule %s", k.id)
+	}
+	return &share{fs: fs, live: l}, nil
+}
+
+func (t *Trees) release(k shareKey, s *share) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s.uses--; s.uses > 0 {
+		return
+	}
+	delete(t.open, k)
+	s.fs.Close()
+	s.live.Close()
+}
+
+// Check is [Check] for a tree of the store. Without repair it looks at a
+// snapshot, so whoever uses the tree goes on. With it nobody may have the tree open.
+func (t *Trees) Check(ctx context.Context, id capsule.ID, repair bool, report func(Problem)) (err error) {
+	snapshot := ""
+	if repair {
+		if err := t.reserve(id); err != nil {
+			return err
+		}
+		defer t.unreserve(id)
+	} else {
+		snapshot = "fsck-" + capsule.NewID(time.Now()).String()
+		if _, err := t.store.Snapshot(ctx, id, snapshot); err != nil {
+			return err
+		}
+		defer func() {
+			if derr := t.store.DeleteSnapshot(context.WithoutCancel(ctx), id, snapshot); err == nil {
+				err = derr
+			}
+		}()
+	}
+	l, err := t.store.OpenLive(ctx, id, snapshot)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	if kind := l.Info().Kind; kind != capsule.Tree {
+		return capsule.Errorf(capsule.Unsupported, "capsule %s is a %s and no tree", id, kind)
+	}
+	if err := Check(ctx, live{l}, repair, report); err != nil || !repair {
+		return err
+	}
+	return l.Sync(ctx)
+}
+
+// reserve keeps a tree for a check alone.
+func (t *Trees) reserve(id capsule.ID) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.open[shareKey{id: id}] != nil || t.checking[id] {
+		return capsule.Errorf(capsule.Conflict, "capsule %s is in use; end its projections, then repair it", id)
+	}
+	t.checking[id] = true
+	return nil
+}
+
+func (t *Trees) unreserve(id capsule.ID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.checking, id)
+}
