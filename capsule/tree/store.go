@@ -39,7 +39,9 @@ type share struct {
 }
 
 // NewTrees returns the trees of a store.
-func NewTrees(s *store.Store) *Trees { return &Trees{store: s, open: map[shareKey]*share{}, checking: map[capsule.ID]bool{}} }
+func NewTrees(s *store.Store) *Trees {
+	return &Trees{store: s, open: map[shareKey]*share{}, checking: map[capsule.ID]bool{}}
+}
 
 // Create makes a capsule with an empty tree, of which new says how the root is.
 func (t *Trees) Create(ctx context.Context, name string, policy *capsule.Policy, new New, quota Quota) (capsule.Info, error) {
