@@ -47,6 +47,15 @@ func (s *Store) Usage(ctx context.Context) (capsule.Usage, error) {
 	return u, nil
 }
 
+// FreeBytes is what the disk has left for content, before compression.
+func (s *Store) FreeBytes() int64 {
+	u, err := s.fs.GetDiskUsage(s.dir)
+	if err != nil {
+		return 0
+	}
+	return int64(u.AvailBytes - min(u.AvailBytes, s.reserve(u.TotalBytes)))
+}
+
 func ratio(a, b int64) float64 {
 	if b == 0 {
 		return 0

@@ -28,6 +28,8 @@ func (m *mountFlags) add(cmd *cobra.Command) {
 	f.BoolVar(&m.req.All, "all", false, "project the whole namespace: all capsules by name")
 	f.StringVar(&m.req.Target, "target", "", "directory to mount at")
 	f.BoolVar(&m.req.AllowOther, "allow-other", false, "let other users in too")
+	f.BoolVar(&m.req.ReadOnly, "ro", false, "let nobody write")
+	f.StringVar(&m.req.Snapshot, "snapshot", "", "show this snapshot of a tree or volume; nobody can write")
 	f.BoolVar(&m.foreground, "foreground", false, "stay until the projection ends; Ctrl-C ends it")
 	f.StringVar(&m.policy, "policy-file", "", "give the capsule this policy first")
 }
@@ -57,9 +59,10 @@ func newMount(a *app) *cobra.Command {
 	m := mountFlags{req: control.MountRequest{View: views.FUSE}}
 	cmd := &cobra.Command{
 		Use:   "mount [REF] --target DIR",
-		Short: "Mount a capsule as DIR/content, or all capsules by name",
-		Long: `Mount a capsule at a directory, as the file "content", or with --all every
-capsule under its name. Returns when the mount is ready, as mount(8) does. A
+		Short: "Mount a tree, a capsule as DIR/content, or all capsules by name",
+		Long: `Mount a capsule at a directory: a tree as it is, an object or volume as the
+file "content"; or with --all every object under its name. Trees and volumes can
+be written, unless --ro or --snapshot is given. Returns when the mount is ready, as mount(8) does. A
 node in the background serves it, started if none runs, and ends with the last
 projection.`,
 		Args: cobra.MaximumNArgs(1),
@@ -82,8 +85,8 @@ func (a *app) mount(ctx context.Context, m mountFlags, args []string) error {
 		if req.Ref, err = m.ref.ref(args); err != nil {
 			return err
 		}
-	} else if len(args) > 0 || m.ref != (refFlags{}) || m.policy != "" {
-		return capsule.Errorf(capsule.Invalid, "project: --all goes with no single capsule and no policy")
+	} else if len(args) > 0 || m.ref != (refFlags{}) || m.policy != "" || req.Snapshot != "" {
+		return capsule.Errorf(capsule.Invalid, "project: --all goes with no single capsule, snapshot or policy")
 	}
 	shown := show(req.Target)
 	if req.Target, err = filepath.Abs(req.Target); err != nil {

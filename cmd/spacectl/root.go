@@ -20,7 +20,7 @@ import (
 // commands are the constructors of all commands, one file each.
 var commands = []func(*app) *cobra.Command{
 	newPut, newGet, newList, newStat, newRename, newRemove, newPolicy,
-	newProject,
+	newTree, newProject,
 	newVerify, newGC, newDf, newKey, newBench,
 	newServe, newVersion, newMan,
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/capsule/store/keyring"
+	"github.com/spacestore/space/capsule/tree"
 	"github.com/spacestore/space/views"
 )
 
@@ -17,6 +18,7 @@ type API interface {
 	Capsules
 	Volumes
 	Snapshots
+	Trees
 	Maintenance
 	Keyring
 	Projections
@@ -85,6 +87,19 @@ type DiffRequest struct {
 	To   string // "": the capsule as it is
 }
 
+// Trees are the operations on directory trees that need no mount.
+type Trees interface {
+	CreateTree(ctx context.Context, req CreateTreeRequest) (capsule.Info, error)
+}
+
+// CreateTreeRequest asks for an empty tree whose root belongs to UID and GID.
+type CreateTreeRequest struct {
+	Name     string
+	Policy   *capsule.Policy // nil: the default
+	Quota    tree.Quota
+	UID, GID uint32
+}
+
 // Maintenance is about the store as a whole. Progress functions may be nil
 // and are called from one goroutine at a time.
 type Maintenance interface {
@@ -129,6 +144,8 @@ type MountRequest struct {
 	All        bool
 	Target     string
 	AllowOther bool
+	ReadOnly   bool
+	Snapshot   string // of a tree or volume; "": what it is now
 }
 
 // Node is about the process that answers.

@@ -33,6 +33,7 @@ type Client struct {
 	snapshots   controlpb.SnapshotsClient
 	maintenance controlpb.MaintenanceClient
 	keys        controlpb.KeysClient
+	trees       controlpb.TreesClient
 	projections controlpb.ProjectionsClient
 	node        controlpb.NodeClient
 }
@@ -89,6 +90,7 @@ func Dial(ctx context.Context, home string) (*Client, error) {
 	c.snapshots = controlpb.NewSnapshotsClient(c.conn)
 	c.maintenance = controlpb.NewMaintenanceClient(c.conn)
 	c.keys = controlpb.NewKeysClient(c.conn)
+	c.trees = controlpb.NewTreesClient(c.conn)
 	c.projections = controlpb.NewProjectionsClient(c.conn)
 	c.node = controlpb.NewNodeClient(c.conn)
 	if _, err := c.Status(ctx); err != nil {
@@ -478,6 +480,12 @@ func (c *Client) snapshotPolicy(ctx context.Context) func(*controlpb.SnapshotPol
 	}
 }
 
+// CreateTree implements API.
+func (c *Client) CreateTree(ctx context.Context, req CreateTreeRequest) (capsule.Info, error) {
+	return c.info(ctx)(c.trees.Create(ctx, &controlpb.CreateTreeRequest{Name: req.Name, Policy: policyTo(req.Policy),
+		QuotaBytes: req.Quota.Bytes, QuotaInodes: req.Quota.Inodes, Uid: req.UID, Gid: req.GID}))
+}
+
 // Usage implements API.
 func (c *Client) Usage(ctx context.Context) (capsule.Usage, error) {
 	p, err := c.maintenance.Usage(ctx, &controlpb.UsageRequest{})
@@ -580,7 +588,8 @@ func (c *Client) ExportKey(ctx context.Context) (string, error) {
 // Mount implements API.
 func (c *Client) Mount(ctx context.Context, req MountRequest) (views.Info, error) {
 	return c.projection(ctx)(c.projections.Mount(ctx, &controlpb.MountRequest{View: req.View, Ref: req.Ref, All: req.All,
-		Target: req.Target, AllowOther: req.AllowOther}))
+		Target: req.Target, AllowOther: req.AllowOther,
+		ReadOnly: req.ReadOnly, Snapshot: req.Snapshot}))
 }
 
 func (c *Client) projection(ctx context.Context) func(*controlpb.Projection, error) (views.Info, error) {

@@ -144,6 +144,10 @@ func (f *fake) RotateKey(context.Context, *keyring.Source) (keyring.Info, error)
 	return keyring.Info{}, nil
 }
 func (f *fake) ExportKey(context.Context) (string, error) { return "", nil }
+func (f *fake) CreateTree(context.Context, CreateTreeRequest) (capsule.Info, error) {
+	return capsule.Info{}, nil
+}
+
 func (f *fake) Mount(context.Context, MountRequest) (views.Info, error) {
 	return views.Info{}, nil
 }

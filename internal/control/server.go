@@ -22,6 +22,7 @@ import (
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/capsule/store/keyring"
+	"github.com/spacestore/space/capsule/tree"
 	"github.com/spacestore/space/internal/control/controlpb"
 	"github.com/spacestore/space/views"
 )
@@ -81,6 +82,7 @@ func NewServer(api API, log *slog.Logger, limits Limits) *Server {
 	controlpb.RegisterSnapshotsServer(s.grpc, snapshotsServer{Server: s})
 	controlpb.RegisterMaintenanceServer(s.grpc, maintenanceServer{Server: s})
 	controlpb.RegisterKeysServer(s.grpc, keysServer{Server: s})
+	controlpb.RegisterTreesServer(s.grpc, treesServer{Server: s})
 	controlpb.RegisterProjectionsServer(s.grpc, projectionsServer{Server: s})
 	controlpb.RegisterNodeServer(s.grpc, nodeServer{Server: s})
 	return s
@@ -496,6 +498,25 @@ func (s capsulesServer) SetPolicy(ctx context.Context, req *controlpb.SetPolicyR
 	return infoReply(s.api.SetPolicy(ctx, req.GetRef(), pol))
 }
 
+type treesServer struct {
+	controlpb.UnimplementedTreesServer
+	*Server
+}
+
+func (s treesServer) Create(ctx context.Context, req *controlpb.CreateTreeRequest) (*controlpb.Info, error) {
+	if req.GetName() != "" {
+		if err := capsule.CheckName(req.GetName()); err != nil {
+			return nil, err
+		}
+	}
+	pol, err := policyFrom(req.GetPolicy())
+	if err != nil {
+		return nil, err
+	}
+	return infoReply(s.api.CreateTree(ctx, CreateTreeRequest{Name: req.GetName(), Policy: pol,
+		Quota: tree.Quota{Bytes: req.GetQuotaBytes(), Inodes: req.GetQuotaInodes()}, UID: req.GetUid(), GID: req.GetGid()}))
+}
+
 type maintenanceServer struct {
 	controlpb.UnimplementedMaintenanceServer
 	*Server
@@ -636,7 +657,8 @@ func (s projectionsServer) Mount(ctx context.Context, req *controlpb.MountReques
 		return nil, capsule.Errorf(capsule.Invalid, "project: view %.32q does not exist", req.GetView())
 	}
 	return projectionReply(s.api.Mount(ctx, MountRequest{View: req.GetView(), Ref: req.GetRef(), All: req.GetAll(),
-		Target: req.GetTarget(), AllowOther: req.GetAllowOther()}))
+		Target: req.GetTarget(), AllowOther: req.GetAllowOther(),
+		ReadOnly: req.GetReadOnly(), Snapshot: req.GetSnapshot()}))
 }
 
 func projectionReply(p views.Info, err error) (*controlpb.Projection, error) {

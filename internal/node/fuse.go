@@ -5,6 +5,7 @@ import (
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
+	"github.com/spacestore/space/capsule/tree"
 	"github.com/spacestore/space/internal/control"
 	"github.com/spacestore/space/views"
 	"github.com/spacestore/space/views/fuse"
@@ -13,7 +14,7 @@ import (
 // mount projects through the FUSE view, or where there is no FUSE through its
 // portable fallback.
 func (n *node) mount(ctx context.Context, req control.MountRequest) (*views.Projection, error) {
-	o := fuse.Options{Target: req.Target, AllowOther: req.AllowOther, Logger: n.log}
+	o := fuse.Options{Target: req.Target, Snapshot: req.Snapshot, ReadOnly: req.ReadOnly, AllowOther: req.AllowOther, Logger: n.log}
 	if !req.All {
 		info, err := n.store.Resolve(ctx, req.Ref)
 		if err != nil {
@@ -21,7 +22,7 @@ func (n *node) mount(ctx context.Context, req control.MountRequest) (*views.Proj
 		}
 		o.Capsule = info.ID
 	}
-	s := fuseStore{n.store}
+	s := fuseStore{n.store, n.trees}
 	if ok, why := fuse.Available(); !ok {
 		n.log.Warn("no FUSE here; writing plain files instead", "why", why, "target", req.Target)
 		return fuse.Copy(ctx, s, o)
@@ -35,7 +36,22 @@ func (n *node) mount(ctx context.Context, req control.MountRequest) (*views.Proj
 }
 
 // fuseStore is the store as the FUSE view wants to see it.
-type fuseStore struct{ *store.Store }
+type fuseStore struct {
+	*store.Store
+	trees *tree.Trees
+}
+
+func (s fuseStore) OpenTree(ctx context.Context, id capsule.ID, snapshot string) (*tree.FS, func(), error) {
+	return s.trees.Open(ctx, id, snapshot)
+}
+
+func (s fuseStore) OpenVolume(ctx context.Context, id capsule.ID, snapshot string) (fuse.Volume, error) {
+	v, err := s.Store.OpenVolume(ctx, id, snapshot)
+	if err != nil {
+		return nil, err // and not a nil *store.Volume
+	}
+	return v, nil
+}
 
 func (s fuseStore) Open(ctx context.Context, id capsule.ID) (fuse.Reader, error) {
 	r, err := s.Store.Open(ctx, id)

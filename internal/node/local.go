@@ -9,6 +9,7 @@ import (
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/capsule/store/keyring"
+	"github.com/spacestore/space/capsule/tree"
 	"github.com/spacestore/space/internal/control"
 	"github.com/spacestore/space/views"
 )
@@ -17,6 +18,7 @@ import (
 // projections: those need a node.
 type Local struct {
 	store   *store.Store
+	trees   *tree.Trees
 	version string
 	started time.Time
 }
@@ -24,7 +26,7 @@ type Local struct {
 var _ control.API = (*Local)(nil)
 
 func newLocal(s *store.Store, version string) *Local {
-	return &Local{store: s, version: version, started: time.Now()}
+	return &Local{store: s, trees: tree.NewTrees(s), version: version, started: time.Now()}
 }
 
 // Close closes the store.
@@ -115,6 +117,11 @@ func (l *Local) SetPolicy(ctx context.Context, ref string, p *capsule.Policy) (c
 		return capsule.Info{}, err
 	}
 	return info, l.store.SetPolicy(ctx, info.ID, p)
+}
+
+// CreateTree implements control.API.
+func (l *Local) CreateTree(ctx context.Context, req control.CreateTreeRequest) (capsule.Info, error) {
+	return l.trees.Create(ctx, req.Name, req.Policy, tree.New{Mode: 0o755, UID: req.UID, GID: req.GID}, req.Quota)
 }
 
 // Usage implements control.API.

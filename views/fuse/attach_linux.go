@@ -48,18 +48,22 @@ func fusermount() (string, error) {
 
 // attach mounts on target and returns the open /dev/fuse. Root mounts itself;
 // others, and root in a container that may not, go through fusermount3.
-func attach(target string, allowOther bool) (int, error) {
-	options := []string{"default_permissions", fmt.Sprintf("max_read=%d", maxRead)}
+func attach(target string, maxIO int, readOnly, allowOther bool) (int, error) {
+	options := []string{"default_permissions", fmt.Sprintf("max_read=%d", maxIO)}
 	if allowOther {
 		options = append(options, "allow_other")
 	}
+	flags, names := uintptr(unix.MS_NOSUID|unix.MS_NODEV), []string{"nosuid", "nodev", "fsname=space", "subtype=space"}
+	if readOnly {
+		flags, names = flags|unix.MS_RDONLY, append(names, "ro")
+	}
 	if os.Geteuid() == 0 {
-		fd, err := attachDirect(target, options)
+		fd, err := attachDirect(target, flags, options)
 		if _, look := fusermount(); err != unix.EPERM || look != nil {
 			return fd, mountError(target, err)
 		}
 	}
-	fd, err := attachHelper(target, options)
+	fd, err := attachHelper(target, append(options, names...))
 	return fd, mountError(target, err)
 }
 
@@ -73,13 +77,12 @@ func mountError(target string, err error) error {
 	return capsule.Wrap(capsule.IO, err, "mount on %s", target)
 }
 
-func attachDirect(target string, options []string) (int, error) {
+func attachDirect(target string, flags uintptr, options []string) (int, error) {
 	fd, err := unix.Open(fuseDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
 	options = append(options, fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d", fd, unix.S_IFDIR, os.Geteuid(), os.Getegid()))
-	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_RDONLY
 	if err := unix.Mount("space", target, fsType, flags, strings.Join(options, ",")); err != nil {
 		unix.Close(fd)
 		return -1, err
@@ -101,7 +104,6 @@ func attachHelper(target string, options []string) (int, error) {
 	defer unix.Close(pair[0])
 	theirs := os.NewFile(uintptr(pair[1]), "fusermount3")
 	defer theirs.Close()
-	options = append(options, "ro", "nosuid", "nodev", "fsname=space", "subtype=space")
 	cmd := exec.Command(bin, "-o", strings.Join(options, ","), "--", target)
 	cmd.Env = append(os.Environ(), "_FUSE_COMMFD=3")
 	cmd.ExtraFiles = []*os.File{theirs}

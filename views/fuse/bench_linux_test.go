@@ -78,7 +78,7 @@ func newBenchFS(b *testing.B) *benchFS {
 			b.Fatal(err)
 		}
 	}
-	_, f.space = mountAt(b, realStore{st}, Options{})
+	_, f.space = mountAt(b, newRealStore(st), Options{})
 	f.loopback = mountLoopback(b, plain, gofuse.CAP_PASSTHROUGH)
 	f.passthru = mountLoopback(b, plain, 0)
 	return f
@@ -124,30 +124,6 @@ func sources(b *testing.B, size int) []byte {
 		all = append(all, strconv.Itoa(len(all))...) // lest the second round be a duplicate as a whole
 	}
 	return all[:size]
-}
-
-// realStore is the store as the view wants to see it.
-type realStore struct{ *store.Store }
-
-func (s realStore) Open(ctx context.Context, id capsule.ID) (Reader, error) {
-	r, err := s.Store.Open(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	return r, nil
-}
-
-func (s realStore) ReadDir(ctx context.Context, dir, after string, limit int) ([]DirEntry, error) {
-	entries, err := s.Store.ReadDir(ctx, dir, after, limit)
-	out := make([]DirEntry, len(entries))
-	for i, e := range entries {
-		out[i] = DirEntry(e)
-	}
-	return out, err
-}
-
-func (s realStore) Watch(fn func(Change)) func() {
-	return s.Store.Watch(func(c store.Change) { fn(Change(c)) })
 }
 
 func BenchmarkAgainst(b *testing.B) {

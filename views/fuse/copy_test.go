@@ -25,8 +25,8 @@ func copyTo(t *testing.T, s Store, o Options) (*views.Projection, error) {
 	return Copy(context.Background(), s, o)
 }
 
-// tree lists what is under a directory, the manifest left out.
-func tree(t *testing.T, dir string) string {
+// listing is what is under a directory, the manifest left out.
+func listing(t *testing.T, dir string) string {
 	t.Helper()
 	var all []string
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
@@ -97,7 +97,7 @@ func TestCopyOfAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := tree(t, dir), "a d d/b d/e d/e/c f g mine"; got != want {
+	if got, want := listing(t, dir), "a d d/b d/e d/e/c f g mine"; got != want {
 		t.Errorf("copied %s, want %s", got, want)
 	}
 	if !strings.Contains(p.Note, "2 capsules") || !strings.Contains(log.String(), "f/bad") || !strings.Contains(log.String(), "g/secret") {
@@ -112,7 +112,7 @@ func TestCopyOfAll(t *testing.T) {
 	if err := p.Close(false); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := tree(t, dir), "d d/e d/e/c f f/new mine"; got != want {
+	if got, want := listing(t, dir), "d d/e d/e/c f f/new mine"; got != want {
 		t.Errorf("left %s, want %s", got, want)
 	}
 }
@@ -128,7 +128,7 @@ func TestCopyNeverOverwrites(t *testing.T) {
 	if got, _ := os.ReadFile(file); string(got) != "mine" {
 		t.Errorf("the user's file is now %q", got)
 	}
-	if got := tree(t, dir); got != "content" {
+	if got := listing(t, dir); got != "content" {
 		t.Errorf("left %s", got)
 	}
 
@@ -188,7 +188,7 @@ func TestCopyResumes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := tree(t, dir), "keep replace sub sub/added"; got != want {
+	if got, want := listing(t, dir), "keep replace sub sub/added"; got != want {
 		t.Errorf("have %s, want %s", got, want)
 	}
 	if got, _ := os.ReadFile(filepath.Join(dir, "replace")); string(got) != "newer" {

@@ -22,6 +22,24 @@ var errnos = map[capsule.ErrorKind]syscall.Errno{
 	capsule.Denied:      syscall.EACCES,
 	capsule.Canceled:    syscall.EINTR,
 	capsule.IO:          syscall.EIO,
+
+	capsule.NotDir:       syscall.ENOTDIR,
+	capsule.IsDir:        syscall.EISDIR,
+	capsule.NotEmpty:     syscall.ENOTEMPTY,
+	capsule.NameTooLong:  syscall.ENAMETOOLONG,
+	capsule.NotPermitted: syscall.EPERM,
+	capsule.TooManyLinks: syscall.EMLINK,
+	capsule.TooLarge:     syscall.EFBIG,
+	capsule.Quota:        syscall.EDQUOT,
+	capsule.NoAttribute:  syscall.ENODATA,
+	capsule.OutOfRange:   syscall.ERANGE,
+	capsule.Unsupported:  syscall.EOPNOTSUPP,
+	capsule.Stale:        syscall.ESTALE,
+	capsule.WouldBlock:   syscall.EAGAIN,
+	capsule.CrossDevice:  syscall.EXDEV,
+	capsule.Busy:         syscall.EBUSY,
+	capsule.NoDevice:     syscall.ENXIO,
+	capsule.Deadlock:     syscall.EDEADLK,
 }
 
 func errnoOf(err error) syscall.Errno {

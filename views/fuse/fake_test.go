@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/tree"
 )
 
 // fakeStore is a store in memory.
@@ -167,6 +168,26 @@ func (s *fakeStore) LookupName(_ context.Context, p string) (capsule.Info, bool,
 	}
 	return capsule.Info{}, false, capsule.Errorf(capsule.NotFound, "no capsule named %q", p)
 }
+
+func (s *fakeStore) Policy(_ context.Context, id capsule.ID) (*capsule.Policy, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, err := s.find(id)
+	if err != nil {
+		return nil, err
+	}
+	return c.policy, nil
+}
+
+func (s *fakeStore) OpenTree(context.Context, capsule.ID, string) (*tree.FS, func(), error) {
+	return nil, nil, capsule.Errorf(capsule.Unsupported, "no trees here")
+}
+
+func (s *fakeStore) OpenVolume(context.Context, capsule.ID, string) (Volume, error) {
+	return nil, capsule.Errorf(capsule.Unsupported, "no volumes here")
+}
+
+func (s *fakeStore) FreeBytes() int64 { return 0 }
 
 func (s *fakeStore) Usage(context.Context) (capsule.Usage, error) {
 	s.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -47,7 +48,7 @@ type fileSystem struct {
 	nodes    *nodeTable
 	lookups  atomic.Int64 // new references since the last pruning
 	prune    chan struct{}
-	handles  handleTable
+	handles  handleTable[*handle]
 	retries  retries
 	dirs     dirTable
 	streams  atomic.Int64 // handles that are read sequentially
@@ -67,6 +68,38 @@ func newFileSystem(store Store, only capsule.ID, log *slog.Logger) *fileSystem {
 		nodes:         newNodeTable(now),
 		prune:         make(chan struct{}, 1),
 	}
+}
+
+func (f *fileSystem) options() gofuse.MountOptions {
+	return gofuse.MountOptions{
+		MaxWrite:          maxRead,
+		DisableXAttrs:     true,
+		ExtraCapabilities: gofuse.CAP_READDIRPLUS_AUTO,
+		// A node's content never changes, and no file backs it.
+		DisabledCapabilities: gofuse.CAP_AUTO_INVAL_DATA | gofuse.CAP_PASSTHROUGH,
+	}
+}
+
+func (f *fileSystem) readOnly() bool { return true }
+
+func (f *fileSystem) inflight() *inflight { return &f.requests }
+
+func (f *fileSystem) watch(k kernel) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	n := newNotifier(f, k)
+	unwatch := f.store.Watch(n.changed)
+	var notifying sync.WaitGroup
+	notifying.Go(func() { n.run(ctx) })
+	return func() {
+		unwatch()
+		cancel()
+		notifying.Wait()
+	}
+}
+
+func (f *fileSystem) close() {
+	f.handles.closeAll()
+	f.retries.closeAll()
 }
 
 // find returns the facts of one path.
@@ -195,28 +228,39 @@ func (f *fileSystem) Statx(_ <-chan struct{}, in *gofuse.StatxIn, out *gofuse.St
 	}
 	var a gofuse.Attr
 	f.fillAttr(&a, n)
-	timeOf := func(sec uint64, nsec uint32) gofuse.SxTime { return gofuse.SxTime{Sec: sec, Nsec: nsec} }
-	out.Statx = gofuse.Statx{
-		Mask:    unix.STATX_BASIC_STATS,
-		Blksize: a.Blksize,
-		Nlink:   a.Nlink,
-		Uid:     a.Uid,
-		Gid:     a.Gid,
-		Mode:    uint16(a.Mode),
-		Ino:     a.Ino,
-		Size:    a.Size,
-		Blocks:  a.Blocks,
-		Atime:   timeOf(a.Atime, a.Atimensec),
-		Mtime:   timeOf(a.Mtime, a.Mtimensec),
-		Ctime:   timeOf(a.Ctime, a.Ctimensec),
-	}
-	out.SetTimeout(entryTimeout)
-	if !n.dir {
-		out.Mask |= unix.STATX_BTIME
-		out.Btime = timeOf(uint64(n.info.Created.Unix()), uint32(n.info.Created.Nanosecond()))
+	if n.dir {
+		fillStatx(out, &a, time.Time{})
+		out.SetTimeout(entryTimeout)
+	} else {
+		fillStatx(out, &a, n.info.Created)
 		out.SetTimeout(forever)
 	}
 	return gofuse.OK
+}
+
+// fillStatx answers with attributes and, unless zero, the time of creation.
+func fillStatx(out *gofuse.StatxOut, a *gofuse.Attr, created time.Time) {
+	timeOf := func(sec uint64, nsec uint32) gofuse.SxTime { return gofuse.SxTime{Sec: sec, Nsec: nsec} }
+	out.Statx = gofuse.Statx{
+		Mask:      unix.STATX_BASIC_STATS,
+		Blksize:   a.Blksize,
+		Nlink:     a.Nlink,
+		Uid:       a.Uid,
+		Gid:       a.Gid,
+		Mode:      uint16(a.Mode),
+		Ino:       a.Ino,
+		Size:      a.Size,
+		Blocks:    a.Blocks,
+		Atime:     timeOf(a.Atime, a.Atimensec),
+		Mtime:     timeOf(a.Mtime, a.Mtimensec),
+		Ctime:     timeOf(a.Ctime, a.Ctimensec),
+		RdevMajor: unix.Major(uint64(a.Rdev)),
+		RdevMinor: unix.Minor(uint64(a.Rdev)),
+	}
+	if !created.IsZero() {
+		out.Mask |= unix.STATX_BTIME
+		out.Btime = timeOf(uint64(created.Unix()), uint32(created.Nanosecond()))
+	}
 }
 
 // StatFs shows a full disk with the logical size of what is projected.

@@ -127,8 +127,22 @@ func (f *inflight) answer(r *request, errno syscall.Errno) {
 	if r.stop != nil {
 		r.stop()
 	}
-	head := gofuse.OutHeader{Length: uint32(unsafe.Sizeof(gofuse.OutHeader{})), Status: -int32(errno), Unique: r.unique}
 	// It fails where the kernel has forgotten the request, and that is well.
+	f.send(-int32(errno), r.unique)
+}
+
+// notify tells the kernel something that takes no more than a code, of
+// gofuse.NOTIFY_*.
+func (f *inflight) notify(code int32) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.device != 0 {
+		f.send(-code, 0)
+	}
+}
+
+func (f *inflight) send(status int32, unique uint64) {
+	head := gofuse.OutHeader{Length: uint32(unsafe.Sizeof(gofuse.OutHeader{})), Status: status, Unique: unique}
 	_, _ = unix.Write(f.device, unsafe.Slice((*byte)(unsafe.Pointer(&head)), head.Length))
 }
 

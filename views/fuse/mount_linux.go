@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"sync"
 	"time"
 
 	"github.com/spacestore/space/capsule"
@@ -27,7 +26,7 @@ const (
 	maxRead = 256 << 10
 
 	// maxBackground is how many readahead requests the kernel may have under
-	// way; with maxRead it bounds the memory they take.
+	// way; with the size of one it bounds the memory they take.
 	maxBackground = 32
 
 	// readAheadKB replaces the kernel's default of 128 KiB, where we may set it.
@@ -38,6 +37,20 @@ const (
 	unmountWait = 5 * time.Second
 )
 
+// system is a file system that a mount serves: objects, a tree or a volume.
+type system interface {
+	gofuse.RawFileSystem
+	// options are what it wants of the kernel, beside what every mount has.
+	options() gofuse.MountOptions
+	readOnly() bool
+	inflight() *inflight
+	// watch tells the kernel of changes, from a goroutine of its own, until
+	// stop has returned.
+	watch(k kernel) (stop func())
+	// close lets go of what it holds, after the last request.
+	close()
+}
+
 // Mount projects a capsule, or the namespace, at o.Target and returns when the
 // mount is ready. An error of kind [capsule.Unavailable] says that there is no
 // FUSE here, where [Copy] still works.
@@ -45,7 +58,7 @@ func Mount(ctx context.Context, store Store, o Options) (*views.Projection, erro
 	if ok, why := Available(); !ok {
 		return nil, capsule.Errorf(capsule.Unavailable, "there is no FUSE here: %s", why)
 	}
-	info, err := admit(ctx, store, o.Capsule)
+	info, err := admit(ctx, store, o)
 	if err != nil {
 		return nil, err
 	}
@@ -53,13 +66,17 @@ func Mount(ctx context.Context, store Store, o Options) (*views.Projection, erro
 	if err != nil {
 		return nil, err
 	}
-	fd, err := attach(target, o.AllowOther)
+	f, err := newSystem(ctx, store, info.Kind, o)
 	if err != nil {
 		return nil, err
 	}
-	f := newFileSystem(store, o.Capsule, o.Logger)
+	fd, err := attach(target, f.options().MaxWrite, f.readOnly(), o.AllowOther)
+	if err != nil {
+		f.close()
+		return nil, err
+	}
 	m := &mount{target: target, done: make(chan struct{})}
-	if err := m.serve(f, fd); err != nil {
+	if err := m.serve(f, fd, o.Logger); err != nil {
 		detach(target, true)
 		return nil, err
 	}
@@ -70,10 +87,20 @@ func Mount(ctx context.Context, store Store, o Options) (*views.Projection, erro
 			Capsule: o.Capsule,
 			Name:    info.Name,
 			Mode:    views.ModeFUSE,
-			Since:   f.started,
+			Since:   time.Now(),
 		},
 		Backend: m,
 	}, nil
+}
+
+func newSystem(ctx context.Context, store Store, kind capsule.Kind, o Options) (system, error) {
+	switch kind {
+	case capsule.Tree:
+		return newTreeSystem(ctx, store, o)
+	case capsule.Volume:
+		return newVolumeSystem(ctx, store, o)
+	}
+	return newFileSystem(store, o.Capsule, o.Logger), nil
 }
 
 // mount is a running kernel mount.
@@ -83,48 +110,37 @@ type mount struct {
 	done   chan struct{}
 }
 
-// serve starts to answer the kernel on fd, which it takes over, and returns
-// when the mount is ready.
-func (m *mount) serve(f *fileSystem, fd int) error {
-	if err := f.requests.open(fd); err != nil {
+// serve starts to answer the kernel on fd, and returns when the mount is ready.
+// It takes over f and fd, also when it fails.
+func (m *mount) serve(f system, fd int, log *slog.Logger) error {
+	if err := f.inflight().open(fd); err != nil {
+		f.close()
 		return capsule.Wrap(capsule.IO, err, "duplicate the descriptor of the mount at %s", m.target)
+	}
+	o := f.options()
+	o.FsName, o.Name = "space", "space"
+	o.MaxBackground = maxBackground
+	o.MaxReadAhead = readAheadKB << 10
+	o.DisableSplice = true // our data is in memory, not in a file
+	o.Logger = slog.NewLogLogger(log.Handler(), slog.LevelDebug)
+	o.PanicHandler = func(p any) gofuse.Status { // one bad request must not take all mounts down
+		log.Error("panic in a FUSE request", "panic", p, "stack", string(debug.Stack()))
+		return gofuse.EIO
 	}
 	// go-fuse takes an open /dev/fuse by this name. We mount ourselves to see
 	// what fusermount3 has to say when it fails.
-	server, err := gofuse.NewServer(f, fmt.Sprintf("/dev/fd/%d", fd), &gofuse.MountOptions{
-		FsName:            "space",
-		Name:              "space",
-		MaxWrite:          maxRead,
-		MaxBackground:     maxBackground,
-		MaxReadAhead:      readAheadKB << 10,
-		DisableXAttrs:     true,
-		DisableSplice:     true, // our data is in memory, not in a file
-		ExtraCapabilities: gofuse.CAP_READDIRPLUS_AUTO,
-		// A node's content never changes, and no file backs it.
-		DisabledCapabilities: gofuse.CAP_AUTO_INVAL_DATA | gofuse.CAP_PASSTHROUGH,
-		Logger:               slog.NewLogLogger(f.log.Handler(), slog.LevelDebug),
-		PanicHandler: func(p any) gofuse.Status { // one bad request must not take all mounts down
-			f.log.Error("panic in a FUSE request", "panic", p, "stack", string(debug.Stack()))
-			return gofuse.EIO
-		},
-	})
+	server, err := gofuse.NewServer(f, fmt.Sprintf("/dev/fd/%d", fd), &o)
 	if err != nil {
-		f.requests.close()
+		f.inflight().close()
+		f.close()
 		return capsule.Wrap(capsule.IO, err, "speak FUSE with the kernel for %s", m.target)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	n := newNotifier(f, server)
-	unwatch := f.store.Watch(n.changed)
-	var notifying sync.WaitGroup
-	notifying.Go(func() { n.run(ctx) })
+	stop := f.watch(server)
 	go func() {
 		server.Serve()
-		unwatch()
-		cancel()
-		notifying.Wait()
-		f.handles.closeAll()
-		f.retries.closeAll()
-		f.requests.close()
+		stop()
+		f.close()
+		f.inflight().close()
 		close(m.done)
 	}()
 

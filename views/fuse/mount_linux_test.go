@@ -502,12 +502,12 @@ func TestNodesAreBounded(t *testing.T) {
 // serveAt mounts a file system that the test keeps hold of.
 func serveAt(t *testing.T, f *fileSystem, dir string) *mount {
 	t.Helper()
-	fd, err := attach(dir, false)
+	fd, err := attach(dir, maxRead, true, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	m := &mount{target: dir, done: make(chan struct{})}
-	if err := m.serve(f, fd); err != nil {
+	if err := m.serve(f, fd, f.log); err != nil {
 		detach(dir, true)
 		t.Fatal(err)
 	}
@@ -914,7 +914,7 @@ func TestDeadMountIsReplaced(t *testing.T) {
 	info := s.put("x", []byte("x"))
 	dir := t.TempDir()
 	// A server that dies without unmounting: the device is closed.
-	fd, err := attach(dir, false)
+	fd, err := attach(dir, maxRead, true, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,9 +14,10 @@ import (
 // maxPending bounds the paths that wait to be invalidated. Beyond it all are.
 const maxPending = 4096
 
-// kernel is what the notifier needs of a go-fuse server.
+// kernel is what notifiers need of a go-fuse server.
 type kernel interface {
 	EntryNotify(parent uint64, name string) gofuse.Status
+	InodeNotify(node uint64, off, length int64) gofuse.Status
 	PruneNotify(nodes []uint64) gofuse.Status
 }
 

@@ -17,27 +17,31 @@ const contentName = "content"
 // Options say what to project, and where.
 type Options struct {
 	Capsule    capsule.ID // zero: the whole namespace
+	Snapshot   string     // of a tree or volume: show this snapshot of it
 	Target     string     // an existing directory
+	ReadOnly   bool       // take no writes; objects and snapshots never do
 	AllowOther bool       // let other users in; without root, /etc/fuse.conf has to allow it
 	Logger     *slog.Logger
 }
 
 // admit checks that a capsule may be projected and returns its facts. The
 // namespace always may: each of its capsules is checked when it is opened.
-func admit(ctx context.Context, store Store, id capsule.ID) (capsule.Info, error) {
-	if id.IsZero() {
+func admit(ctx context.Context, store Store, o Options) (capsule.Info, error) {
+	if o.Capsule.IsZero() {
 		return capsule.Info{}, nil
 	}
-	r, err := store.Open(ctx, id)
+	info, err := store.Info(ctx, o.Capsule)
 	if err != nil {
-		return capsule.Info{}, err
+		return info, err
 	}
-	defer r.Close()
-	info := r.Info()
-	if info.Kind == capsule.Tree {
-		return info, capsule.Errorf(capsule.Invalid, "capsule %s is a tree; this view shows objects and volumes", id)
+	if info.Kind == capsule.Object && o.Snapshot != "" {
+		return info, capsule.Errorf(capsule.Unsupported, "capsule %s is an object, which has no snapshots", o.Capsule)
 	}
-	return info, capsule.Wrap(capsule.Denied, views.Gate(r.Policy(), views.FUSE), "project capsule %s", id)
+	p, err := store.Policy(ctx, o.Capsule)
+	if err != nil {
+		return info, err
+	}
+	return info, capsule.Wrap(capsule.Denied, views.Gate(p, views.FUSE), "project capsule %s", o.Capsule)
 }
 
 // targetError says why a target is of no use.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"sync/atomic"
 
 	"github.com/spacestore/space/capsule"
@@ -50,6 +49,8 @@ func (h *handle) endStream(s *stream) {
 	s.stop()
 }
 
+func (h *handle) hold() { h.refs.Add(1) }
+
 // close ends the handle for its user.
 func (h *handle) close() {
 	if s := h.stream.Load(); s != nil {
@@ -62,55 +63,6 @@ func (h *handle) release() {
 	if h.refs.Add(-1) == 0 {
 		h.ra.stop()
 		h.r.Close()
-	}
-}
-
-// handleTable maps the kernel's file handles. Its zero value is ready.
-type handleTable struct {
-	mu   sync.RWMutex
-	next uint64
-	open map[uint64]*handle
-}
-
-func (t *handleTable) add(h *handle) uint64 {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.open == nil {
-		t.open = map[uint64]*handle{}
-	}
-	t.next++
-	t.open[t.next] = h
-	return t.next
-}
-
-// use returns a handle with one more reference, or nil.
-func (t *handleTable) use(fh uint64) *handle {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	h := t.open[fh]
-	if h != nil {
-		h.refs.Add(1)
-	}
-	return h
-}
-
-func (t *handleTable) close(fh uint64) {
-	t.mu.Lock()
-	h := t.open[fh]
-	delete(t.open, fh)
-	t.mu.Unlock()
-	if h != nil {
-		h.close()
-	}
-}
-
-func (t *handleTable) closeAll() {
-	t.mu.Lock()
-	open := t.open
-	t.open = nil
-	t.mu.Unlock()
-	for _, h := range open {
-		h.close()
 	}
 }
 

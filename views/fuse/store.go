@@ -5,19 +5,27 @@ import (
 	"io"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/tree"
 )
 
 // Store is what the view needs of the store.
 type Store interface {
 	// Open pins the capsule's current version until the Reader is closed.
 	Open(ctx context.Context, id capsule.ID) (Reader, error)
+	// OpenTree returns the tree that all views of a capsule share, or of its
+	// snapshot unless that is "", and what to call when it is needed no more.
+	OpenTree(ctx context.Context, id capsule.ID, snapshot string) (t *tree.FS, done func(), err error)
+	OpenVolume(ctx context.Context, id capsule.ID, snapshot string) (Volume, error)
 	Info(ctx context.Context, id capsule.ID) (capsule.Info, error)
+	Policy(ctx context.Context, id capsule.ID) (*capsule.Policy, error)
 	// ReadDir lists up to limit entries of a directory of the namespace ("" is
 	// its root), those after the component after, sorted.
 	ReadDir(ctx context.Context, dir, after string, limit int) ([]DirEntry, error)
 	// LookupName finds one path of the namespace: a capsule or a directory.
 	LookupName(ctx context.Context, path string) (info capsule.Info, dir bool, err error)
 	Usage(ctx context.Context) (capsule.Usage, error)
+	// FreeBytes is what the disk has left for content.
+	FreeBytes() int64
 	// Watch calls fn after changes, never from inside a store operation, until
 	// cancel is called.
 	Watch(fn func(Change)) (cancel func())
@@ -33,6 +41,18 @@ type Reader interface {
 	Prefetch(off, n int64)
 	// Stream writes n bytes from off on to w.
 	Stream(ctx context.Context, w io.Writer, off, n int64) (int64, error)
+	Close() error
+}
+
+// Volume is an open volume, or a snapshot of one.
+type Volume interface {
+	Size() int64
+	ReadOnly() bool
+	io.ReaderAt
+	io.WriterAt
+	Flush(ctx context.Context) error
+	Trim(ctx context.Context, off, n int64) error
+	NextData(ctx context.Context, off int64) (start, end int64, err error)
 	Close() error
 }
 

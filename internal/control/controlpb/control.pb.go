@@ -2454,6 +2454,90 @@ func (x *KeyExport) GetText() string {
 	return ""
 }
 
+type CreateTreeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Policy        string                 `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"` // YAML; empty: the default
+	QuotaBytes    int64                  `protobuf:"varint,3,opt,name=quota_bytes,json=quotaBytes,proto3" json:"quota_bytes,omitempty"`
+	QuotaInodes   int64                  `protobuf:"varint,4,opt,name=quota_inodes,json=quotaInodes,proto3" json:"quota_inodes,omitempty"`
+	Uid           uint32                 `protobuf:"varint,5,opt,name=uid,proto3" json:"uid,omitempty"` // of the root directory
+	Gid           uint32                 `protobuf:"varint,6,opt,name=gid,proto3" json:"gid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTreeRequest) Reset() {
+	*x = CreateTreeRequest{}
+	mi := &file_control_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTreeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTreeRequest) ProtoMessage() {}
+
+func (x *CreateTreeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTreeRequest.ProtoReflect.Descriptor instead.
+func (*CreateTreeRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *CreateTreeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateTreeRequest) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *CreateTreeRequest) GetQuotaBytes() int64 {
+	if x != nil {
+		return x.QuotaBytes
+	}
+	return 0
+}
+
+func (x *CreateTreeRequest) GetQuotaInodes() int64 {
+	if x != nil {
+		return x.QuotaInodes
+	}
+	return 0
+}
+
+func (x *CreateTreeRequest) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *CreateTreeRequest) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
 type MountRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	View          string                 `protobuf:"bytes,1,opt,name=view,proto3" json:"view,omitempty"`
@@ -2461,13 +2545,15 @@ type MountRequest struct {
 	All           bool                   `protobuf:"varint,3,opt,name=all,proto3" json:"all,omitempty"`
 	Target        string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"` // absolute
 	AllowOther    bool                   `protobuf:"varint,5,opt,name=allow_other,json=allowOther,proto3" json:"allow_other,omitempty"`
+	ReadOnly      bool                   `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Snapshot      string                 `protobuf:"bytes,7,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // of a tree or volume
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MountRequest) Reset() {
 	*x = MountRequest{}
-	mi := &file_control_proto_msgTypes[40]
+	mi := &file_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2479,7 +2565,7 @@ func (x *MountRequest) String() string {
 func (*MountRequest) ProtoMessage() {}
 
 func (x *MountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[40]
+	mi := &file_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2492,7 +2578,7 @@ func (x *MountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountRequest.ProtoReflect.Descriptor instead.
 func (*MountRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{40}
+	return file_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *MountRequest) GetView() string {
@@ -2530,6 +2616,20 @@ func (x *MountRequest) GetAllowOther() bool {
 	return false
 }
 
+func (x *MountRequest) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *MountRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
 type Projection struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2546,7 +2646,7 @@ type Projection struct {
 
 func (x *Projection) Reset() {
 	*x = Projection{}
-	mi := &file_control_proto_msgTypes[41]
+	mi := &file_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +2658,7 @@ func (x *Projection) String() string {
 func (*Projection) ProtoMessage() {}
 
 func (x *Projection) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[41]
+	mi := &file_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +2671,7 @@ func (x *Projection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Projection.ProtoReflect.Descriptor instead.
 func (*Projection) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{41}
+	return file_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Projection) GetId() string {
@@ -2638,7 +2738,7 @@ type ProjectionsRequest struct {
 
 func (x *ProjectionsRequest) Reset() {
 	*x = ProjectionsRequest{}
-	mi := &file_control_proto_msgTypes[42]
+	mi := &file_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2650,7 +2750,7 @@ func (x *ProjectionsRequest) String() string {
 func (*ProjectionsRequest) ProtoMessage() {}
 
 func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[42]
+	mi := &file_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2663,7 +2763,7 @@ func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectionsRequest.ProtoReflect.Descriptor instead.
 func (*ProjectionsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{42}
+	return file_control_proto_rawDescGZIP(), []int{43}
 }
 
 type ProjectionList struct {
@@ -2675,7 +2775,7 @@ type ProjectionList struct {
 
 func (x *ProjectionList) Reset() {
 	*x = ProjectionList{}
-	mi := &file_control_proto_msgTypes[43]
+	mi := &file_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2687,7 +2787,7 @@ func (x *ProjectionList) String() string {
 func (*ProjectionList) ProtoMessage() {}
 
 func (x *ProjectionList) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[43]
+	mi := &file_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2700,7 +2800,7 @@ func (x *ProjectionList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectionList.ProtoReflect.Descriptor instead.
 func (*ProjectionList) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{43}
+	return file_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ProjectionList) GetProjections() []*Projection {
@@ -2720,7 +2820,7 @@ type UnmountRequest struct {
 
 func (x *UnmountRequest) Reset() {
 	*x = UnmountRequest{}
-	mi := &file_control_proto_msgTypes[44]
+	mi := &file_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2732,7 +2832,7 @@ func (x *UnmountRequest) String() string {
 func (*UnmountRequest) ProtoMessage() {}
 
 func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[44]
+	mi := &file_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2745,7 +2845,7 @@ func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountRequest.ProtoReflect.Descriptor instead.
 func (*UnmountRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{44}
+	return file_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *UnmountRequest) GetRef() string {
@@ -2771,7 +2871,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_control_proto_msgTypes[45]
+	mi := &file_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2783,7 +2883,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[45]
+	mi := &file_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2796,7 +2896,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{45}
+	return file_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *WaitRequest) GetRef() string {
@@ -2814,7 +2914,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[46]
+	mi := &file_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2826,7 +2926,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[46]
+	mi := &file_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2839,7 +2939,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{46}
+	return file_control_proto_rawDescGZIP(), []int{47}
 }
 
 type StatusResponse struct {
@@ -2856,7 +2956,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[47]
+	mi := &file_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2868,7 +2968,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[47]
+	mi := &file_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2881,7 +2981,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{47}
+	return file_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -2934,7 +3034,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_control_proto_msgTypes[48]
+	mi := &file_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2946,7 +3046,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[48]
+	mi := &file_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2959,7 +3059,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{48}
+	return file_control_proto_rawDescGZIP(), []int{49}
 }
 
 // ErrorDetail rides in the details of a gRPC status: the error's kind, and
@@ -2975,7 +3075,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_control_proto_msgTypes[49]
+	mi := &file_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2987,7 +3087,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[49]
+	mi := &file_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3000,7 +3100,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{49}
+	return file_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ErrorDetail) GetKind() uint32 {
@@ -3212,14 +3312,24 @@ const file_control_proto_rawDesc = "" +
 	"\bKeysText\x12\x12\n" +
 	"\x04json\x18\x01 \x01(\fR\x04json\"\x1f\n" +
 	"\tKeyExport\x12\x12\n" +
-	"\x04text\x18\x01 \x01(\tR\x04text\"\x7f\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\"\xa7\x01\n" +
+	"\x11CreateTreeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06policy\x18\x02 \x01(\tR\x06policy\x12\x1f\n" +
+	"\vquota_bytes\x18\x03 \x01(\x03R\n" +
+	"quotaBytes\x12!\n" +
+	"\fquota_inodes\x18\x04 \x01(\x03R\vquotaInodes\x12\x10\n" +
+	"\x03uid\x18\x05 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x06 \x01(\rR\x03gid\"\xb8\x01\n" +
 	"\fMountRequest\x12\x12\n" +
 	"\x04view\x18\x01 \x01(\tR\x04view\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x10\n" +
 	"\x03all\x18\x03 \x01(\bR\x03all\x12\x16\n" +
 	"\x06target\x18\x04 \x01(\tR\x06target\x12\x1f\n" +
 	"\vallow_other\x18\x05 \x01(\bR\n" +
-	"allowOther\"\xc6\x01\n" +
+	"allowOther\x12\x1b\n" +
+	"\tread_only\x18\x06 \x01(\bR\breadOnly\x12\x1a\n" +
+	"\bsnapshot\x18\a \x01(\tR\bsnapshot\"\xc6\x01\n" +
 	"\n" +
 	"Projection\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3282,7 +3392,9 @@ const file_control_proto_rawDesc = "" +
 	"\x04Keys\x12E\n" +
 	"\bDescribe\x12\x1d.space.control.v1.KeysRequest\x1a\x1a.space.control.v1.KeysText\x12E\n" +
 	"\x06Rotate\x12\x1f.space.control.v1.RotateRequest\x1a\x1a.space.control.v1.KeysText\x12D\n" +
-	"\x06Export\x12\x1d.space.control.v1.KeysRequest\x1a\x1b.space.control.v1.KeyExport2\xb4\x02\n" +
+	"\x06Export\x12\x1d.space.control.v1.KeysRequest\x1a\x1b.space.control.v1.KeyExport2N\n" +
+	"\x05Trees\x12E\n" +
+	"\x06Create\x12#.space.control.v1.CreateTreeRequest\x1a\x16.space.control.v1.Info2\xb4\x02\n" +
 	"\vProjections\x12E\n" +
 	"\x05Mount\x12\x1e.space.control.v1.MountRequest\x1a\x1c.space.control.v1.Projection\x12N\n" +
 	"\x04List\x12$.space.control.v1.ProjectionsRequest\x1a .space.control.v1.ProjectionList\x12I\n" +
@@ -3304,7 +3416,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_control_proto_goTypes = []any{
 	(*Ref)(nil),                      // 0: space.control.v1.Ref
 	(*Info)(nil),                     // 1: space.control.v1.Info
@@ -3346,16 +3458,17 @@ var file_control_proto_goTypes = []any{
 	(*RotateRequest)(nil),            // 37: space.control.v1.RotateRequest
 	(*KeysText)(nil),                 // 38: space.control.v1.KeysText
 	(*KeyExport)(nil),                // 39: space.control.v1.KeyExport
-	(*MountRequest)(nil),             // 40: space.control.v1.MountRequest
-	(*Projection)(nil),               // 41: space.control.v1.Projection
-	(*ProjectionsRequest)(nil),       // 42: space.control.v1.ProjectionsRequest
-	(*ProjectionList)(nil),           // 43: space.control.v1.ProjectionList
-	(*UnmountRequest)(nil),           // 44: space.control.v1.UnmountRequest
-	(*WaitRequest)(nil),              // 45: space.control.v1.WaitRequest
-	(*StatusRequest)(nil),            // 46: space.control.v1.StatusRequest
-	(*StatusResponse)(nil),           // 47: space.control.v1.StatusResponse
-	(*ShutdownRequest)(nil),          // 48: space.control.v1.ShutdownRequest
-	(*ErrorDetail)(nil),              // 49: space.control.v1.ErrorDetail
+	(*CreateTreeRequest)(nil),        // 40: space.control.v1.CreateTreeRequest
+	(*MountRequest)(nil),             // 41: space.control.v1.MountRequest
+	(*Projection)(nil),               // 42: space.control.v1.Projection
+	(*ProjectionsRequest)(nil),       // 43: space.control.v1.ProjectionsRequest
+	(*ProjectionList)(nil),           // 44: space.control.v1.ProjectionList
+	(*UnmountRequest)(nil),           // 45: space.control.v1.UnmountRequest
+	(*WaitRequest)(nil),              // 46: space.control.v1.WaitRequest
+	(*StatusRequest)(nil),            // 47: space.control.v1.StatusRequest
+	(*StatusResponse)(nil),           // 48: space.control.v1.StatusResponse
+	(*ShutdownRequest)(nil),          // 49: space.control.v1.ShutdownRequest
+	(*ErrorDetail)(nil),              // 50: space.control.v1.ErrorDetail
 }
 var file_control_proto_depIdxs = []int32{
 	2,  // 0: space.control.v1.PutRequest.header:type_name -> space.control.v1.PutHeader
@@ -3372,7 +3485,7 @@ var file_control_proto_depIdxs = []int32{
 	28, // 11: space.control.v1.VerifyEvent.progress:type_name -> space.control.v1.Progress
 	35, // 12: space.control.v1.VerifyEvent.damage:type_name -> space.control.v1.Damage
 	34, // 13: space.control.v1.VerifyEvent.report:type_name -> space.control.v1.VerifyReport
-	41, // 14: space.control.v1.ProjectionList.projections:type_name -> space.control.v1.Projection
+	42, // 14: space.control.v1.ProjectionList.projections:type_name -> space.control.v1.Projection
 	35, // 15: space.control.v1.ErrorDetail.damage:type_name -> space.control.v1.Damage
 	3,  // 16: space.control.v1.Capsules.Put:input_type -> space.control.v1.PutRequest
 	4,  // 17: space.control.v1.Capsules.Get:input_type -> space.control.v1.GetRequest
@@ -3401,47 +3514,49 @@ var file_control_proto_depIdxs = []int32{
 	36, // 40: space.control.v1.Keys.Describe:input_type -> space.control.v1.KeysRequest
 	37, // 41: space.control.v1.Keys.Rotate:input_type -> space.control.v1.RotateRequest
 	36, // 42: space.control.v1.Keys.Export:input_type -> space.control.v1.KeysRequest
-	40, // 43: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
-	42, // 44: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
-	44, // 45: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
-	45, // 46: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
-	46, // 47: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
-	48, // 48: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
-	1,  // 49: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
-	5,  // 50: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
-	1,  // 51: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
-	6,  // 52: space.control.v1.Capsules.Stat:output_type -> space.control.v1.StatResponse
-	8,  // 53: space.control.v1.Capsules.List:output_type -> space.control.v1.ListResponse
-	1,  // 54: space.control.v1.Capsules.Rename:output_type -> space.control.v1.Info
-	1,  // 55: space.control.v1.Capsules.Remove:output_type -> space.control.v1.Info
-	10, // 56: space.control.v1.Capsules.Policy:output_type -> space.control.v1.PolicyText
-	1,  // 57: space.control.v1.Capsules.SetPolicy:output_type -> space.control.v1.Info
-	1,  // 58: space.control.v1.Volumes.Create:output_type -> space.control.v1.Info
-	1,  // 59: space.control.v1.Volumes.Resize:output_type -> space.control.v1.Info
-	1,  // 60: space.control.v1.Volumes.Import:output_type -> space.control.v1.Info
-	16, // 61: space.control.v1.Volumes.Export:output_type -> space.control.v1.ExportResponse
-	18, // 62: space.control.v1.Snapshots.Create:output_type -> space.control.v1.Snapshot
-	19, // 63: space.control.v1.Snapshots.List:output_type -> space.control.v1.SnapshotList
-	18, // 64: space.control.v1.Snapshots.Delete:output_type -> space.control.v1.Snapshot
-	1,  // 65: space.control.v1.Snapshots.Rollback:output_type -> space.control.v1.Info
-	1,  // 66: space.control.v1.Snapshots.Clone:output_type -> space.control.v1.Info
-	22, // 67: space.control.v1.Snapshots.Diff:output_type -> space.control.v1.DiffResponse
-	24, // 68: space.control.v1.Snapshots.Policy:output_type -> space.control.v1.SnapshotPolicy
-	24, // 69: space.control.v1.Snapshots.SetPolicy:output_type -> space.control.v1.SnapshotPolicy
-	27, // 70: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
-	30, // 71: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
-	33, // 72: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
-	38, // 73: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
-	38, // 74: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
-	39, // 75: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
-	41, // 76: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
-	43, // 77: space.control.v1.Projections.List:output_type -> space.control.v1.ProjectionList
-	41, // 78: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
-	41, // 79: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
-	47, // 80: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
-	47, // 81: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
-	49, // [49:82] is the sub-list for method output_type
-	16, // [16:49] is the sub-list for method input_type
+	40, // 43: space.control.v1.Trees.Create:input_type -> space.control.v1.CreateTreeRequest
+	41, // 44: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
+	43, // 45: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
+	45, // 46: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
+	46, // 47: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
+	47, // 48: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
+	49, // 49: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
+	1,  // 50: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
+	5,  // 51: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
+	1,  // 52: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
+	6,  // 53: space.control.v1.Capsules.Stat:output_type -> space.control.v1.StatResponse
+	8,  // 54: space.control.v1.Capsules.List:output_type -> space.control.v1.ListResponse
+	1,  // 55: space.control.v1.Capsules.Rename:output_type -> space.control.v1.Info
+	1,  // 56: space.control.v1.Capsules.Remove:output_type -> space.control.v1.Info
+	10, // 57: space.control.v1.Capsules.Policy:output_type -> space.control.v1.PolicyText
+	1,  // 58: space.control.v1.Capsules.SetPolicy:output_type -> space.control.v1.Info
+	1,  // 59: space.control.v1.Volumes.Create:output_type -> space.control.v1.Info
+	1,  // 60: space.control.v1.Volumes.Resize:output_type -> space.control.v1.Info
+	1,  // 61: space.control.v1.Volumes.Import:output_type -> space.control.v1.Info
+	16, // 62: space.control.v1.Volumes.Export:output_type -> space.control.v1.ExportResponse
+	18, // 63: space.control.v1.Snapshots.Create:output_type -> space.control.v1.Snapshot
+	19, // 64: space.control.v1.Snapshots.List:output_type -> space.control.v1.SnapshotList
+	18, // 65: space.control.v1.Snapshots.Delete:output_type -> space.control.v1.Snapshot
+	1,  // 66: space.control.v1.Snapshots.Rollback:output_type -> space.control.v1.Info
+	1,  // 67: space.control.v1.Snapshots.Clone:output_type -> space.control.v1.Info
+	22, // 68: space.control.v1.Snapshots.Diff:output_type -> space.control.v1.DiffResponse
+	24, // 69: space.control.v1.Snapshots.Policy:output_type -> space.control.v1.SnapshotPolicy
+	24, // 70: space.control.v1.Snapshots.SetPolicy:output_type -> space.control.v1.SnapshotPolicy
+	27, // 71: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
+	30, // 72: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
+	33, // 73: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
+	38, // 74: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
+	38, // 75: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
+	39, // 76: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
+	1,  // 77: space.control.v1.Trees.Create:output_type -> space.control.v1.Info
+	42, // 78: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
+	44, // 79: space.control.v1.Projections.List:output_type -> space.control.v1.ProjectionList
+	42, // 80: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
+	42, // 81: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
+	48, // 82: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
+	48, // 83: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
+	50, // [50:84] is the sub-list for method output_type
+	16, // [16:50] is the sub-list for method input_type
 	16, // [16:16] is the sub-list for extension type_name
 	16, // [16:16] is the sub-list for extension extendee
 	0,  // [0:16] is the sub-list for field type_name
@@ -3458,9 +3573,9 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   50,
+			NumMessages:   51,
 			NumExtensions: 0,
-			NumServices:   7,
+			NumServices:   8,
 		},
 		GoTypes:           file_control_proto_goTypes,
 		DependencyIndexes: file_control_proto_depIdxs,

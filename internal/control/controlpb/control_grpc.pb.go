@@ -1399,6 +1399,108 @@ var Keys_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
+	Trees_Create_FullMethodName = "/space.control.v1.Trees/Create"
+)
+
+// TreesClient is the client API for Trees service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+type TreesClient interface {
+	Create(ctx context.Context, in *CreateTreeRequest, opts ...grpc.CallOption) (*Info, error)
+}
+
+type treesClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewTreesClient(cc grpc.ClientConnInterface) TreesClient {
+	return &treesClient{cc}
+}
+
+func (c *treesClient) Create(ctx context.Context, in *CreateTreeRequest, opts ...grpc.CallOption) (*Info, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Info)
+	err := c.cc.Invoke(ctx, Trees_Create_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// TreesServer is the server API for Trees service.
+// All implementations must embed UnimplementedTreesServer
+// for forward compatibility.
+type TreesServer interface {
+	Create(context.Context, *CreateTreeRequest) (*Info, error)
+	mustEmbedUnimplementedTreesServer()
+}
+
+// UnimplementedTreesServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedTreesServer struct{}
+
+func (UnimplementedTreesServer) Create(context.Context, *CreateTreeRequest) (*Info, error) {
+	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
+}
+func (UnimplementedTreesServer) mustEmbedUnimplementedTreesServer() {}
+func (UnimplementedTreesServer) testEmbeddedByValue()               {}
+
+// UnsafeTreesServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to TreesServer will
+// result in compilation errors.
+type UnsafeTreesServer interface {
+	mustEmbedUnimplementedTreesServer()
+}
+
+func RegisterTreesServer(s grpc.ServiceRegistrar, srv TreesServer) {
+	// If the following call panics, it indicates UnimplementedTreesServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Trees_ServiceDesc, srv)
+}
+
+func _Trees_Create_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateTreeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TreesServer).Create(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Trees_Create_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TreesServer).Create(ctx, req.(*CreateTreeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Trees_ServiceDesc is the grpc.ServiceDesc for Trees service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Trees_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "space.control.v1.Trees",
+	HandlerType: (*TreesServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Create",
+			Handler:    _Trees_Create_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "control.proto",
+}
+
+const (
 	Projections_Mount_FullMethodName   = "/space.control.v1.Projections/Mount"
 	Projections_List_FullMethodName    = "/space.control.v1.Projections/List"
 	Projections_Unmount_FullMethodName = "/space.control.v1.Projections/Unmount"

@@ -1,0 +1,229 @@
+package fuse
+
+import (
+	"io"
+	"math"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/tree"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// treeFile is an open file of a tree.
+type treeFile struct {
+	*tree.File
+	refs atomic.Int32 // the open itself and the requests under way, some of which may outlast it
+}
+
+func newTreeFile(file *tree.File) *treeFile {
+	h := &treeFile{File: file}
+	h.refs.Store(1)
+	return h
+}
+
+func (h *treeFile) hold() { h.refs.Add(1) }
+
+func (h *treeFile) close() {
+	if h.refs.Add(-1) == 0 {
+		h.File.Close()
+	}
+}
+
+// openFlagsOf returns what a file is opened for. Every one can be read: the
+// kernel fills pages through whatever handle it has.
+func openFlagsOf(flags uint32) tree.OpenFlags {
+	open := tree.OpenRead
+	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+		open |= tree.OpenWrite
+	}
+	if flags&syscall.O_TRUNC != 0 {
+		open |= tree.OpenWrite | tree.OpenTrunc
+	}
+	return open
+}
+
+func (f *treeSystem) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
+	if !f.admitted() {
+		return gofuse.EACCES
+	}
+	var file *tree.File
+	status := f.do("open", &in.InHeader, cancel, func() (err error) {
+		if file, err = f.tree.Open(f.ctx, asRoot, in.NodeId, openFlagsOf(in.Flags)); err != nil {
+			return err
+		}
+		if in.Mode&gofuse.OPEN_KILL_SUIDGID != 0 {
+			return f.killPrivileges(in.NodeId)
+		}
+		return nil
+	})
+	return f.opened(status, file, out)
+}
+
+// opened gives the kernel a handle for an open file, if there is one and the
+// kernel still wants it. Pages stay good from one open to the next, since we
+// tell of all changes.
+func (f *treeSystem) opened(status gofuse.Status, file *tree.File, out *gofuse.OpenOut) gofuse.Status {
+	switch {
+	case status.Ok():
+		out.Fh = f.files.add(newTreeFile(file))
+		out.OpenFlags = gofuse.FOPEN_KEEP_CACHE
+	case file != nil:
+		file.Close()
+	}
+	return status
+}
+
+func (f *treeSystem) Create(cancel <-chan struct{}, in *gofuse.CreateIn, name string, out *gofuse.CreateOut) gofuse.Status {
+	if !f.admitted() {
+		return gofuse.EACCES
+	}
+	flags := openFlagsOf(in.Flags)
+	if in.Flags&syscall.O_EXCL != 0 {
+		flags |= tree.OpenExcl
+	}
+	var file *tree.File
+	var a tree.Attr
+	status := f.do("create", &in.InHeader, cancel, func() (err error) {
+		file, a, err = f.tree.Create(f.ctx, nil, in.NodeId, name, newOf(&in.InHeader, in.Mode, in.Umask), flags)
+		if err == nil && in.OpenFlags&gofuse.OPEN_KILL_SUIDGID != 0 {
+			err = f.killPrivileges(a.Ino)
+		}
+		return err
+	})
+	if status = f.opened(status, file, &out.OpenOut); status.Ok() {
+		f.fillEntry(&out.EntryOut, &a)
+	}
+	return status
+}
+
+// with runs an operation on an open file.
+func (f *treeSystem) with(what string, fh uint64, req *gofuse.InHeader, cancel <-chan struct{}, fn func(h *treeFile) error) gofuse.Status {
+	h := f.files.use(fh)
+	if h == nil {
+		return gofuse.EBADF
+	}
+	defer h.close()
+	return f.do(what, req, cancel, func() error { return fn(h) })
+}
+
+func (f *treeSystem) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
+	n := 0
+	status := f.with("read", in.Fh, &in.InHeader, cancel, func(h *treeFile) (err error) {
+		if n, err = h.ReadAt(f.ctx, buf[:in.Size], int64(in.Offset)); err == io.EOF {
+			return nil
+		}
+		return err
+	})
+	return gofuse.ReadResultData(buf[:n]), status
+}
+
+func (f *treeSystem) Write(cancel <-chan struct{}, in *gofuse.WriteIn, data []byte) (uint32, gofuse.Status) {
+	n := 0
+	status := f.with("write", in.Fh, &in.InHeader, cancel, func(h *treeFile) (err error) {
+		mapped := in.WriteFlags&gofuse.WRITE_CACHE != 0 // pages of a mapping, and not a call of write(2)
+		if in.Flags&syscall.O_APPEND != 0 && !mapped {
+			n, err = f.append(h, data, int64(in.Offset))
+		} else {
+			n, err = h.WriteAt(f.ctx, data, int64(in.Offset))
+		}
+		if n > 0 && in.WriteFlags&gofuse.WRITE_KILL_SUIDGID != 0 {
+			if err := f.killPrivileges(in.NodeId); err != nil {
+				return err
+			}
+		}
+		if n > 0 && !mapped {
+			err = nil // the next write meets it again
+		}
+		if err == nil && in.Flags&syscall.O_DSYNC != 0 {
+			err = h.Sync(f.ctx)
+		}
+		return err
+	})
+	return uint32(n), status
+}
+
+// append writes at the end of the file. The kernel has put the data where it
+// takes the end to be, which is wrong if someone else has appended just now.
+func (f *treeSystem) append(h *treeFile, data []byte, end int64) (int, error) {
+	at, n, err := h.Append(f.ctx, data)
+	if at != end {
+		f.notifier.inode(h.Ino(), span{0, math.MaxInt64})
+	}
+	return n, err
+}
+
+// Flush comes with every close of a descriptor, which ends POSIX locks.
+func (f *treeSystem) Flush(_ <-chan struct{}, in *gofuse.FlushIn) gofuse.Status {
+	f.tree.Unlock(in.NodeId, tree.POSIX, lockOwner{f, in.LockOwner}, 0, math.MaxInt64)
+	return gofuse.OK
+}
+
+func (f *treeSystem) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
+	const releaseFlock = 1 << 1 // FUSE_RELEASE_FLOCK_UNLOCK, which go-fuse has no name for
+	if in.ReleaseFlags&releaseFlock != 0 {
+		f.tree.Unlock(in.NodeId, tree.Flock, lockOwner{f, in.LockOwner}, 0, math.MaxInt64)
+	}
+	f.files.close(in.Fh)
+}
+
+func (f *treeSystem) Fsync(cancel <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
+	return f.with("fsync", in.Fh, &in.InHeader, cancel, func(h *treeFile) error { return h.Sync(f.ctx) })
+}
+
+// allocModes are the modes of fallocate(2) that there are.
+var allocModes = map[uint32]tree.AllocMode{
+	0:                        tree.Allocate,
+	unix.FALLOC_FL_KEEP_SIZE: tree.KeepSize,
+	unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE: tree.PunchHole,
+	unix.FALLOC_FL_ZERO_RANGE:                            tree.ZeroRange,
+	unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE: tree.ZeroKeep,
+}
+
+func (f *treeSystem) Fallocate(cancel <-chan struct{}, in *gofuse.FallocateIn) gofuse.Status {
+	mode, ok := allocModes[in.Mode]
+	if !ok {
+		return gofuse.Status(syscall.EOPNOTSUPP)
+	}
+	return f.with("fallocate", in.Fh, &in.InHeader, cancel, func(h *treeFile) error {
+		return h.Allocate(f.ctx, mode, int64(in.Offset), int64(in.Length))
+	})
+}
+
+// Lseek is asked for data and holes alone.
+func (f *treeSystem) Lseek(cancel <-chan struct{}, in *gofuse.LseekIn, out *gofuse.LseekOut) gofuse.Status {
+	return f.with("lseek", in.Fh, &in.InHeader, cancel, func(h *treeFile) error {
+		seek := h.SeekData
+		if in.Whence == unix.SEEK_HOLE {
+			seek = h.SeekHole
+		} else if in.Whence != unix.SEEK_DATA {
+			return capsule.Errorf(capsule.Invalid, "lseek with whence %d", in.Whence)
+		}
+		at, err := seek(f.ctx, int64(in.Offset))
+		out.Offset = uint64(at)
+		return err
+	})
+}
+
+// maxCopy bounds one request, so that it can be interrupted; programs go on.
+const maxCopy = 128 << 20
+
+func (f *treeSystem) CopyFileRange(cancel <-chan struct{}, in *gofuse.CopyFileRangeIn) (uint32, gofuse.Status) {
+	dst := f.files.use(in.FhOut)
+	if dst == nil {
+		return 0, gofuse.EBADF
+	}
+	defer dst.close()
+	var n int64
+	status := f.with("copy_file_range", in.FhIn, &in.InHeader, cancel, func(src *treeFile) (err error) {
+		n, err = tree.CopyRange(f.ctx, dst.File, int64(in.OffOut), src.File, int64(in.OffIn), int64(min(in.Len, maxCopy)))
+		if n > 0 {
+			return nil
+		}
+		return err
+	})
+	return uint32(n), status
+}
