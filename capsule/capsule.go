@@ -106,14 +106,15 @@ type Info struct {
 // Stat is Info with the capsule's policy and its exact cost in space.
 type Stat struct {
 	Info
-	Segments    int64    `json:"segments"`     // extents that hold data
-	HoleBytes   int64    `json:"hole_bytes"`   // logical bytes in zero runs, which take no space
-	UniqueBytes int64    `json:"unique_bytes"` // plaintext bytes of its distinct segments
-	StoredBytes int64    `json:"stored_bytes"` // bytes of those segments in the segment logs
-	OwnBytes    int64    `json:"own_bytes"`    // stored bytes that no other capsule shares
-	Ratio       float64  `json:"ratio"`        // logical bytes / stored bytes; 0 when nothing is stored
-	Policy      *Policy  `json:"policy"`       // in force, defaults filled in
-	NotEnforced []string `json:"not_enforced"` // policy keys this node validates and keeps but does not act on
+	Segments       int64    `json:"segments"`        // extents that hold data
+	AllocatedBytes int64    `json:"allocated_bytes"` // logical bytes in those
+	HoleBytes      int64    `json:"hole_bytes"`      // logical bytes in zero runs, which take no space; not of a tree
+	UniqueBytes    int64    `json:"unique_bytes"`    // plaintext bytes of its distinct segments
+	StoredBytes    int64    `json:"stored_bytes"`    // bytes of those segments in the segment logs
+	OwnBytes       int64    `json:"own_bytes"`       // stored bytes that no other capsule shares
+	Ratio          float64  `json:"ratio"`           // logical bytes, of a volume or tree allocated bytes, / stored bytes; 0 when nothing is stored
+	Policy         *Policy  `json:"policy"`          // in force, defaults filled in
+	NotEnforced    []string `json:"not_enforced"`    // policy keys this node validates and keeps but does not act on
 }
 
 // Usage is the exact accounting of a whole store.

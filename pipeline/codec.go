@@ -55,7 +55,7 @@ var ErrCorrupt = errors.New("corrupt segment")
 
 // Compressor holds one goroutine's scratch memory for compressing.
 type Compressor struct {
-	lz4 lz4.Compressor
+	lz4 *lz4.Compressor // made when first used: it is large, and LZ4 is not the default
 }
 
 // Compress appends src, compressed as c asks, to dst. It returns the codec
@@ -69,6 +69,9 @@ func (z *Compressor) Compress(dst, src []byte, c Compression) (out []byte, used 
 		dst = grow(dst, s2.MaxEncodedLen(len(src)))
 		dst = dst[:base+len(s2.Encode(dst[base:cap(dst)], src))]
 	case LZ4:
+		if z.lz4 == nil {
+			z.lz4 = new(lz4.Compressor)
+		}
 		dst = grow(dst, lz4.CompressBlockBound(len(src)))
 		n, err := z.lz4.CompressBlock(src, dst[base:cap(dst)])
 		if err != nil || n == 0 { // n == 0: incompressible

@@ -104,7 +104,7 @@ type Sealing struct {
 // to dst and returns the extended slice with the record's header.
 func Seal(dst []byte, z *Compressor, id SegmentID, plain []byte, s Sealing) ([]byte, Header) {
 	start := len(dst)
-	dst = grow(dst, MaxRecord)[:start+HeaderSize]
+	dst = grow(dst, HeaderSize)[:start+HeaderSize]
 	h := Header{ID: id, Encrypted: s.Encrypt, Key: s.Key, PlainLen: len(plain)}
 	dst, h.Codec, h.Again = z.Compress(dst, plain, s.Compression)
 	return h.seal(dst, start, s.Cipher)
@@ -114,7 +114,7 @@ func Seal(dst []byte, z *Compressor, id SegmentID, plain []byte, s Sealing) ([]b
 // with h, under another data key.
 func Reseal(dst []byte, h Header, payload []byte, key uint32, c *Cipher) ([]byte, Header) {
 	start := len(dst)
-	dst = grow(dst, MaxRecord)[:start+HeaderSize]
+	dst = grow(dst, HeaderSize+len(payload)+tagSize)[:start+HeaderSize]
 	h.Key = key
 	return h.seal(append(dst, payload...), start, c)
 }

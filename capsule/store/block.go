@@ -152,7 +152,7 @@ func (e *encoder) block(b *liveBlock) {
 
 func (d *decoder) block() *liveBlock {
 	n := d.uint()
-	if n > 4*maxMemPieces {
+	if n > uint64(len(d.b)/3) { // each takes at least three bytes
 		d.fail()
 		return nil
 	}
@@ -219,6 +219,32 @@ func (s *Store) readBlock(b *liveBlock, off uint32, p []byte) error {
 		clear(p[at-off:])
 	}
 	return nil
+}
+
+// flatten returns a block with the content of b and one piece for each run
+// between holes. What cannot be read stays as it is, a piece of its own: it
+// must neither be lost nor keep the rest from going on.
+func (s *Store) flatten(b *liveBlock) *liveBlock {
+	out := &liveBlock{}
+	joins := false // whether the last piece of out may grow
+	for _, p := range b.pieces {
+		mem := make([]byte, p.n)
+		if err := s.readBlock(&liveBlock{pieces: []piece{p}}, p.off, mem); err != nil {
+			out.pieces = append(out.pieces, p)
+			joins = false
+			continue
+		}
+		if n := len(out.pieces); joins && out.pieces[n-1].end() == p.off {
+			last := &out.pieces[n-1]
+			last.mem = append(last.mem, mem...)
+			last.n += p.n
+			continue
+		}
+		p = piece{off: p.off, n: p.n, mem: mem}
+		out.pieces = append(out.pieces, p)
+		joins = true
+	}
+	return out
 }
 
 // pieceError says which piece of a block cannot be read.

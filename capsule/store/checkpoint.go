@@ -289,10 +289,7 @@ func (s *Store) sealOne(j *sealJob, c *coder, waitFor *[]*pin) error {
 			if err := s.pinMerged(j, b); err != nil {
 				return err
 			}
-			var err error
-			if b, err = s.flatten(b); err != nil {
-				return err
-			}
+			b = s.flatten(b)
 		}
 	}
 	h := j.sealer.hashers.Get().(*pipeline.Hasher)
@@ -386,6 +383,9 @@ func (t *tx) applyRows(g *generation, jobs []*sealJob) error {
 	}
 	var err error
 	g.rows.Scan(func(r row) bool {
+		if r.key[rowSpaceAt] != rowSpaceBlock {
+			return true // refers to no segment, now or before
+		}
 		var old row
 		if old, err = storedRow(t.b, []byte(r.key)); err != nil {
 			return false
@@ -411,7 +411,7 @@ func (t *tx) applyRows(g *generation, jobs []*sealJob) error {
 		case err != nil:
 			return err
 		case !ok && pins[id] != nil && !pins[id].stored && n > 0:
-			row = pins[id].row
+			row, pins[id].named = pins[id].row, true
 		case !ok || row.refs+n < 0:
 			return capsule.Errorf(capsule.Damaged, "reference count of segment %s is too low; run spacectl verify", id)
 		}

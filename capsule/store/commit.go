@@ -244,15 +244,19 @@ func (t *tx) addRefs(list []extent, pins []*pin) error {
 		}
 		p := pins[n]
 		n++
-		row, ok, err := t.segment(x.id)
-		if err != nil {
-			return err
+		var row segmentRow
+		var ok bool
+		var err error
+		if p.hasRow() {
+			if row, ok, err = t.segment(x.id); err != nil {
+				return err
+			}
 		}
 		if !ok {
 			if p.stored {
 				return capsule.Errorf(capsule.Other, "segment %s vanished under its pin", x.id)
 			}
-			row = p.row
+			row, p.named = p.row, true
 			if err := t.countLog(row, 1); err != nil {
 				return err
 			}
@@ -360,16 +364,25 @@ func lookupName(r kvReader, name string) (id capsule.ID, err error) {
 	return id, err
 }
 
-// checkFree fails if name, which no capsule has, would have to be a file and a
-// directory at once. The capsule self does not count.
-func (t *tx) checkFree(name string, self capsule.ID) error {
+func nameTaken(name string, by capsule.ID) error {
+	return capsule.Errorf(capsule.Exists, "the name %q is taken by capsule %s", name, by)
+}
+
+// checkNew fails if name cannot be a new capsule's, which will have the ID self.
+func (t *tx) checkNew(name string, self capsule.ID) error {
 	id, err := lookupName(t.b, name)
+	if err == nil && !id.IsZero() {
+		err = nameTaken(name, id)
+	}
 	if err != nil {
 		return err
 	}
-	if !id.IsZero() && id != self {
-		return capsule.Errorf(capsule.Exists, "the name %q is taken by capsule %s", name, id)
-	}
+	return t.checkFree(name, self)
+}
+
+// checkFree fails if name, which no capsule has, would have to be a file
+// and a directory at once. The capsule self does not count.
+func (t *tx) checkFree(name string, self capsule.ID) error {
 	for dir := parent(name); dir != "" && !t.s.dirs.has(dir); dir = parent(dir) {
 		id, err := lookupName(t.b, dir)
 		if err != nil {
@@ -454,7 +467,7 @@ func (t *tx) addPolicyRef(id policyID, text string, n int64) error {
 // discard makes a content garbage, unless another record names it too: the
 // reaper will release what it refers to.
 func (t *tx) discard(c *content) error {
-	n, err := t.shares(c)
+	n, err := shares(t.b, c)
 	switch {
 	case err != nil:
 		return err

@@ -4,8 +4,9 @@
 // # Types
 //
 // [Store] is the store; one process holds it at a time. [Reader] reads one
-// version of one capsule's content. [PutRequest], [ListQuery], [GCOptions] and
-// [VerifyOptions] are what the longer calls take.
+// version of one object's content. [Live] is an open volume or tree, [Volume] a
+// volume; [Update] changes one. [PutRequest], [CreateRequest], [ListQuery],
+// [GCOptions] and [VerifyOptions] are what the longer calls take.
 //
 // # What is on disk
 //
@@ -13,6 +14,10 @@
 // extents, each a segment or a hole; few extents lie in the record, many in
 // pages of their own. A segment's row says in which log its record lies and
 // how many extents refer to it. DESIGN.md tells why, docs/format.md the bytes.
+//
+// Volumes and trees have rows with versions instead, and blocks that are lists
+// of pieces of segments. Their changes are in the journal (package journal) and
+// in memory first.
 //
 // # Durability
 //
@@ -37,6 +42,9 @@
 // # Locking
 //
 // The leader of a commit round owns all metadata writes; rounds never overlap.
-// Lock order: round, then content pins, then segment pins, then leaf locks
-// (cache, logs, watchers). No lock is held while data is compressed or read.
+// Lock order: lineages, then a family, then overlay.updating, then
+// overlay.mu, then round, content pins, segment pins, and leaf
+// locks (sealers, cache, logs, journal, watchers). What runs inside a round
+// takes none of those before it. Put compresses and reads without a lock; an
+// update that writes whole blocks seals them under its family's.
 package store

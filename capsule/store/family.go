@@ -103,9 +103,20 @@ func (s *Store) loadFamily(id uint64) (*family, error) {
 	if f := s.lineages.families[id]; f != nil {
 		return f, nil
 	}
-	f := &family{id: id, nodes: nodeTable{}, open: map[*lineage]struct{}{}}
+	nodes, err := readNodes(s.kv, id)
+	if err != nil {
+		return nil, err
+	}
+	f := &family{id: id, nodes: nodes, open: map[*lineage]struct{}{}}
+	s.lineages.families[id] = f
+	return f, nil
+}
+
+// readNodes returns a family's nodes as the metadata has them.
+func readNodes(r kvReader, id uint64) (nodeTable, error) {
+	nodes := nodeTable{}
 	lo := nodeKey(id, 0)[:9]
-	err := s.kv.scan(lo, prefixEnd(lo), func(k, v []byte) (bool, error) {
+	err := r.scan(lo, prefixEnd(lo), func(k, v []byte) (bool, error) {
 		row, err := decodeNode(v)
 		if err == nil && len(k) != 13 {
 			err = capsule.Errorf(capsule.Damaged, "malformed metadata key %x", k)
@@ -117,14 +128,10 @@ func (s *Store) loadFamily(id uint64) (*family, error) {
 		if row.parent != noNode && row.parent <= n {
 			return false, capsule.Errorf(capsule.Damaged, "node %d of family %d comes before its parent", n, id)
 		}
-		f.nodes[n] = row
+		nodes[n] = row
 		return true, nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	s.lineages.families[id] = f
-	return f, nil
+	return nodes, err
 }
 
 // sealers remembers how changes of families are sealed. Its lock is a leaf.

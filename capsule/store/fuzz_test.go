@@ -20,6 +20,14 @@ func FuzzRecords(f *testing.F) {
 	f.Add((&logRow{live: 1, again: 2, oldestKey: 3}).encode())
 	f.Add((&policyRow{refs: 1, text: "x"}).encode())
 	f.Add((&totals{capsules: 1}).encode())
+	f.Add((&capsuleRecord{kind: capsule.Volume, name: "v", living: living{family: 1, node: 2, size: 3, block: 512}}).encode())
+	f.Add((&snapshotRow{created: 1, content: c}).encode(capsule.Object))
+	f.Add((&snapshotRow{created: 1, living: living{family: 1, node: 2}}).encode(capsule.Tree))
+	f.Add((&familyRow{policy: policyID{1}}).encode())
+	f.Add((&nodeRow{parent: 7, owner: ownerSnapshot}).encode())
+	f.Add((&row{state: rowBlock, block: &liveBlock{pieces: []piece{
+		{off: 3, n: 2, mem: []byte("ab")}, {off: 9, n: 5, id: pipeline.SegmentID{2}, segOff: 1, segLen: 6}}}}).encode())
+	f.Add((&row{state: rowData, value: []byte("v")}).encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		same := func(what string, err error) {
 			if err != nil {
@@ -60,6 +68,36 @@ func FuzzRecords(f *testing.F) {
 			q, err := decodeTotals(r.encode())
 			if same("totals", err); q != r {
 				t.Fatalf("%+v became %+v", r, q)
+			}
+		}
+		if r, err := decodeFamily(b); err == nil {
+			q, err := decodeFamily(r.encode())
+			if same("family", err); q != r {
+				t.Fatalf("%+v became %+v", r, q)
+			}
+		}
+		if r, err := decodeNode(b); err == nil {
+			q, err := decodeNode(r.encode())
+			if same("node", err); q != r {
+				t.Fatalf("%+v became %+v", r, q)
+			}
+		}
+		if _, err := decodeSnapshot(b); err == nil {
+			r, _ := decodeSnapshot(b)
+			_, err := decodeSnapshot(r.encode(capsule.Kind(b[1])))
+			same("snapshot", err)
+		}
+		if r, err := decodeRow("k", b); err == nil {
+			q, err := decodeRow("k", r.encode())
+			if same("row", err); q.state != r.state || !bytes.Equal(q.encode(), r.encode()) {
+				t.Fatalf("%+v became %+v", r, q)
+			}
+			if r.state == rowBlock {
+				// Whatever is written to it, its pieces stay in order.
+				w := r.block.write(100, []byte("xyz")).replace(50, 102)
+				if _, err := decodeRow("k", (&row{state: rowBlock, block: w}).encode()); err != nil {
+					t.Fatalf("%+v after a write: %v", w, err)
+				}
 			}
 		}
 		if id, err := parseFormat(b); err == nil && !bytes.Equal(encodeFormat(id), b) {

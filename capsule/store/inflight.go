@@ -19,7 +19,17 @@ type pin struct {
 	stored bool       // a row was found
 	row    segmentRow // else: where its record was appended; no row yet
 	err    error      // sealing or appending failed
+
+	// named is set once a round has given the segment its row, even one that
+	// failed. It belongs to the leader of a commit round.
+	named bool
 }
+
+// hasRow reports whether there may be a row for the segment. If not, there is
+// none, and nobody needs to look: the first to pin the segment found no row
+// while everyone else who wants it shares this pin, and a row is made only for
+// a pin, by a round's leader, which notes it here.
+func (p *pin) hasRow() bool { return p.stored || p.named }
 
 // inflight is the table of pins.
 type inflight struct {

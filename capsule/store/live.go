@@ -501,33 +501,10 @@ func (u *Update) block(prefix []byte, change bool) (*liveBlock, error) {
 // setBlock puts a changed block in place; the journal has the change already.
 func (u *Update) setBlock(prefix []byte, b *liveBlock) error {
 	if len(b.pieces) > maxMemPieces {
-		var err error
-		if b, err = u.l.s.flatten(b); err != nil {
-			return err
-		}
+		b = u.l.s.flatten(b)
 	}
 	u.local.Set(row{key: string(atNode(prefix, u.v.node)), state: rowBlock, block: b})
 	return u.fits()
-}
-
-// flatten returns a block whose content is that of b, with one piece for each
-// run between holes.
-func (s *Store) flatten(b *liveBlock) (*liveBlock, error) {
-	out := &liveBlock{}
-	for i := 0; i < len(b.pieces); {
-		j := i + 1
-		for j < len(b.pieces) && b.pieces[j].off == b.pieces[j-1].end() {
-			j++
-		}
-		from, to := b.pieces[i].off, b.pieces[j-1].end()
-		mem := make([]byte, to-from)
-		if err := s.readBlock(b, from, mem); err != nil {
-			return nil, err
-		}
-		out.pieces = append(out.pieces, piece{off: from, n: to - from, mem: mem})
-		i = j
-	}
-	return out, nil
 }
 
 // Write puts p into a file's content and returns by how many bytes more is
@@ -728,9 +705,7 @@ func (u *Update) Copy(dst uint64, dstOff int64, src uint64, srcOff, n int64) (do
 			continue
 		}
 		if len(nb.pieces) > maxMemPieces {
-			if nb, err = u.l.s.flatten(nb); err != nil {
-				return done, grew, err
-			}
+			nb = u.l.s.flatten(nb)
 		}
 		grew += nb.allocated() - old.allocated()
 		for i := range nb.pieces {
@@ -827,7 +802,7 @@ func (s *Store) replayOp(op byte, d *decoder, local *btree.BTreeG[row]) (r row, 
 		return r, nil
 	}
 	if len(r.block.pieces) > maxMemPieces {
-		r.block, err = s.flatten(r.block)
+		r.block = s.flatten(r.block)
 	}
 	return r, err
 }

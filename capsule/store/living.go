@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -63,6 +64,17 @@ func (s *Store) Create(ctx context.Context, req CreateRequest, init func(*Update
 	if err := req.check(); err != nil {
 		return capsule.Info{}, err
 	}
+	return s.makeLiving(ctx, req, func(l *Live) error {
+		if init == nil {
+			return nil
+		}
+		return l.Update(ctx, init)
+	})
+}
+
+// makeLiving makes a volume or tree of what fill writes, and of the size that it
+// leaves in l.own. The capsule appears with all of it, or not at all.
+func (s *Store) makeLiving(ctx context.Context, req CreateRequest, fill func(l *Live) error) (capsule.Info, error) {
 	if req.Policy == nil {
 		req.Policy = capsule.DefaultPolicy()
 	}
@@ -107,15 +119,13 @@ func (s *Store) Create(ctx context.Context, req CreateRequest, init func(*Update
 	if err != nil {
 		return capsule.Info{}, err
 	}
-	if init != nil {
-		if err := l.Update(ctx, init); err != nil {
-			return capsule.Info{}, err
-		}
-		if err := s.syncJournal(); err != nil {
-			return capsule.Info{}, err
-		}
+	if err := fill(l); err != nil {
+		return capsule.Info{}, err
 	}
-	return s.name(f, own, req.Kind, id, req.Name, policy, text)
+	if err := s.syncJournal(); err != nil {
+		return capsule.Info{}, err
+	}
+	return s.name(f, l.own, req.Kind, id, req.Name, policy, text)
 }
 
 // name makes a node a new capsule's.
@@ -128,7 +138,7 @@ func (s *Store) name(f *family, own living, kind capsule.Kind, id capsule.ID, na
 	node.owner = ownerCapsule
 	err := s.commit(synced, func(t *tx) error {
 		if name != "" {
-			if err := t.checkFree(name, id); err != nil {
+			if err := t.checkNew(name, id); err != nil {
 				return err
 			}
 		}
@@ -174,6 +184,9 @@ func (s *Store) removeLiving(id capsule.ID) error {
 				return err
 			}
 			if err := t.b.set(nodeKey(f.id, rec.living.node), node.encode()); err != nil {
+				return err
+			}
+			if err := t.dropRetention(id); err != nil {
 				return err
 			}
 			t.totals.capsules--
@@ -247,11 +260,12 @@ func (s *Store) Snapshot(ctx context.Context, id capsule.ID, name string) (capsu
 		return capsule.Snapshot{}, err
 	}
 	snap := snapshotRow{created: s.now().UnixNano()}
-	free := func(r kvReader) error {
-		_, err := getSnapshot(r, id, name)
+	free := func(r kvReader) (err error) {
+		_, err = getSnapshot(r, id, name)
 		switch capsule.KindOf(err) {
 		case capsule.NotFound:
-			return nil
+			snap.order, err = nextSnapshot(r, id)
+			return err
 		case capsule.Other:
 			return capsule.Errorf(capsule.Exists, "capsule %s has a snapshot %q already", id, name)
 		}
@@ -360,18 +374,44 @@ func (s *Store) Snapshots(ctx context.Context, id capsule.ID) ([]capsule.Snapsho
 	if _, err := getCapsule(s.kv, id); err != nil {
 		return nil, err
 	}
-	list := []capsule.Snapshot{}
+	type ordered struct {
+		order uint64
+		capsule.Snapshot
+	}
+	var found []ordered
+	err := eachSnapshot(s.kv, id, func(name string, row *snapshotRow) error {
+		found = append(found, ordered{row.order, row.public(name, max(row.content.size, row.living.size))})
+		return ctx.Err()
+	})
+	slices.SortFunc(found, func(a, b ordered) int { return cmp.Compare(a.order, b.order) })
+	list := make([]capsule.Snapshot, len(found))
+	for i := range found {
+		list[i] = found[i].Snapshot
+	}
+	return list, err
+}
+
+// eachSnapshot calls fn with a capsule's snapshots, by name.
+func eachSnapshot(r kvReader, id capsule.ID, fn func(name string, row *snapshotRow) error) error {
 	lo := snapshotKey(id, "")
-	err := s.kv.scan(lo, prefixEnd(lo), func(k, v []byte) (bool, error) {
+	return r.scan(lo, prefixEnd(lo), func(k, v []byte) (bool, error) {
+		name := string(k[len(lo):])
 		row, err := decodeSnapshot(v)
 		if err != nil {
-			return false, err
+			return false, capsule.Wrap(capsule.Damaged, err, "snapshot %q of capsule %s", name, id)
 		}
-		list = append(list, row.public(string(k[len(lo):]), max(row.content.size, row.living.size)))
-		return true, ctx.Err()
+		return true, fn(name, &row)
 	})
-	slices.SortStableFunc(list, func(a, b capsule.Snapshot) int { return a.Created.Compare(b.Created) })
-	return list, err
+}
+
+// nextSnapshot returns the place of a new snapshot after a capsule's others:
+// the clock, which can step back, does not tell.
+func nextSnapshot(r kvReader, id capsule.ID) (order uint64, err error) {
+	err = eachSnapshot(r, id, func(_ string, row *snapshotRow) error {
+		order = max(order, row.order)
+		return nil
+	})
+	return order + 1, err
 }
 
 // DeleteSnapshot removes a snapshot. Whoever has it open goes on; its space
@@ -452,7 +492,7 @@ func (s *Store) Clone(ctx context.Context, id capsule.ID, snapshot, name string)
 			return err
 		}
 		if name != "" {
-			if err := t.checkFree(name, fresh); err != nil {
+			if err := t.checkNew(name, fresh); err != nil {
 				return err
 			}
 		}
@@ -579,7 +619,7 @@ func (s *Store) Rollback(ctx context.Context, id capsule.ID, snapshot string) (c
 
 // share counts one more record that names a content.
 func (t *tx) share(c *content) error {
-	n, err := t.shares(c)
+	n, err := shares(t.b, c)
 	if err != nil {
 		return err
 	}
@@ -587,8 +627,8 @@ func (t *tx) share(c *content) error {
 }
 
 // shares returns how many records name a content.
-func (t *tx) shares(c *content) (uint64, error) {
-	b, err := t.b.get(contentKey(keyShared, c.id))
+func shares(r kvReader, c *content) (uint64, error) {
+	b, err := r.get(contentKey(keyShared, c.id))
 	if err != nil || b == nil {
 		return 1, err
 	}

@@ -108,7 +108,14 @@ func (s *Store) Rename(ctx context.Context, id capsule.ID, name string) (capsule
 		}
 		if rec.name != name {
 			if name != "" {
-				if err := t.checkFree(name, id); err != nil {
+				have, err := lookupName(t.b, name)
+				if err == nil && !have.IsZero() {
+					err = nameTaken(name, have)
+				}
+				if err == nil {
+					err = t.checkFree(name, id)
+				}
+				if err != nil {
 					return err
 				}
 			}
@@ -153,6 +160,9 @@ func (s *Store) Remove(ctx context.Context, id capsule.ID) error {
 			return err
 		}
 		if err := t.discard(&rec.content); err != nil {
+			return err
+		}
+		if err := t.dropRetention(id); err != nil {
 			return err
 		}
 		t.totals.capsules--

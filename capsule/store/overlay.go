@@ -293,6 +293,9 @@ const (
 
 const nodeSize = 4
 
+// rowSpaceAt is where in a row's key its space is.
+const rowSpaceAt = 9
+
 // rowPrefix begins all rows of a family.
 func rowPrefix(family uint64) []byte {
 	return binary.BigEndian.AppendUint64([]byte{keyRow}, family)
@@ -324,7 +327,7 @@ func splitRow(key string) (family uint64, logical string, node uint32, err error
 	}
 	family = binary.BigEndian.Uint64([]byte(key[1:9]))
 	at := len(key) - nodeSize
-	return family, key[9:at], binary.BigEndian.Uint32([]byte(key[at:])), nil
+	return family, key[rowSpaceAt:at], binary.BigEndian.Uint32([]byte(key[at:])), nil
 }
 
 // blockOf returns the file and index that a block's logical key names.

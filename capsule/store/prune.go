@@ -23,6 +23,7 @@ func (p *pruner) init(s *Store) {
 	p.s = s
 	p.cond.L = &p.mu
 	p.todo = map[uint64]struct{}{}
+	p.busy = true // until run has found what there is
 }
 
 // prune has the pruner look at a family.
@@ -56,7 +57,9 @@ func (p *pruner) run() {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.busy = false
 	for {
+		p.cond.Broadcast()
 		for len(p.todo) == 0 && !p.ended {
 			p.cond.Wait()
 		}
@@ -75,7 +78,6 @@ func (p *pruner) run() {
 		}
 		p.mu.Lock()
 		p.busy = false
-		p.cond.Broadcast()
 	}
 }
 

@@ -21,6 +21,7 @@ type PutRequest struct {
 	Exclusive bool            // fail with Exists where Name is taken, instead of replacing
 	Size      int64           // length of the stream, or -1 if unknown; any other length is an error
 	Policy    *capsule.Policy // nil: the capsule's own; for a new one the default
+	Taken     func()          // called, if set, when the stream is taken in and what remains is to commit
 }
 
 // blockTokens bounds the blocks in memory of all puts together, and with them
@@ -55,9 +56,10 @@ type putter struct {
 	s       *Store
 	sealing pipeline.Sealing
 	c       content
-	list    []extent // not yet in a page
-	pins    []*pin   // of list
-	paged   int64    // bytes in pages
+	list    []extent   // not yet in a page
+	pins    []*pin     // of list
+	paged   int64      // bytes in pages
+	paging  chan error // gives the result of the writePages under way; nil: there is none
 	hashers *sync.Pool
 }
 
@@ -100,6 +102,9 @@ func (s *Store) put(ctx context.Context, req PutRequest, r io.Reader) (capsule.I
 		p.abort()
 		return capsule.Info{}, err
 	}
+	if req.Taken != nil {
+		req.Taken()
+	}
 	info, err := p.commit(ctx, req)
 	if err != nil {
 		p.abort()
@@ -138,7 +143,7 @@ func (req *PutRequest) target(r kvReader) (id capsule.ID, newName bool, err erro
 		return id, false, err
 	}
 	if !have.IsZero() && (req.Exclusive || !id.IsZero() && have != id) {
-		return id, false, capsule.Errorf(capsule.Exists, "the name %q is taken by capsule %s", req.Name, have)
+		return id, false, nameTaken(req.Name, have)
 	}
 	if id.IsZero() {
 		id = have
@@ -358,7 +363,7 @@ func (p *putter) collect(b *block) error {
 	}
 	if len(p.list) > pagesAtOnce*pageExtents {
 		// The last extent may be a hole that goes on.
-		return p.writePages(len(p.list) - 1)
+		return p.startPages(len(p.list) - 1)
 	}
 	return nil
 }
@@ -367,16 +372,39 @@ func (p *putter) collect(b *block) error {
 // a sync of the segment logs.
 const pagesAtOnce = 4
 
-// writePages moves the first n extents to pages, with their references. Nothing
-// depends on them until the put commits.
-func (p *putter) writePages(n int) error {
-	list := p.list[:n]
+// startPages moves the first n extents to pages while the put goes on: the logs
+// are synced for that, and the stream need not wait for the disk.
+func (p *putter) startPages(n int) error {
+	if err := p.waitPages(); err != nil {
+		return err
+	}
 	data := 0
-	for _, x := range list {
+	for _, x := range p.list[:n] {
 		if !x.hole {
 			data++
 		}
 	}
+	list, pins := p.list[:n], p.pins[:data]
+	p.list, p.pins = slices.Clone(p.list[n:]), slices.Clone(p.pins[data:])
+	paging := make(chan error, 1)
+	go func() { paging <- p.writePages(list, pins) }()
+	p.paging = paging
+	return nil
+}
+
+// waitPages waits for what startPages started.
+func (p *putter) waitPages() error {
+	if p.paging == nil {
+		return nil
+	}
+	err := <-p.paging
+	p.paging = nil
+	return err
+}
+
+// writePages writes pages of extents, with their references, and releases
+// their pins. Nothing depends on them until the put commits.
+func (p *putter) writePages(list []extent, pins []*pin) error {
 	first, start, written := p.c.pages == 0, p.paged, uint64(0)
 	err := p.s.commit(naming, func(t *tx) error {
 		if first {
@@ -384,7 +412,7 @@ func (p *putter) writePages(n int) error {
 				return err
 			}
 		}
-		if err := t.addRefs(list, p.pins[:data]); err != nil {
+		if err := t.addRefs(list, pins); err != nil {
 			return err
 		}
 		for page := range slices.Chunk(list, pageExtents) {
@@ -398,24 +426,27 @@ func (p *putter) writePages(n int) error {
 		}
 		return nil
 	})
+	for _, pin := range pins {
+		p.s.pins.release(pin)
+	}
 	if err != nil {
 		return err
 	}
 	p.c.pages += written
 	p.paged = start
-	for _, pin := range p.pins[:data] {
-		p.s.pins.release(pin)
-	}
-	p.list = append(p.list[:0], p.list[n:]...)
-	p.pins = append(p.pins[:0], p.pins[data:]...)
 	return nil
 }
 
 // commit makes the content a capsule's.
 func (p *putter) commit(ctx context.Context, req PutRequest) (capsule.Info, error) {
+	if err := p.waitPages(); err != nil {
+		return capsule.Info{}, err
+	}
 	if p.c.pages > 0 || len(p.list) > inlineExtents {
 		if len(p.list) > 0 {
-			if err := p.writePages(len(p.list)); err != nil {
+			list, pins := p.list, p.pins
+			p.list, p.pins = nil, nil
+			if err := p.writePages(list, pins); err != nil {
 				return capsule.Info{}, err
 			}
 		}
@@ -514,6 +545,7 @@ func (p *putter) releasePins() {
 // abort gives up what a failed put holds. Pages that it wrote become garbage;
 // if even that cannot be written, the next open finds them by their marker.
 func (p *putter) abort() {
+	_ = p.waitPages() // the put has failed already
 	p.releasePins()
 	if p.c.pages > 0 {
 		err := p.s.commit(lazy, func(t *tx) error {

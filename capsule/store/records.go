@@ -11,24 +11,25 @@ import (
 
 // The metadata's key space, by first byte. docs/format.md describes each.
 const (
-	keyCapsule  = 'c' // + capsule ID                -> capsuleRecord
-	keyName     = 'n' // + name                      -> capsule ID
-	keyUnnamed  = 'u' // + capsule ID                -> nothing
-	keyPage     = 'e' // + content ID + start offset -> extents
-	keySegment  = 's' // + segment ID                -> segmentRow
-	keyZero     = 'z' // + segment ID                -> nothing: a row without references waits
-	keyBuilding = 'w' // + content ID                -> nothing: content under construction
-	keyGarbage  = 'g' // + content ID                -> content that nothing refers to any more
-	keyLog      = 'l' // + log number                -> logRow
-	keyPolicy   = 'p' // + policy ID                 -> policyRow
-	keyTotals   = 't' //                             -> totals
-	keyVerify   = 'v' //                             -> where a verify run got to
-	keyFamily   = 'f' // + family                    -> familyRow
-	keyNode     = 'd' // + family + node             -> nodeRow
-	keyRow      = 'r' // + family + key + node       -> a row of a living capsule (overlay.go)
-	keySnapshot = 'x' // + capsule ID + name         -> snapshotRow
-	keyShared   = 'o' // + content ID                -> how many records name the content, if not one
-	keyApplied  = 'j' //                             -> the journal's last record that is part of the metadata
+	keyCapsule   = 'c' // + capsule ID                -> capsuleRecord
+	keyName      = 'n' // + name                      -> capsule ID
+	keyUnnamed   = 'u' // + capsule ID                -> nothing
+	keyPage      = 'e' // + content ID + start offset -> extents
+	keySegment   = 's' // + segment ID                -> segmentRow
+	keyZero      = 'z' // + segment ID                -> nothing: a row without references waits
+	keyBuilding  = 'w' // + content ID                -> nothing: content under construction
+	keyGarbage   = 'g' // + content ID                -> content that nothing refers to any more
+	keyLog       = 'l' // + log number                -> logRow
+	keyPolicy    = 'p' // + policy ID                 -> policyRow
+	keyTotals    = 't' //                             -> totals
+	keyVerify    = 'v' //                             -> where a verify run got to
+	keyFamily    = 'f' // + family                    -> familyRow
+	keyNode      = 'd' // + family + node             -> nodeRow
+	keyRow       = 'r' // + family + key + node       -> a row of a living capsule (overlay.go)
+	keySnapshot  = 'x' // + capsule ID + name         -> snapshotRow
+	keyShared    = 'o' // + content ID                -> how many records name the content, if not one
+	keyRetention = 'k' // + capsule ID               -> retentionRow
+	keyApplied   = 'j' //                             -> the journal's last record that is part of the metadata
 )
 
 // contentID names one content for ever; it is random.
@@ -114,6 +115,7 @@ const (
 // snapshotRow is what a snapshot's name leads to.
 type snapshotRow struct {
 	created int64
+	order   uint64  // among the capsule's snapshots, by when they were taken
 	content content // of an object
 	living  living  // of the other kinds
 }
@@ -377,6 +379,7 @@ func (d *decoder) node() uint32 {
 func (r *snapshotRow) encode(k capsule.Kind) []byte {
 	e := encoder{[]byte{recordVersion, byte(k)}}
 	e.int(r.created)
+	e.uint(r.order)
 	e.kindOf(k, &r.content, &r.living)
 	return e.b
 }
@@ -386,6 +389,7 @@ func decodeSnapshot(b []byte) (r snapshotRow, err error) {
 	d.version()
 	k := capsule.Kind(d.uint())
 	r.created = d.int()
+	r.order = d.uint()
 	d.kindOf(k, &r.content, &r.living)
 	return r, d.end("snapshot row")
 }
@@ -574,6 +578,7 @@ func familyKey(f uint64) []byte                 { return binary.BigEndian.Append
 func nodeKey(f uint64, node uint32) []byte {
 	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint64([]byte{keyNode}, f), node)
 }
+func retentionKey(id capsule.ID) []byte             { return key(keyRetention, id[:]) }
 func snapshotKey(id capsule.ID, name string) []byte { return key(keySnapshot, id[:], []byte(name)) }
 func pageKey(id contentID, start int64) []byte {
 	return binary.BigEndian.AppendUint64(key(keyPage, id[:]), uint64(start))

@@ -14,9 +14,10 @@ import (
 
 // VerifyOptions say what to verify and how fast.
 type VerifyOptions struct {
-	ID     capsule.ID // zero: the whole store
-	Rate   int64      // bytes per second of logs to read; 0: as fast as it goes
-	Resume bool       // go on where an earlier run of the whole store was stopped
+	ID       capsule.ID // zero: the whole store
+	Metadata bool       // of the whole store: check what is known of it alone, reading no segment
+	Rate     int64      // bytes per second of logs to read; 0: as fast as it goes
+	Resume   bool       // go on where an earlier run of the whole store was stopped
 }
 
 // Damage is a range of a capsule that cannot be served.
@@ -69,7 +70,11 @@ func (s *Store) Verify(ctx context.Context, o VerifyOptions, progress func(done,
 	}
 	p := &pacer{s: s, rate: o.Rate, start: s.now()}
 	var err error
-	if o.ID.IsZero() {
+	if o.Metadata && o.ID.IsZero() {
+		if err = s.settle(ctx); err == nil {
+			err = s.checkMetadata(ctx, &rep, nil)
+		}
+	} else if o.ID.IsZero() {
 		// Moving segments while counting them would look like damage.
 		if err := s.moving.acquire(ctx); err != nil {
 			return rep, err

@@ -390,3 +390,60 @@ func (run *volumeRun) check(t *testing.T, s *Store) {
 		t.Fatalf("%d of %d snapshots are there", found, len(run.snaps))
 	}
 }
+
+// Objects and volumes that hold the same bytes share segments; whoever comes
+// and goes first, the counts stay right.
+func TestSharedWithObjects(t *testing.T) {
+	ctx := t.Context()
+	s, err := openSmall(vfstest.NewPowerCut(), 64<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	v := newVolume(t, s, "v", 1<<20)
+	rounds := 300
+	if testing.Short() {
+		rounds = 60
+	}
+	same := func(i int) []byte { return random(uint64(i%8), 4096) }
+	run := make(chan error, 3)
+	go func() {
+		for i := range rounds {
+			if _, err := v.WriteAt(same(i), int64(i%13)<<16); err != nil {
+				run <- err
+				return
+			}
+			if i%5 == 0 {
+				if err := s.checkpoint(); err != nil {
+					run <- err
+					return
+				}
+			}
+		}
+		run <- nil
+	}()
+	for w := range 2 {
+		go func() {
+			for i := range rounds {
+				info, err := s.Put(ctx, PutRequest{Name: fmt.Sprint(w), Size: -1}, bytes.NewReader(same(i*3+w)))
+				if err == nil && i%4 == 0 {
+					err = s.Remove(ctx, info.ID)
+				}
+				if err != nil {
+					run <- err
+					return
+				}
+			}
+			run <- nil
+		}()
+	}
+	for range 3 {
+		if err := <-run; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.GC(ctx, GCOptions{MinDead: 0.01}, nil); err != nil {
+		t.Fatal(err)
+	}
+	wantClean(t, s)
+}

@@ -25,7 +25,7 @@ type Problem struct {
 // inodes; repairs of one pass are what the next one relies on.
 func Check(ctx context.Context, c Capsule, repair bool, report func(Problem)) error {
 	k := checker{ctx: ctx, c: c, repair: repair && !c.ReadOnly(), report: report}
-	for _, pass := range []func() error{k.head, k.rest, k.inodes, k.names, k.homes, k.cycles, k.links, k.totals} {
+	for _, pass := range []func() error{k.head, k.root, k.rest, k.inodes, k.names, k.homes, k.cycles, k.links, k.totals} {
 		if err := pass(); err != nil {
 			return err
 		}
@@ -137,15 +137,32 @@ func (k *checker) head() error {
 	return nil
 }
 
+// root checks that there is a root directory.
+func (k *checker) root() error {
+	in, err := readInode(k.c, Root)
+	switch kind := capsule.KindOf(err); {
+	case err == nil && in.Type == Directory && in.Nlink > 0:
+		if in.Parent == Root {
+			return nil
+		}
+		return k.problem(Root, set(Root, func(in *inode) { in.Parent = Root }), "inode %d is said to be above the root", in.Parent)
+	case err != nil && kind != capsule.Stale && kind != capsule.Damaged:
+		return err
+	case !k.repair:
+		return capsule.Errorf(capsule.Damaged, "the root directory is not there, or unreadable")
+	}
+	return k.problem(Root, func(t *txn) error {
+		t.lock()
+		in := newInode(Root, Directory, t.now)
+		in.Mode, in.Parent = 0o755, Root
+		t.inodes = append(t.inodes, staged{in: in, changed: true})
+		return nil
+	}, "the root directory is not there, or unreadable; owner and mode of the new one are a guess")
+}
+
 // inodes checks each inode by itself, with its attributes and content.
 func (k *checker) inodes() error {
 	lo, hi := kindRange(keyInode)
-	if _, err := readInode(k.c, Root); err != nil {
-		if capsule.KindOf(err) == capsule.Stale {
-			return capsule.Errorf(capsule.Damaged, "the root directory is not there")
-		}
-		return err
-	}
 	return k.rows(lo, hi, func(key, value []byte) error {
 		ino, ok := parseIno(key)
 		if !ok {
@@ -167,7 +184,7 @@ func (k *checker) inodes() error {
 				}
 			}
 		}
-		if in.Type == Symlink && (in.target == "" || in.Size != int64(len(in.target))) {
+		if in.Type == Symlink && in.Size != int64(len(in.target)) {
 			return k.problem(ino, set(ino, func(in *inode) { in.Size = int64(len(in.target)) }), "a symbolic link of %d bytes says %d", len(in.target), in.Size)
 		}
 		if in.Nlink > 0 && !in.has(hasTrim) {
@@ -371,12 +388,12 @@ func (k *checker) names() error {
 			switch {
 			case in == nil:
 				return k.problem(dir, drop(key), "%q names inode %d, which is not there", name, n.ino)
+			case in.ino == Root:
+				return k.problem(dir, drop(key), "%q names the root", name)
 			case in.unreadable:
 				return nil
 			case in.typ != n.typ:
 				return k.problem(dir, func(t *txn) error { return t.tx.Set(key, entry{n.ino, in.typ}.encode()) }, "%q has type %d, not %d", name, in.typ, n.typ)
-			case in.ino == Root:
-				return k.problem(dir, drop(key), "%q names the root", name)
 			}
 			return nil
 		})

@@ -9,7 +9,8 @@
 // take inode numbers, never paths. [File] is an open file. [Attr] is what is
 // known of an inode, [SetAttr] what to change of it, [New] what a new one is to
 // be. [Cred] is who asks. [Event] tells a watcher what changed. [Check] finds
-// and repairs what is wrong in a tree, [Diff] compares two snapshots of one.
+// and repairs what is wrong in a tree, [Diff] compares two snapshots of one,
+// [FS.Export] and [FS.Import] speak tar.
 //
 // # Permissions
 //
@@ -40,6 +41,11 @@
 // that it goes on after a crash, and large writes and copies, which a crash may
 // leave half done as any file system may. [FS.Sync] and [File.Sync] make
 // durable what had returned before.
+//
+// A file without a name stays while somebody has it open. After a crash it is
+// freed when the tree is opened, unless [Options].HoldOrphans keeps it for
+// views that take over open files: they open it again by number, and then call
+// [FS.Reclaim].
 //
 // # Memory
 //

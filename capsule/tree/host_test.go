@@ -559,8 +559,8 @@ func TestAgainstHost(t *testing.T) {
 			}
 		}
 		fs.reclaimAll(ctx)
-		clean(t, m)
 		fs.Close()
+		clean(t, m)
 	}
 }
 

@@ -21,8 +21,9 @@ func (l live) Update(ctx context.Context, fn func(tx Tx) error) error {
 type Trees struct {
 	store *store.Store
 
-	mu   sync.Mutex
-	open map[shareKey]*share
+	mu       sync.Mutex
+	open     map[shareKey]*share
+	checking map[capsule.ID]bool // by Check, for repair
 }
 
 type shareKey struct {
@@ -38,7 +39,9 @@ type share struct {
 }
 
 // NewTrees returns the trees of a store.
-func NewTrees(s *store.Store) *Trees { return &Trees{store: s, open: map[shareKey]*share{}} }
+func NewTrees(s *store.Store) *Trees {
+	return &Trees{store: s, open: map[shareKey]*share{}, checking: map[capsule.ID]bool{}}
+}
 
 // Create makes a capsule with an empty tree, of which new says how the root is.
 func (t *Trees) Create(ctx context.Context, name string, policy *capsule.Policy, new New, quota Quota) (capsule.Info, error) {
@@ -59,6 +62,9 @@ func (t *Trees) Create(ctx context.Context, name string, policy *capsule.Policy,
 func (t *Trees) Open(ctx context.Context, id capsule.ID, snapshot string) (fs *FS, done func(), err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.checking[id] && snapshot == "" {
+		return nil, nil, capsule.Errorf(capsule.Conflict, "capsule %s is being repaired; try again when that is done", id)
+	}
 	k := shareKey{id, snapshot}
 	s := t.open[k]
 	if s == nil {
@@ -97,4 +103,55 @@ func (t *Trees) release(k shareKey, s *share) {
 	delete(t.open, k)
 	s.fs.Close()
 	s.live.Close()
+}
+
+// Check is [Check] for a tree of the store. Without repair it looks at a
+// snapshot, so whoever uses the tree goes on. With it nobody may have the tree open.
+func (t *Trees) Check(ctx context.Context, id capsule.ID, repair bool, report func(Problem)) (err error) {
+	snapshot := ""
+	if repair {
+		if err := t.reserve(id); err != nil {
+			return err
+		}
+		defer t.unreserve(id)
+	} else {
+		snapshot = "fsck-" + capsule.NewID(time.Now()).String()
+		if _, err := t.store.Snapshot(ctx, id, snapshot); err != nil {
+			return err
+		}
+		defer func() {
+			if derr := t.store.DeleteSnapshot(context.WithoutCancel(ctx), id, snapshot); err == nil {
+				err = derr
+			}
+		}()
+	}
+	l, err := t.store.OpenLive(ctx, id, snapshot)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	if kind := l.Info().Kind; kind != capsule.Tree {
+		return capsule.Errorf(capsule.Unsupported, "capsule %s is a %s and no tree", id, kind)
+	}
+	if err := Check(ctx, live{l}, repair, report); err != nil || !repair {
+		return err
+	}
+	return l.Sync(ctx)
+}
+
+// reserve keeps a tree for a check alone.
+func (t *Trees) reserve(id capsule.ID) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.open[shareKey{id: id}] != nil || t.checking[id] {
+		return capsule.Errorf(capsule.Conflict, "capsule %s is in use; end its projections, then repair it", id)
+	}
+	t.checking[id] = true
+	return nil
+}
+
+func (t *Trees) unreserve(id capsule.ID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.checking, id)
 }

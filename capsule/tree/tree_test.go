@@ -271,6 +271,7 @@ func gone(t *testing.T, fs *FS, m *memory, ino uint64) {
 	if u := fs.Usage(); u.Inodes != 1 || u.Bytes != 0 {
 		t.Fatalf("%+v", u)
 	}
+	fs.Close()
 	clean(t, m)
 }
 
@@ -280,5 +281,114 @@ func clean(t testing.TB, m *memory) {
 	err := Check(ctx, m, false, func(p Problem) { t.Errorf("check: %+v", p) })
 	if err != nil || t.Failed() {
 		t.Fatalf("check: %v", err)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	fs, m := newTree(t)
+	f := mkfile(t, fs, Root, "f", "x")
+	d := mkdir(t, fs, Root, "d")
+	fs.Close()
+	kind(t, m.Update(ctx, func(tx Tx) error {
+		for _, ino := range []uint64{f.Ino, d} {
+			in, err := readInode(tx, ino)
+			if err != nil {
+				return err
+			}
+			in.Nlink = MaxLinks
+			if err := tx.Set(inodeKey(ino), in.encode()); err != nil {
+				return err
+			}
+		}
+		return nil
+	}), fine, "update")
+	fs = openTree(t, m)
+	_, err := fs.Link(ctx, nil, f.Ino, Root, "g")
+	kind(t, err, capsule.TooManyLinks, "one link more")
+	_, err = fs.Mkdir(ctx, nil, d, "sub", New{})
+	kind(t, err, capsule.TooManyLinks, "one directory more")
+	sub := mkdir(t, fs, Root, "sub")
+	kind(t, fs.Rename(ctx, nil, Root, "sub", d, "sub", 0), capsule.TooManyLinks, "one directory more")
+	if a := attr(t, fs, sub); a.Parent != Root {
+		t.Fatalf("%+v", a)
+	}
+
+	for _, c := range []struct {
+		name  string
+		value int
+		want  capsule.ErrorKind
+	}{
+		{"user." + strings.Repeat("n", 250), MaxXattrValue, fine},
+		{"user." + strings.Repeat("n", 251), 1, capsule.OutOfRange},
+		{"user.big", MaxXattrValue + 1, capsule.TooLarge},
+		{"user.empty", 0, fine},
+		{"user.\x00", 1, capsule.Invalid},
+		{"system.other", 1, capsule.Unsupported},
+	} {
+		err := fs.SetXattr(ctx, nil, f.Ino, c.name, make([]byte, c.value), 0)
+		kind(t, err, c.want, fmt.Sprintf("setxattr %.20q", c.name))
+		if c.want == fine {
+			if v := must(fs.GetXattr(ctx, nil, f.Ino, c.name))(t); len(v) != c.value {
+				t.Fatalf("%.20q has %d bytes, want %d", c.name, len(v), c.value)
+			}
+		}
+	}
+	for i := 0; err == nil || i == 0 || capsule.KindOf(err) == capsule.TooManyLinks; i++ {
+		err = fs.SetXattr(ctx, nil, f.Ino, fmt.Sprintf("user.%0200d", i), nil, 0)
+	}
+	kind(t, err, capsule.NoSpace, "attributes without end")
+	if names := must(fs.ListXattr(ctx, nil, f.Ino))(t); len(names) < 300 {
+		t.Fatalf("%d attributes", len(names))
+	}
+
+	for target, want := range map[string]capsule.ErrorKind{
+		strings.Repeat("t", MaxTarget): fine, strings.Repeat("t", MaxTarget+1): capsule.NameTooLong, "": capsule.NotFound, "a\x00b": capsule.Invalid,
+	} {
+		_, err := fs.Symlink(ctx, nil, Root, "symlink", New{Target: target})
+		kind(t, err, want, fmt.Sprintf("symlink to %.10q", target))
+	}
+	_, err = fs.Mknod(ctx, nil, Root, "x", Directory, New{})
+	kind(t, err, capsule.Invalid, "mknod of a directory")
+}
+
+// Set-ID bits and capabilities go when someone changes a file, unless the
+// caller sees to that.
+func TestPrivilegesGo(t *testing.T) {
+	for _, c := range []struct {
+		cred *Cred
+		mode uint32
+		want uint32
+		caps bool
+	}{
+		{nil, 0o6777, 0o6777, true},
+		{&Cred{}, 0o6777, 0o6777, false},
+		{&Cred{UID: 5, GID: 5}, 0o6777, 0o777, false},
+		{&Cred{UID: 5, GID: 5}, 0o2767, 0o767, false},
+		{&Cred{UID: 5, GID: 9}, 0o2767, 0o2767, false}, // mandatory locking, by a member of the group
+	} {
+		for what, op := range map[string]func(fs *FS, ino uint64) error{
+			"write": func(fs *FS, ino uint64) error {
+				f := must(fs.Open(ctx, c.cred, ino, OpenWrite))(t)
+				defer f.Close()
+				_, err := f.WriteAt(ctx, []byte("x"), 0)
+				return err
+			},
+			"truncate": func(fs *FS, ino uint64) error {
+				_, err := fs.SetAttr(ctx, c.cred, ino, SetAttr{Set: SetSize, Size: 1})
+				return err
+			},
+		} {
+			fs, m := newTree(t)
+			ino := mkfile(t, fs, Root, "f", "data").Ino
+			must(fs.SetAttr(ctx, nil, ino, SetAttr{Set: SetUID | SetGID, UID: 3, GID: 9}))(t)
+			kind(t, fs.SetXattr(ctx, nil, ino, capsAttr, []byte("caps"), 0), fine, "setxattr")
+			must(fs.SetAttr(ctx, nil, ino, SetAttr{Set: SetMode, Mode: c.mode}))(t)
+			kind(t, op(fs, ino), fine, what)
+			_, err := fs.GetXattr(ctx, nil, ino, capsAttr)
+			if a := attr(t, fs, ino); a.Mode != c.want || (err == nil) != c.caps {
+				t.Errorf("%s by %+v: mode %o, capabilities %v; want %o, %v", what, c.cred, a.Mode, err == nil, c.want, c.caps)
+			}
+			clean(t, m)
+		}
 	}
 }

@@ -21,6 +21,25 @@ var exitCodes = [...]int{
 	capsule.Denied:      12,
 	capsule.Canceled:    13,
 	capsule.IO:          14,
+
+	// A shell has no use for the finer kinds.
+	capsule.NotDir:       2,
+	capsule.IsDir:        2,
+	capsule.NotEmpty:     5,
+	capsule.NameTooLong:  2,
+	capsule.NotPermitted: 12,
+	capsule.TooManyLinks: 7,
+	capsule.TooLarge:     2,
+	capsule.Quota:        7,
+	capsule.NoAttribute:  3,
+	capsule.OutOfRange:   2,
+	capsule.Unsupported:  2,
+	capsule.Stale:        3,
+	capsule.WouldBlock:   5,
+	capsule.CrossDevice:  2,
+	capsule.Busy:         5,
+	capsule.NoDevice:     2,
+	capsule.Deadlock:     5,
 }
 
 const (

@@ -16,6 +16,8 @@ import (
 // capsule's ID or its name.
 type API interface {
 	Capsules
+	Volumes
+	Snapshots
 	Trees
 	Maintenance
 	Keyring
@@ -44,6 +46,45 @@ type GetRequest struct {
 	Ref    string
 	Offset int64
 	Length int64
+}
+
+// Volumes are the operations on volumes alone.
+type Volumes interface {
+	// CreateVolume makes a volume; the request's kind is not looked at.
+	CreateVolume(ctx context.Context, req store.CreateRequest) (capsule.Info, error)
+	ResizeVolume(ctx context.Context, ref string, size int64) (capsule.Info, error)
+	ImportVolume(ctx context.Context, req store.CreateRequest, r store.DataReader) (capsule.Info, error)
+	// ExportVolume calls begin once, with what it is about to write, and then
+	// writes all that is no hole to what begin returned, at ascending offsets.
+	ExportVolume(ctx context.Context, req ExportRequest, begin func(capsule.Info) (io.WriterAt, error)) error
+}
+
+// ExportRequest asks for a volume as it is, or as it was in a snapshot.
+type ExportRequest struct {
+	Ref      string
+	Snapshot string // "": as it is
+}
+
+// Snapshots are the operations on a capsule's snapshots.
+type Snapshots interface {
+	Snapshot(ctx context.Context, ref, name string) (capsule.Snapshot, error)
+	// Snapshots lists the oldest first.
+	Snapshots(ctx context.Context, ref string) ([]capsule.Snapshot, error)
+	DeleteSnapshot(ctx context.Context, ref, name string) error
+	Rollback(ctx context.Context, ref, snapshot string) (capsule.Info, error)
+	Clone(ctx context.Context, ref, snapshot, name string) (capsule.Info, error)
+	// Diff calls fn with what may have changed from one snapshot to another,
+	// or, if to is "", to now (see store.Store.Diff).
+	Diff(ctx context.Context, req DiffRequest, fn func(store.Range) error) error
+	SnapshotPolicy(ctx context.Context, ref string) (capsule.SnapshotPolicy, error)
+	SetSnapshotPolicy(ctx context.Context, ref string, p capsule.SnapshotPolicy) (capsule.SnapshotPolicy, error)
+}
+
+// DiffRequest asks what changed between two snapshots of a capsule.
+type DiffRequest struct {
+	Ref  string
+	From string
+	To   string // "": the capsule as it is
 }
 
 // Trees are the operations on directory trees that need no mount.

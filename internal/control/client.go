@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
@@ -28,6 +29,8 @@ type Client struct {
 	pool        mem.BufferPool
 	heartbeat   time.Duration
 	capsules    controlpb.CapsulesClient
+	volumes     controlpb.VolumesClient
+	snapshots   controlpb.SnapshotsClient
 	maintenance controlpb.MaintenanceClient
 	keys        controlpb.KeysClient
 	trees       controlpb.TreesClient
@@ -83,6 +86,8 @@ func Dial(ctx context.Context, home string) (*Client, error) {
 		return nil, capsule.Wrap(capsule.Other, err, "connect to the node at %s", path)
 	}
 	c.capsules = controlpb.NewCapsulesClient(c.conn)
+	c.volumes = controlpb.NewVolumesClient(c.conn)
+	c.snapshots = controlpb.NewSnapshotsClient(c.conn)
 	c.maintenance = controlpb.NewMaintenanceClient(c.conn)
 	c.keys = controlpb.NewKeysClient(c.conn)
 	c.trees = controlpb.NewTreesClient(c.conn)
@@ -106,8 +111,12 @@ func (c *Client) Put(ctx context.Context, req store.PutRequest, r io.Reader) (ca
 	if err != nil {
 		return capsule.Info{}, c.fromStatus(ctx, err)
 	}
-	s := &putSender{stream: stream, header: &controlpb.PutHeader{Name: req.Name, Id: idTo(req.ID), Exclusive: req.Exclusive,
-		Size: req.Size, Policy: policyTo(req.Policy)}}
+	header := &controlpb.PutHeader{Name: req.Name, Id: idTo(req.ID), Exclusive: req.Exclusive, Size: req.Size, Policy: policyTo(req.Policy)}
+	s := &sender{stream: stream, head: func(_ int64, last bool) proto.Message {
+		m := &controlpb.PutRequest{Header: header, Last: last}
+		header = nil
+		return m
+	}}
 	defer s.beatEvery(c.heartbeat)()
 	want := chunkSize
 	if req.Size >= 0 && req.Size < chunkSize {
@@ -122,11 +131,14 @@ func (c *Client) Put(ctx context.Context, req store.PutRequest, r io.Reader) (ca
 			return capsule.Info{}, err
 		}
 		*buf = (*buf)[:n]
-		if err := s.send(mem.BufferSlice{mem.NewBuffer(buf, c.pool)}, last); err == io.EOF {
+		if err := s.send(mem.BufferSlice{mem.NewBuffer(buf, c.pool)}, 0, last); err == io.EOF {
 			break // the node has answered already, and RecvMsg says what
 		} else if err != nil {
 			return capsule.Info{}, c.fromStatus(ctx, err)
 		}
+	}
+	if req.Taken != nil {
+		req.Taken()
 	}
 	var info controlpb.Info
 	if err := stream.RecvMsg(&info); err != nil {
@@ -135,24 +147,31 @@ func (c *Client) Put(ctx context.Context, req store.PutRequest, r io.Reader) (ca
 	return infoFrom(&info), nil
 }
 
-// putSender sends a put's messages: content as it comes, and in between empty
+// sender sends the messages of content: some as it comes, and in between empty
 // ones, so that the node can tell a slow source from a dead client.
-type putSender struct {
+type sender struct {
 	mu     sync.Mutex
 	stream grpc.ClientStream
-	header *controlpb.PutHeader // not sent yet
+	// head makes a message but for its data, which is at off. The first one
+	// has the header, so it is called once for each message sent.
+	head   func(off int64, last bool) proto.Message
+	off    int64 // where an empty message would have its data
 	closed bool
 }
 
-func (s *putSender) send(data mem.BufferSlice, last bool) error {
+func (s *sender) send(data mem.BufferSlice, off int64, last bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.off = off + int64(data.Len())
+	return s.sendLocked(data, off, last)
+}
+
+func (s *sender) sendLocked(data mem.BufferSlice, off int64, last bool) error {
 	if s.closed {
 		data.Free()
 		return nil
 	}
-	ch := chunk{head: &controlpb.PutRequest{Header: s.header, Last: last}, data: data}
-	s.header = nil
+	ch := chunk{head: s.head(off, last), data: data}
 	err := s.stream.SendMsg(&ch)
 	if err == nil && last {
 		err = s.stream.CloseSend()
@@ -161,7 +180,14 @@ func (s *putSender) send(data mem.BufferSlice, last bool) error {
 	return err
 }
 
-func (s *putSender) beatEvery(d time.Duration) (stop func()) {
+// beat sends an empty message.
+func (s *sender) beat() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sendLocked(nil, s.off, false)
+}
+
+func (s *sender) beatEvery(d time.Duration) (stop func()) {
 	quit := make(chan struct{})
 	go func() {
 		t := time.NewTicker(d)
@@ -169,7 +195,7 @@ func (s *putSender) beatEvery(d time.Duration) (stop func()) {
 		for {
 			select {
 			case <-t.C:
-				if s.send(nil, false) != nil {
+				if s.beat() != nil {
 					return
 				}
 			case <-quit:
@@ -274,6 +300,184 @@ func (c *Client) Policy(ctx context.Context, ref string) (*capsule.Policy, error
 // SetPolicy implements API.
 func (c *Client) SetPolicy(ctx context.Context, ref string, p *capsule.Policy) (capsule.Info, error) {
 	return c.info(ctx)(c.capsules.SetPolicy(ctx, &controlpb.SetPolicyRequest{Ref: ref, Policy: policyTo(p)}))
+}
+
+// CreateVolume implements API.
+func (c *Client) CreateVolume(ctx context.Context, req store.CreateRequest) (capsule.Info, error) {
+	return c.info(ctx)(c.volumes.Create(ctx, volumeTo(req)))
+}
+
+// ResizeVolume implements API.
+func (c *Client) ResizeVolume(ctx context.Context, ref string, size int64) (capsule.Info, error) {
+	return c.info(ctx)(c.volumes.Resize(ctx, &controlpb.ResizeRequest{Ref: ref, Size: size}))
+}
+
+// ImportVolume implements API.
+func (c *Client) ImportVolume(ctx context.Context, req store.CreateRequest, r store.DataReader) (capsule.Info, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // a stream that breaks off makes no volume
+	stream, err := c.volumes.Import(ctx)
+	if err != nil {
+		return capsule.Info{}, c.fromStatus(ctx, err)
+	}
+	header := volumeTo(req)
+	s := &sender{stream: stream, head: func(off int64, last bool) proto.Message {
+		m := &controlpb.ImportRequest{Header: header, Offset: off, Last: last}
+		header = nil
+		return m
+	}}
+	defer s.beatEvery(c.heartbeat)()
+	for last := false; !last; {
+		buf := c.pool.Get(chunkSize)
+		n, off, err := r.ReadData(*buf)
+		if last = err == io.EOF; err != nil && !last {
+			c.pool.Put(buf)
+			return capsule.Info{}, err
+		}
+		*buf = (*buf)[:n]
+		if err := s.send(mem.BufferSlice{mem.NewBuffer(buf, c.pool)}, off, last); err == io.EOF {
+			break // the node has answered already, and RecvMsg says what
+		} else if err != nil {
+			return capsule.Info{}, c.fromStatus(ctx, err)
+		}
+	}
+	var info controlpb.Info
+	if err := stream.RecvMsg(&info); err != nil {
+		return capsule.Info{}, c.fromStatus(ctx, err)
+	}
+	return infoFrom(&info), nil
+}
+
+// ExportVolume implements API.
+func (c *Client) ExportVolume(ctx context.Context, req ExportRequest, begin func(capsule.Info) (io.WriterAt, error)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.volumes.Export(ctx, &controlpb.ExportRequest{Ref: req.Ref, Snapshot: req.Snapshot})
+	if err != nil {
+		return c.fromStatus(ctx, err)
+	}
+	var w io.WriterAt
+	for {
+		head := &controlpb.ExportResponse{}
+		ch := chunk{head: head}
+		if err := stream.RecvMsg(&ch); err == io.EOF {
+			if w == nil {
+				return capsule.Errorf(capsule.Other, "export: the node sent nothing")
+			}
+			return nil
+		} else if err != nil {
+			return c.fromStatus(ctx, err)
+		}
+		if w == nil {
+			if w, err = begin(infoFrom(head.GetInfo())); err != nil {
+				ch.free()
+				return err
+			}
+		}
+		off := head.GetOffset()
+		for _, b := range ch.data {
+			if _, err := w.WriteAt(b.ReadOnlyData(), off); err != nil {
+				ch.free()
+				return err
+			}
+			off += int64(b.Len())
+		}
+		ch.free()
+	}
+}
+
+// Snapshot implements API.
+func (c *Client) Snapshot(ctx context.Context, ref, name string) (capsule.Snapshot, error) {
+	p, err := c.snapshots.Create(ctx, &controlpb.SnapshotRef{Ref: ref, Name: name})
+	if err != nil {
+		return capsule.Snapshot{}, c.fromStatus(ctx, err)
+	}
+	return snapshotFrom(p), nil
+}
+
+// Snapshots implements API.
+func (c *Client) Snapshots(ctx context.Context, ref string) ([]capsule.Snapshot, error) {
+	stream, err := c.snapshots.List(ctx, &controlpb.Ref{Ref: ref})
+	if err != nil {
+		return nil, c.fromStatus(ctx, err)
+	}
+	list := []capsule.Snapshot{}
+	err = batches(c, ctx, stream, func(part *controlpb.SnapshotList) error {
+		for _, p := range part.GetSnapshots() {
+			list = append(list, snapshotFrom(p))
+		}
+		return nil
+	})
+	return list, err
+}
+
+// batches hands the parts of a list on until the stream ends.
+func batches[T any](c *Client, ctx context.Context, stream grpc.ServerStreamingClient[T], each func(*T) error) error {
+	for {
+		part, err := stream.Recv()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return c.fromStatus(ctx, err)
+		}
+		if err := each(part); err != nil {
+			return err
+		}
+	}
+}
+
+// DeleteSnapshot implements API.
+func (c *Client) DeleteSnapshot(ctx context.Context, ref, name string) error {
+	_, err := c.snapshots.Delete(ctx, &controlpb.SnapshotRef{Ref: ref, Name: name})
+	return c.fromStatus(ctx, err)
+}
+
+// Rollback implements API.
+func (c *Client) Rollback(ctx context.Context, ref, snapshot string) (capsule.Info, error) {
+	return c.info(ctx)(c.snapshots.Rollback(ctx, &controlpb.SnapshotRef{Ref: ref, Name: snapshot}))
+}
+
+// Clone implements API.
+func (c *Client) Clone(ctx context.Context, ref, snapshot, name string) (capsule.Info, error) {
+	return c.info(ctx)(c.snapshots.Clone(ctx, &controlpb.CloneRequest{Ref: ref, Snapshot: snapshot, Name: name}))
+}
+
+// Diff implements API.
+func (c *Client) Diff(ctx context.Context, req DiffRequest, fn func(store.Range) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.snapshots.Diff(ctx, &controlpb.DiffRequest{Ref: req.Ref, From: req.From, To: req.To})
+	if err != nil {
+		return c.fromStatus(ctx, err)
+	}
+	return batches(c, ctx, stream, func(part *controlpb.DiffResponse) error {
+		for _, r := range part.GetRanges() {
+			if err := fn(store.Range{Off: r.GetOffset(), Len: r.GetLength()}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// SnapshotPolicy implements API.
+func (c *Client) SnapshotPolicy(ctx context.Context, ref string) (capsule.SnapshotPolicy, error) {
+	return c.snapshotPolicy(ctx)(c.snapshots.Policy(ctx, &controlpb.Ref{Ref: ref}))
+}
+
+// SetSnapshotPolicy implements API.
+func (c *Client) SetSnapshotPolicy(ctx context.Context, ref string, p capsule.SnapshotPolicy) (capsule.SnapshotPolicy, error) {
+	return c.snapshotPolicy(ctx)(c.snapshots.SetPolicy(ctx, &controlpb.SetSnapshotPolicyRequest{Ref: ref, Policy: snapshotPolicyTo(p)}))
+}
+
+func (c *Client) snapshotPolicy(ctx context.Context) func(*controlpb.SnapshotPolicy, error) (capsule.SnapshotPolicy, error) {
+	return func(p *controlpb.SnapshotPolicy, err error) (capsule.SnapshotPolicy, error) {
+		if err != nil {
+			return capsule.SnapshotPolicy{}, c.fromStatus(ctx, err)
+		}
+		return snapshotPolicyFrom(p), nil
+	}
 }
 
 // CreateTree implements API.

@@ -10,15 +10,15 @@ import (
 	"github.com/spacestore/space/capsule"
 )
 
-// dataField is the number of the field "data" in PutRequest and GetResponse.
+// dataField is the number of the field "data" in the messages of content:
+// PutRequest, GetResponse, ImportRequest and ExportResponse.
 const dataField = 2
 
 // maxHead bounds all fields of a chunk but its data.
 const maxHead = 256 << 10
 
-// chunk is a PutRequest or GetResponse whose data field stays in gRPC's own
-// buffers instead of being copied into the message. On the wire it is the
-// same message.
+// chunk is a message of content whose data field stays in gRPC's own buffers
+// instead of being copied into the message. On the wire it is the same message.
 type chunk struct {
 	head proto.Message   // without data
 	data mem.BufferSlice // owned: Free it when done

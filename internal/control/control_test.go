@@ -17,6 +17,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
@@ -154,7 +155,7 @@ func cmpOr(a, b error) error {
 func TestErrorsCrossWithKindAndText(t *testing.T) {
 	var fail error
 	c := serve(t, &fake{stat: func(string) (capsule.Stat, error) { return capsule.Stat{}, fail }})
-	for kind := capsule.Other; kind <= capsule.IO; kind++ {
+	for kind := capsule.Other; kind <= capsule.Deadlock; kind++ {
 		fail = capsule.Wrap(kind, errors.New("why"), "what failed\twith %q", "é")
 		_, err := c.Stat(t.Context(), "x")
 		if capsule.KindOf(err) != kind || err.Error() != fail.Error() {
@@ -175,8 +176,8 @@ func TestErrorsCrossWithKindAndText(t *testing.T) {
 }
 
 func TestKindTablesAreComplete(t *testing.T) {
-	if len(kindCodes) != int(capsule.IO)+1 {
-		t.Errorf("%d kinds have a gRPC code, there are %d", len(kindCodes), capsule.IO+1)
+	if len(kindCodes) != int(capsule.Deadlock)+1 {
+		t.Errorf("%d kinds have a gRPC code, there are %d", len(kindCodes), capsule.Deadlock+1)
 	}
 }
 
@@ -272,7 +273,22 @@ func TestHostileArgumentsAreInvalid(t *testing.T) {
 		"mount nothing":   func() error { _, err := c.Mount(t.Context(), MountRequest{Target: "/d"}); return err },
 		"min dead NaN":    func() error { _, err := c.GC(t.Context(), store.GCOptions{MinDead: math.NaN()}, nil); return err },
 		"negative rate":   func() error { _, err := c.Verify(t.Context(), VerifyRequest{Rate: -1}, nil); return err },
-		"long prefix":     func() error { _, err := c.List(t.Context(), store.ListQuery{Prefix: long}); return err },
+		"volume ../x":     func() error { _, err := c.CreateVolume(t.Context(), store.CreateRequest{Name: "../x"}); return err },
+		"negative volume": func() error { _, err := c.CreateVolume(t.Context(), store.CreateRequest{Size: -1}); return err },
+		"import bad name": func() error {
+			_, err := c.ImportVolume(t.Context(), store.CreateRequest{Name: "a//b"}, &ranges{})
+			return err
+		},
+		"export a/b":       func() error { return c.ExportVolume(t.Context(), ExportRequest{Ref: "v", Snapshot: "a/b"}, nil) },
+		"snapshot a/b":     func() error { _, err := c.Snapshot(t.Context(), "v", "a/b"); return err },
+		"no snapshot":      func() error { _, err := c.Rollback(t.Context(), "v", ""); return err },
+		"clone to ..":      func() error { _, err := c.Clone(t.Context(), "v", "s", ".."); return err },
+		"diff from noting": func() error { return c.Diff(t.Context(), DiffRequest{Ref: "v"}, nil) },
+		"policy too often": func() error {
+			_, err := c.SetSnapshotPolicy(t.Context(), "v", capsule.SnapshotPolicy{Every: 1, Keep: 1})
+			return err
+		},
+		"long prefix": func() error { _, err := c.List(t.Context(), store.ListQuery{Prefix: long}); return err },
 	} {
 		if err := call(); capsule.KindOf(err) != capsule.Invalid {
 			t.Errorf("%s: %v (%v)", name, err, capsule.KindOf(err))
@@ -309,7 +325,12 @@ func (s *recordingStream) CloseSend() error { return nil }
 
 func TestSlowSourceSendsHeartbeats(t *testing.T) {
 	stream := &recordingStream{sent: make(chan *controlpb.PutRequest)}
-	s := &putSender{stream: stream, header: &controlpb.PutHeader{Name: "n"}}
+	header := &controlpb.PutHeader{Name: "n"}
+	s := &sender{stream: stream, head: func(_ int64, last bool) proto.Message {
+		m := &controlpb.PutRequest{Header: header, Last: last}
+		header = nil
+		return m
+	}}
 	stop := s.beatEvery(time.Millisecond)
 	if first := <-stream.sent; first.GetHeader().GetName() != "n" || first.GetLast() {
 		t.Errorf("the first heartbeat carries %v", first)

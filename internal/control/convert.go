@@ -55,13 +55,40 @@ func infoFrom(p *controlpb.Info) capsule.Info {
 
 func statTo(s capsule.Stat) *controlpb.StatResponse {
 	return &controlpb.StatResponse{Info: infoTo(s.Info), Segments: s.Segments, HoleBytes: s.HoleBytes, UniqueBytes: s.UniqueBytes,
-		StoredBytes: s.StoredBytes, OwnBytes: s.OwnBytes, Ratio: s.Ratio, Policy: policyTo(s.Policy), NotEnforced: s.NotEnforced}
+		StoredBytes: s.StoredBytes, OwnBytes: s.OwnBytes, Ratio: s.Ratio, Policy: policyTo(s.Policy), NotEnforced: s.NotEnforced,
+		AllocatedBytes: s.AllocatedBytes}
 }
 
 func statFrom(p *controlpb.StatResponse) (capsule.Stat, error) {
 	pol, err := policyFrom(p.GetPolicy())
 	return capsule.Stat{Info: infoFrom(p.GetInfo()), Segments: p.GetSegments(), HoleBytes: p.GetHoleBytes(), UniqueBytes: p.GetUniqueBytes(),
-		StoredBytes: p.GetStoredBytes(), OwnBytes: p.GetOwnBytes(), Ratio: p.GetRatio(), Policy: pol, NotEnforced: p.GetNotEnforced()}, err
+		StoredBytes: p.GetStoredBytes(), OwnBytes: p.GetOwnBytes(), Ratio: p.GetRatio(), Policy: pol, NotEnforced: p.GetNotEnforced(),
+		AllocatedBytes: p.GetAllocatedBytes()}, err
+}
+
+func volumeTo(r store.CreateRequest) *controlpb.VolumeHeader {
+	return &controlpb.VolumeHeader{Name: r.Name, Size: r.Size, BlockSize: int64(r.BlockSize), Policy: policyTo(r.Policy)}
+}
+
+func volumeFrom(p *controlpb.VolumeHeader) (store.CreateRequest, error) {
+	pol, err := policyFrom(p.GetPolicy())
+	return store.CreateRequest{Kind: capsule.Volume, Name: p.GetName(), Size: p.GetSize(), BlockSize: int(p.GetBlockSize()), Policy: pol}, err
+}
+
+func snapshotTo(s capsule.Snapshot) *controlpb.Snapshot {
+	return &controlpb.Snapshot{Name: s.Name, CreatedUnixNano: timeTo(s.Created), Size: s.Size}
+}
+
+func snapshotFrom(p *controlpb.Snapshot) capsule.Snapshot {
+	return capsule.Snapshot{Name: p.GetName(), Created: timeFrom(p.GetCreatedUnixNano()), Size: p.GetSize()}
+}
+
+func snapshotPolicyTo(p capsule.SnapshotPolicy) *controlpb.SnapshotPolicy {
+	return &controlpb.SnapshotPolicy{EveryNano: int64(p.Every), Keep: int32(p.Keep), LastUnixNano: timeTo(p.Last)}
+}
+
+func snapshotPolicyFrom(p *controlpb.SnapshotPolicy) capsule.SnapshotPolicy {
+	return capsule.SnapshotPolicy{Every: capsule.Duration(p.GetEveryNano()), Keep: int(p.GetKeep()), Last: timeFrom(p.GetLastUnixNano())}
 }
 
 func usageTo(u capsule.Usage) *controlpb.UsageResponse {

@@ -28,6 +28,24 @@ var kindCodes = [...]codes.Code{
 	capsule.Denied:      codes.PermissionDenied,
 	capsule.Canceled:    codes.Canceled,
 	capsule.IO:          codes.Internal,
+
+	capsule.NotDir:       codes.InvalidArgument,
+	capsule.IsDir:        codes.InvalidArgument,
+	capsule.NotEmpty:     codes.FailedPrecondition,
+	capsule.NameTooLong:  codes.InvalidArgument,
+	capsule.NotPermitted: codes.PermissionDenied,
+	capsule.TooManyLinks: codes.FailedPrecondition,
+	capsule.TooLarge:     codes.OutOfRange,
+	capsule.Quota:        codes.ResourceExhausted,
+	capsule.NoAttribute:  codes.NotFound,
+	capsule.OutOfRange:   codes.OutOfRange,
+	capsule.Unsupported:  codes.Unimplemented,
+	capsule.Stale:        codes.NotFound,
+	capsule.WouldBlock:   codes.Aborted,
+	capsule.CrossDevice:  codes.InvalidArgument,
+	capsule.Busy:         codes.Aborted,
+	capsule.NoDevice:     codes.OutOfRange,
+	capsule.Deadlock:     codes.Aborted,
 }
 
 // toStatus makes the gRPC form of an error.

@@ -2,9 +2,11 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
@@ -19,6 +21,13 @@ type fake struct {
 	get    func(context.Context, GetRequest, func(capsule.Info) (io.Writer, error)) error
 	stat   func(ref string) (capsule.Stat, error)
 	verify func(progress func(done, total int64)) (store.VerifyReport, error)
+
+	importVolume func(store.CreateRequest, store.DataReader) (capsule.Info, error)
+	exportVolume func(ExportRequest, io.WriterAt) error
+	diff         func(DiffRequest, func(store.Range) error) error
+	snapshots    []capsule.Snapshot
+	policy       capsule.SnapshotPolicy
+	called       string // the last call that changes something, and what it was given
 }
 
 var _ API = (*fake)(nil)
@@ -51,6 +60,65 @@ func (f *fake) Verify(_ context.Context, _ VerifyRequest, progress func(done, to
 		return f.verify(progress)
 	}
 	return store.VerifyReport{}, nil
+}
+
+func (f *fake) note(format string, args ...any) error {
+	f.called = fmt.Sprintf(format, args...)
+	return nil
+}
+
+func (f *fake) CreateVolume(_ context.Context, r store.CreateRequest) (capsule.Info, error) {
+	return capsule.Info{Name: r.Name}, f.note("create %s %d %d %v", r.Name, r.Size, r.BlockSize, r.Policy != nil)
+}
+func (f *fake) ResizeVolume(_ context.Context, ref string, size int64) (capsule.Info, error) {
+	return capsule.Info{Size: size}, f.note("resize %s %d", ref, size)
+}
+func (f *fake) ImportVolume(_ context.Context, req store.CreateRequest, r store.DataReader) (capsule.Info, error) {
+	if f.importVolume != nil {
+		return f.importVolume(req, r)
+	}
+	for buf := make([]byte, 100); ; {
+		if _, off, err := r.ReadData(buf); err == io.EOF {
+			return capsule.Info{Size: off}, nil
+		} else if err != nil {
+			return capsule.Info{}, err
+		}
+	}
+}
+func (f *fake) ExportVolume(_ context.Context, req ExportRequest, begin func(capsule.Info) (io.WriterAt, error)) error {
+	w, err := begin(capsule.Info{Name: req.Ref, Size: 1 << 40})
+	if err != nil || f.exportVolume == nil {
+		return err
+	}
+	return f.exportVolume(req, w)
+}
+func (f *fake) Snapshot(_ context.Context, ref, name string) (capsule.Snapshot, error) {
+	return capsule.Snapshot{Name: name, Created: time.Unix(1, 2).UTC(), Size: 3}, f.note("snapshot %s %s", ref, name)
+}
+func (f *fake) Snapshots(context.Context, string) ([]capsule.Snapshot, error) {
+	return f.snapshots, nil
+}
+func (f *fake) DeleteSnapshot(_ context.Context, ref, name string) error {
+	return f.note("delete %s %s", ref, name)
+}
+func (f *fake) Rollback(_ context.Context, ref, snapshot string) (capsule.Info, error) {
+	return capsule.Info{Name: ref}, f.note("rollback %s %s", ref, snapshot)
+}
+func (f *fake) Clone(_ context.Context, ref, snapshot, name string) (capsule.Info, error) {
+	return capsule.Info{Name: name}, f.note("clone %s %s %s", ref, snapshot, name)
+}
+func (f *fake) Diff(_ context.Context, req DiffRequest, fn func(store.Range) error) error {
+	if f.diff == nil {
+		return nil
+	}
+	return f.diff(req, fn)
+}
+func (f *fake) SnapshotPolicy(context.Context, string) (capsule.SnapshotPolicy, error) {
+	return f.policy, nil
+}
+func (f *fake) SetSnapshotPolicy(_ context.Context, ref string, p capsule.SnapshotPolicy) (capsule.SnapshotPolicy, error) {
+	f.policy = p
+	return p, f.note("policy %s", ref)
 }
 
 func (f *fake) Resolve(context.Context, string) (capsule.Info, error) { return capsule.Info{}, nil }

@@ -110,6 +110,12 @@ func FuzzServer(f *testing.F) {
 	seed(&controlpb.GCRequest{MinDead: 0.5})
 	seed(&controlpb.VerifyRequest{Ref: "x", Rate: 1})
 	seed(&controlpb.UnmountRequest{Ref: "/mnt", Lazy: true})
+	seed(&controlpb.VolumeHeader{Name: "v", Size: 1 << 30, BlockSize: 512})
+	seed(&controlpb.ImportRequest{Header: &controlpb.VolumeHeader{Name: "v"}, Data: []byte("abc"), Offset: 1 << 62, Last: true})
+	seed(&controlpb.ExportRequest{Ref: "v", Snapshot: "s"})
+	seed(&controlpb.CloneRequest{Ref: "v", Snapshot: "s", Name: "c"})
+	seed(&controlpb.DiffRequest{Ref: "v", From: "a", To: "b"})
+	seed(&controlpb.SetSnapshotPolicyRequest{Ref: "v", Policy: &controlpb.SnapshotPolicy{EveryNano: 3600e9, Keep: 24}})
 	f.Add([]byte{0xff}, []byte{0x12, 0x01, 'x'})
 
 	s := NewServer(&fake{get: func(_ context.Context, _ GetRequest, begin func(capsule.Info) (io.Writer, error)) error {
@@ -120,11 +126,13 @@ func FuzzServer(f *testing.F) {
 		return err
 	}}, slog.New(slog.DiscardHandler), DefaultLimits)
 	impl := map[string]any{
-		"Capsules": capsulesServer{Server: s}, "Maintenance": maintenanceServer{Server: s}, "Keys": keysServer{Server: s},
+		"Capsules": capsulesServer{Server: s}, "Volumes": volumesServer{Server: s}, "Snapshots": snapshotsServer{Server: s},
+		"Maintenance": maintenanceServer{Server: s}, "Keys": keysServer{Server: s},
 		"Projections": projectionsServer{Server: s}, "Node": nodeServer{Server: s},
 	}
 	f.Fuzz(func(t *testing.T, first, second []byte) {
-		for _, desc := range []grpc.ServiceDesc{controlpb.Capsules_ServiceDesc, controlpb.Maintenance_ServiceDesc, controlpb.Keys_ServiceDesc,
+		for _, desc := range []grpc.ServiceDesc{controlpb.Capsules_ServiceDesc, controlpb.Volumes_ServiceDesc,
+			controlpb.Snapshots_ServiceDesc, controlpb.Maintenance_ServiceDesc, controlpb.Keys_ServiceDesc,
 			controlpb.Projections_ServiceDesc, controlpb.Node_ServiceDesc} {
 			srv := impl[desc.ServiceName[len("space.control.v1."):]]
 			for _, m := range desc.Methods {

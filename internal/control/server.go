@@ -17,6 +17,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
@@ -77,6 +78,8 @@ func NewServer(api API, log *slog.Logger, limits Limits) *Server {
 		grpc.StreamInterceptor(s.stream),
 	)
 	controlpb.RegisterCapsulesServer(s.grpc, capsulesServer{Server: s})
+	controlpb.RegisterVolumesServer(s.grpc, volumesServer{Server: s})
+	controlpb.RegisterSnapshotsServer(s.grpc, snapshotsServer{Server: s})
 	controlpb.RegisterMaintenanceServer(s.grpc, maintenanceServer{Server: s})
 	controlpb.RegisterKeysServer(s.grpc, keysServer{Server: s})
 	controlpb.RegisterTreesServer(s.grpc, treesServer{Server: s})
@@ -267,12 +270,47 @@ func putRequestFrom(h *controlpb.PutHeader) (store.PutRequest, error) {
 	return store.PutRequest{ID: id, Name: h.GetName(), Exclusive: h.GetExclusive(), Size: h.GetSize(), Policy: pol}, nil
 }
 
+// received is the content of a message, as far as it has not been read.
+type received struct {
+	data mem.BufferSlice
+	off  int // in data[0]
+}
+
+func (r *received) take(p []byte) int {
+	n := 0
+	for n < len(p) && len(r.data) > 0 {
+		b := r.data[0]
+		m := copy(p[n:], b.ReadOnlyData()[r.off:])
+		n += m
+		if r.off += m; r.off == b.Len() {
+			b.Free()
+			r.data, r.off = r.data[1:], 0
+		}
+	}
+	return n
+}
+
+func (r *received) close() {
+	r.data.Free()
+	r.data = nil
+}
+
+// receive gets the next message of a stream that stores content. head becomes
+// what it is but for its content.
+func receive(stream grpc.ServerStream, what string, head proto.Message) (received, error) {
+	ch := chunk{head: head}
+	err := stream.RecvMsg(&ch)
+	if err == io.EOF || err != nil && stream.Context().Err() != nil {
+		err = capsule.Errorf(capsule.Canceled, "%s: the client ended before its content did; nothing was stored", what)
+	}
+	return received{data: ch.data}, err
+}
+
 // putReader is the content of a put, as it arrives.
 type putReader struct {
+	received
 	stream grpc.ServerStream
 	touch  func()
-	data   mem.BufferSlice // not yet read
-	off    int             // in data[0]
 	last   bool
 	err    error
 }
@@ -280,16 +318,11 @@ type putReader struct {
 // next receives a message and makes its data the reader's.
 func (r *putReader) next() (*controlpb.PutRequest, error) {
 	head := &controlpb.PutRequest{}
-	ch := chunk{head: head}
-	if err := r.stream.RecvMsg(&ch); err != nil {
-		if err == io.EOF || r.stream.Context().Err() != nil {
-			err = capsule.Errorf(capsule.Canceled, "put: the client ended before its content did; nothing was stored")
-		}
-		r.err = err
-		return nil, err
+	if r.received, r.err = receive(r.stream, "put", head); r.err != nil {
+		return nil, r.err
 	}
 	r.touch()
-	r.data, r.off, r.last = ch.data, 0, head.GetLast()
+	r.last = head.GetLast()
 	return head, nil
 }
 
@@ -313,31 +346,12 @@ func (r *putReader) Read(p []byte) (int, error) {
 	}
 }
 
-func (r *putReader) take(p []byte) int {
-	n := 0
-	for n < len(p) && len(r.data) > 0 {
-		b := r.data[0]
-		m := copy(p[n:], b.ReadOnlyData()[r.off:])
-		n += m
-		if r.off += m; r.off == b.Len() {
-			b.Free()
-			r.data, r.off = r.data[1:], 0
-		}
-	}
-	return n
-}
-
-func (r *putReader) close() {
-	r.data.Free()
-	r.data = nil
-}
-
 func (s capsulesServer) Get(req *controlpb.GetRequest, stream grpc.ServerStreamingServer[controlpb.GetResponse]) error {
 	if err := checkRef(req.GetRef()); err != nil {
 		return err
 	}
 	return s.watched(stream.Context(), s.limits.GetIdle, "get", func(ctx context.Context, touch func()) error {
-		w := &getWriter{stream: stream, pool: s.pool, touch: touch}
+		w := &getWriter{stream: stream, pool: s.pool, touch: touch, head: func() proto.Message { return &controlpb.GetResponse{} }}
 		defer w.close()
 		err := s.api.Get(ctx, GetRequest{Ref: req.GetRef(), Offset: req.GetOffset(), Length: req.GetLength()},
 			func(info capsule.Info) (io.Writer, error) {
@@ -355,6 +369,7 @@ type getWriter struct {
 	stream grpc.ServerStream
 	pool   mem.BufferPool
 	touch  func()
+	head   func() proto.Message // of the message that is sent
 	buf    *[]byte
 	n      int
 }
@@ -382,7 +397,7 @@ func (w *getWriter) flush() error {
 		return nil
 	}
 	*w.buf = (*w.buf)[:w.n]
-	ch := chunk{head: &controlpb.GetResponse{}, data: mem.BufferSlice{mem.NewBuffer(w.buf, w.pool)}}
+	ch := chunk{head: w.head(), data: mem.BufferSlice{mem.NewBuffer(w.buf, w.pool)}}
 	w.buf = nil
 	err := w.stream.SendMsg(&ch)
 	w.touch()

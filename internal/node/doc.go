@@ -18,6 +18,9 @@
 // way finish, projections end, the store closes, the lock is free. A command
 // that comes in between finds the socket gone and the lock taken, and waits.
 //
+// A node also takes the snapshots that policies ask for (retention.go), as long
+// as it runs.
+//
 // An ephemeral node ends with its last projection. Deciding to end and
 // starting a projection exclude each other; a mount that comes too late is
 // told Unavailable, and its command starts the next node.

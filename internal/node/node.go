@@ -10,6 +10,7 @@ import (
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
+	"github.com/spacestore/space/internal/clock"
 	"github.com/spacestore/space/internal/control"
 	"github.com/spacestore/space/views"
 )
@@ -60,6 +61,11 @@ func Run(ctx context.Context, o Options) error {
 	srv := control.NewServer(n, o.Log, control.DefaultLimits)
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
+	kept := make(chan struct{})
+	go func() {
+		defer close(kept)
+		n.keeper.run(ctx)
+	}()
 	if o.Ephemeral {
 		grace := time.AfterFunc(startGrace, func() { n.endIfIdle() })
 		defer grace.Stop()
@@ -92,6 +98,8 @@ func Run(ctx context.Context, o Options) error {
 		err = capsule.Errorf(capsule.Canceled, "requests under way were cut off after %s (--drain-timeout)", o.Config.DrainTimeout)
 	}
 	<-unmounted
+	quit()
+	<-kept
 	err = errors.Join(err, closeStore())
 	o.Log.Info("node has ended")
 	return err
@@ -125,6 +133,7 @@ type node struct {
 	*Local
 	log         *slog.Logger
 	projections *views.Registry
+	keeper      *keeper
 	quit        func()
 	ephemeral   bool
 	draining    atomic.Bool
@@ -132,7 +141,8 @@ type node struct {
 }
 
 func newNode(s *store.Store, o Options, quit func()) *node {
-	n := &node{Local: newLocal(s, o.Version), log: o.Log, quit: quit, ephemeral: o.Ephemeral, gone: make(chan struct{})}
+	n := &node{Local: newLocal(s, o.Version), log: o.Log, quit: quit, ephemeral: o.Ephemeral, gone: make(chan struct{}),
+		keeper: newKeeper(s, clock.System(), o.Log)}
 	n.projections = views.NewRegistry(func() { n.endIfIdle() })
 	return n
 }
@@ -142,6 +152,13 @@ func (n *node) Status(ctx context.Context) (control.Status, error) {
 	st, err := n.Local.Status(ctx)
 	st.Ephemeral, st.Draining, st.Projections = n.ephemeral, n.draining.Load(), len(n.projections.List())
 	return st, err
+}
+
+// SetSnapshotPolicy implements control.API.
+func (n *node) SetSnapshotPolicy(ctx context.Context, ref string, p capsule.SnapshotPolicy) (capsule.SnapshotPolicy, error) {
+	p, err := n.Local.SetSnapshotPolicy(ctx, ref, p)
+	n.keeper.look()
+	return p, err
 }
 
 // Shutdown implements control.API.

@@ -35,6 +35,7 @@ type Set struct {
 	syncDirs map[string]bool
 
 	syncMu sync.Mutex // one Sync at a time
+	hints  sync.WaitGroup
 
 	cache fileCache
 }
@@ -48,6 +49,18 @@ type appender struct {
 	closed   bool // takes no more appends; close the file once it is synced
 	unsynced bool // is in Set.unsynced
 	syncing  bool // a Sync is at work on it
+	hinting  bool // hint is at work on it
+
+	hintMu  sync.Mutex // held while hint asks the kernel
+	hintErr error      // what it was told; under hintMu
+}
+
+// closeIfDone closes the file of a log that takes no more appends once all of
+// it is durable.
+func (a *appender) closeIfDone() {
+	if a.closed && !a.unsynced && !a.syncing && !a.hinting {
+		a.f.Close()
+	}
 }
 
 // Open finds the logs under dir, creating dir if needed. A log takes no more
@@ -145,12 +158,25 @@ func (s *Set) Append(p []byte, written func(log uint64)) (log uint64, off int64,
 		a.unsynced = true
 		s.unsynced = append(s.unsynced, a)
 	}
-	if a.size-a.hinted >= writebackStep {
-		a.hinted = a.size
-		// Only a hint: an error shows again in Sync, where it counts.
-		_, _ = a.f.SyncTo(a.size)
+	if a.size-a.hinted >= writebackStep && !a.hinting {
+		a.hinted, a.hinting = a.size, true
+		s.hints.Go(func() { s.hint(a, off+int64(len(p))) })
 	}
 	return a.log, off, nil
+}
+
+// hint asks the kernel to start writing a log up to size. The call waits for
+// what was asked for before, so appends don't wait for it.
+func (s *Set) hint(a *appender, size int64) {
+	a.hintMu.Lock()
+	if _, err := a.f.SyncTo(size); err != nil {
+		a.hintErr = err
+	}
+	a.hintMu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a.hinting = false
+	a.closeIfDone()
 }
 
 // room makes sure that an active log with room is there.
@@ -208,9 +234,7 @@ func (s *Set) retire() {
 	a := s.active
 	s.active = nil
 	a.closed = true
-	if !a.unsynced && !a.syncing {
-		a.f.Close() // everything in it is durable
-	}
+	a.closeIfDone()
 }
 
 // Rotate closes the active log, so that the next append begins a new one, and
@@ -251,7 +275,14 @@ func (s *Set) Sync() error {
 	s.mu.Unlock()
 
 	for _, a := range files {
-		if err := a.f.SyncData(); err != nil {
+		err := a.f.SyncData()
+		if err == nil {
+			// The kernel tells of an error once, and may have told hint.
+			a.hintMu.Lock()
+			err = a.hintErr
+			a.hintMu.Unlock()
+		}
+		if err != nil {
 			return fmt.Errorf("sync %s: %w", s.path(a.log), err)
 		}
 	}
@@ -264,9 +295,7 @@ func (s *Set) Sync() error {
 	defer s.mu.Unlock()
 	for _, a := range files {
 		a.syncing = false
-		if a.closed && !a.unsynced {
-			a.f.Close()
-		}
+		a.closeIfDone()
 	}
 	return nil
 }
@@ -303,6 +332,7 @@ func (s *Set) Remove(log uint64) error {
 
 // Close closes all files. What was not synced may be lost.
 func (s *Set) Close() {
+	s.hints.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, a := range s.unsynced {

@@ -220,3 +220,28 @@ func FuzzScan(f *testing.F) {
 		}
 	})
 }
+
+// An error of writing that the kernel tells when it is asked to start writing
+// is one that it doesn't tell again: Sync has to.
+func TestSyncTellsWhatTheHintWasTold(t *testing.T) {
+	disk := vfstest.NewFaults(vfstest.NewPowerCut())
+	broken := errors.New("broken disk")
+	disk.Set(func(op vfstest.Op) error {
+		if op.Kind == vfstest.SyncTo {
+			return broken
+		}
+		return nil
+	})
+	s, err := Open(disk, "/segments", 1<<30, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, _, err := s.Append(make([]byte, writebackStep), nil); err != nil {
+		t.Fatal(err)
+	}
+	s.hints.Wait()
+	if err := s.Sync(); !errors.Is(err, broken) {
+		t.Fatalf("Sync: %v", err)
+	}
+}

@@ -411,18 +411,19 @@ func (x *GetResponse) GetData() []byte {
 }
 
 type StatResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Info          *Info                  `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
-	Segments      int64                  `protobuf:"varint,2,opt,name=segments,proto3" json:"segments,omitempty"`
-	HoleBytes     int64                  `protobuf:"varint,3,opt,name=hole_bytes,json=holeBytes,proto3" json:"hole_bytes,omitempty"`
-	UniqueBytes   int64                  `protobuf:"varint,4,opt,name=unique_bytes,json=uniqueBytes,proto3" json:"unique_bytes,omitempty"`
-	StoredBytes   int64                  `protobuf:"varint,5,opt,name=stored_bytes,json=storedBytes,proto3" json:"stored_bytes,omitempty"`
-	OwnBytes      int64                  `protobuf:"varint,6,opt,name=own_bytes,json=ownBytes,proto3" json:"own_bytes,omitempty"`
-	Ratio         float64                `protobuf:"fixed64,7,opt,name=ratio,proto3" json:"ratio,omitempty"`
-	Policy        string                 `protobuf:"bytes,8,opt,name=policy,proto3" json:"policy,omitempty"` // YAML
-	NotEnforced   []string               `protobuf:"bytes,9,rep,name=not_enforced,json=notEnforced,proto3" json:"not_enforced,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Info           *Info                  `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
+	Segments       int64                  `protobuf:"varint,2,opt,name=segments,proto3" json:"segments,omitempty"`
+	HoleBytes      int64                  `protobuf:"varint,3,opt,name=hole_bytes,json=holeBytes,proto3" json:"hole_bytes,omitempty"`
+	UniqueBytes    int64                  `protobuf:"varint,4,opt,name=unique_bytes,json=uniqueBytes,proto3" json:"unique_bytes,omitempty"`
+	StoredBytes    int64                  `protobuf:"varint,5,opt,name=stored_bytes,json=storedBytes,proto3" json:"stored_bytes,omitempty"`
+	OwnBytes       int64                  `protobuf:"varint,6,opt,name=own_bytes,json=ownBytes,proto3" json:"own_bytes,omitempty"`
+	Ratio          float64                `protobuf:"fixed64,7,opt,name=ratio,proto3" json:"ratio,omitempty"`
+	Policy         string                 `protobuf:"bytes,8,opt,name=policy,proto3" json:"policy,omitempty"` // YAML
+	NotEnforced    []string               `protobuf:"bytes,9,rep,name=not_enforced,json=notEnforced,proto3" json:"not_enforced,omitempty"`
+	AllocatedBytes int64                  `protobuf:"varint,10,opt,name=allocated_bytes,json=allocatedBytes,proto3" json:"allocated_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StatResponse) Reset() {
@@ -516,6 +517,13 @@ func (x *StatResponse) GetNotEnforced() []string {
 		return x.NotEnforced
 	}
 	return nil
+}
+
+func (x *StatResponse) GetAllocatedBytes() int64 {
+	if x != nil {
+		return x.AllocatedBytes
+	}
+	return 0
 }
 
 type ListRequest struct {
@@ -778,6 +786,790 @@ func (x *SetPolicyRequest) GetPolicy() string {
 	return ""
 }
 
+type VolumeHeader struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"` // Import: 0 is that of the content
+	BlockSize     int64                  `protobuf:"varint,3,opt,name=block_size,json=blockSize,proto3" json:"block_size,omitempty"`
+	Policy        string                 `protobuf:"bytes,4,opt,name=policy,proto3" json:"policy,omitempty"` // YAML; empty: the default
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeHeader) Reset() {
+	*x = VolumeHeader{}
+	mi := &file_control_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeHeader) ProtoMessage() {}
+
+func (x *VolumeHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeHeader.ProtoReflect.Descriptor instead.
+func (*VolumeHeader) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *VolumeHeader) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *VolumeHeader) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *VolumeHeader) GetBlockSize() int64 {
+	if x != nil {
+		return x.BlockSize
+	}
+	return 0
+}
+
+func (x *VolumeHeader) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+type ResizeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeRequest) Reset() {
+	*x = ResizeRequest{}
+	mi := &file_control_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeRequest) ProtoMessage() {}
+
+func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
+func (*ResizeRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ResizeRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *ResizeRequest) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type ImportRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *VolumeHeader          `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`  // in the first message alone
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`      // the codec knows this field number
+	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"` // of data; with last, the size of the content
+	Last          bool                   `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`     // without data
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportRequest) Reset() {
+	*x = ImportRequest{}
+	mi := &file_control_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportRequest) ProtoMessage() {}
+
+func (x *ImportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
+func (*ImportRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ImportRequest) GetHeader() *VolumeHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *ImportRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *ImportRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ImportRequest) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+type ExportRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Snapshot      string                 `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // empty: the volume as it is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportRequest) Reset() {
+	*x = ExportRequest{}
+	mi := &file_control_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportRequest) ProtoMessage() {}
+
+func (x *ExportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
+func (*ExportRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ExportRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *ExportRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+type ExportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Info          *Info                  `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"` // in the first message alone
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"` // the codec knows this field number
+	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportResponse) Reset() {
+	*x = ExportResponse{}
+	mi := &file_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportResponse) ProtoMessage() {}
+
+func (x *ExportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
+func (*ExportResponse) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ExportResponse) GetInfo() *Info {
+	if x != nil {
+		return x.Info
+	}
+	return nil
+}
+
+func (x *ExportResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *ExportResponse) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+type SnapshotRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotRef) Reset() {
+	*x = SnapshotRef{}
+	mi := &file_control_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotRef) ProtoMessage() {}
+
+func (x *SnapshotRef) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotRef.ProtoReflect.Descriptor instead.
+func (*SnapshotRef) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *SnapshotRef) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *SnapshotRef) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type Snapshot struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	CreatedUnixNano int64                  `protobuf:"varint,2,opt,name=created_unix_nano,json=createdUnixNano,proto3" json:"created_unix_nano,omitempty"`
+	Size            int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Snapshot) Reset() {
+	*x = Snapshot{}
+	mi := &file_control_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Snapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Snapshot) ProtoMessage() {}
+
+func (x *Snapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
+func (*Snapshot) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Snapshot) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Snapshot) GetCreatedUnixNano() int64 {
+	if x != nil {
+		return x.CreatedUnixNano
+	}
+	return 0
+}
+
+func (x *Snapshot) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type SnapshotList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshots     []*Snapshot            `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotList) Reset() {
+	*x = SnapshotList{}
+	mi := &file_control_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotList) ProtoMessage() {}
+
+func (x *SnapshotList) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotList.ProtoReflect.Descriptor instead.
+func (*SnapshotList) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *SnapshotList) GetSnapshots() []*Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+type CloneRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Snapshot      string                 `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"` // of the clone; may be empty
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneRequest) Reset() {
+	*x = CloneRequest{}
+	mi := &file_control_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneRequest) ProtoMessage() {}
+
+func (x *CloneRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneRequest.ProtoReflect.Descriptor instead.
+func (*CloneRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *CloneRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *CloneRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *CloneRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DiffRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	To            string                 `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"` // empty: the capsule as it is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffRequest) Reset() {
+	*x = DiffRequest{}
+	mi := &file_control_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffRequest) ProtoMessage() {}
+
+func (x *DiffRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
+func (*DiffRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *DiffRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *DiffRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *DiffRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+type DiffResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ranges        []*Range               `protobuf:"bytes,1,rep,name=ranges,proto3" json:"ranges,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffResponse) Reset() {
+	*x = DiffResponse{}
+	mi := &file_control_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffResponse) ProtoMessage() {}
+
+func (x *DiffResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffResponse.ProtoReflect.Descriptor instead.
+func (*DiffResponse) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *DiffResponse) GetRanges() []*Range {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+type Range struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offset        int64                  `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	Length        int64                  `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Range) Reset() {
+	*x = Range{}
+	mi := &file_control_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Range) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Range) ProtoMessage() {}
+
+func (x *Range) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Range.ProtoReflect.Descriptor instead.
+func (*Range) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Range) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *Range) GetLength() int64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+type SnapshotPolicy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	EveryNano     int64                  `protobuf:"varint,1,opt,name=every_nano,json=everyNano,proto3" json:"every_nano,omitempty"` // 0: no snapshots are taken
+	Keep          int32                  `protobuf:"varint,2,opt,name=keep,proto3" json:"keep,omitempty"`
+	LastUnixNano  int64                  `protobuf:"varint,3,opt,name=last_unix_nano,json=lastUnixNano,proto3" json:"last_unix_nano,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotPolicy) Reset() {
+	*x = SnapshotPolicy{}
+	mi := &file_control_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotPolicy) ProtoMessage() {}
+
+func (x *SnapshotPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotPolicy.ProtoReflect.Descriptor instead.
+func (*SnapshotPolicy) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *SnapshotPolicy) GetEveryNano() int64 {
+	if x != nil {
+		return x.EveryNano
+	}
+	return 0
+}
+
+func (x *SnapshotPolicy) GetKeep() int32 {
+	if x != nil {
+		return x.Keep
+	}
+	return 0
+}
+
+func (x *SnapshotPolicy) GetLastUnixNano() int64 {
+	if x != nil {
+		return x.LastUnixNano
+	}
+	return 0
+}
+
+type SetSnapshotPolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Policy        *SnapshotPolicy        `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSnapshotPolicyRequest) Reset() {
+	*x = SetSnapshotPolicyRequest{}
+	mi := &file_control_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSnapshotPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSnapshotPolicyRequest) ProtoMessage() {}
+
+func (x *SetSnapshotPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSnapshotPolicyRequest.ProtoReflect.Descriptor instead.
+func (*SetSnapshotPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *SetSnapshotPolicyRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *SetSnapshotPolicyRequest) GetPolicy() *SnapshotPolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
 type UsageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -786,7 +1578,7 @@ type UsageRequest struct {
 
 func (x *UsageRequest) Reset() {
 	*x = UsageRequest{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -798,7 +1590,7 @@ func (x *UsageRequest) String() string {
 func (*UsageRequest) ProtoMessage() {}
 
 func (x *UsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -811,7 +1603,7 @@ func (x *UsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRequest.ProtoReflect.Descriptor instead.
 func (*UsageRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{26}
 }
 
 type UsageResponse struct {
@@ -834,7 +1626,7 @@ type UsageResponse struct {
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -846,7 +1638,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -859,7 +1651,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UsageResponse) GetCapsules() int64 {
@@ -957,7 +1749,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1761,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1774,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Progress) GetDone() int64 {
@@ -1009,7 +1801,7 @@ type GCRequest struct {
 
 func (x *GCRequest) Reset() {
 	*x = GCRequest{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1021,7 +1813,7 @@ func (x *GCRequest) String() string {
 func (*GCRequest) ProtoMessage() {}
 
 func (x *GCRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1034,7 +1826,7 @@ func (x *GCRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GCRequest.ProtoReflect.Descriptor instead.
 func (*GCRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GCRequest) GetMinDead() float64 {
@@ -1061,7 +1853,7 @@ type GCEvent struct {
 
 func (x *GCEvent) Reset() {
 	*x = GCEvent{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1073,7 +1865,7 @@ func (x *GCEvent) String() string {
 func (*GCEvent) ProtoMessage() {}
 
 func (x *GCEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1086,7 +1878,7 @@ func (x *GCEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GCEvent.ProtoReflect.Descriptor instead.
 func (*GCEvent) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GCEvent) GetProgress() *Progress {
@@ -1118,7 +1910,7 @@ type GCReport struct {
 
 func (x *GCReport) Reset() {
 	*x = GCReport{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1922,7 @@ func (x *GCReport) String() string {
 func (*GCReport) ProtoMessage() {}
 
 func (x *GCReport) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1935,7 @@ func (x *GCReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GCReport.ProtoReflect.Descriptor instead.
 func (*GCReport) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GCReport) GetLogsRemoved() int64 {
@@ -1206,7 +1998,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +2010,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +2023,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *VerifyRequest) GetRef() string {
@@ -1267,7 +2059,7 @@ type VerifyEvent struct {
 
 func (x *VerifyEvent) Reset() {
 	*x = VerifyEvent{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +2071,7 @@ func (x *VerifyEvent) String() string {
 func (*VerifyEvent) ProtoMessage() {}
 
 func (x *VerifyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +2084,7 @@ func (x *VerifyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyEvent.ProtoReflect.Descriptor instead.
 func (*VerifyEvent) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *VerifyEvent) GetProgress() *Progress {
@@ -1334,7 +2126,7 @@ type VerifyReport struct {
 
 func (x *VerifyReport) Reset() {
 	*x = VerifyReport{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +2138,7 @@ func (x *VerifyReport) String() string {
 func (*VerifyReport) ProtoMessage() {}
 
 func (x *VerifyReport) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +2151,7 @@ func (x *VerifyReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyReport.ProtoReflect.Descriptor instead.
 func (*VerifyReport) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *VerifyReport) GetSegments() int64 {
@@ -1398,7 +2190,7 @@ type Damage struct {
 
 func (x *Damage) Reset() {
 	*x = Damage{}
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1410,7 +2202,7 @@ func (x *Damage) String() string {
 func (*Damage) ProtoMessage() {}
 
 func (x *Damage) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1423,7 +2215,7 @@ func (x *Damage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Damage.ProtoReflect.Descriptor instead.
 func (*Damage) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{21}
+	return file_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Damage) GetCapsule() []byte {
@@ -1483,7 +2275,7 @@ type KeysRequest struct {
 
 func (x *KeysRequest) Reset() {
 	*x = KeysRequest{}
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +2287,7 @@ func (x *KeysRequest) String() string {
 func (*KeysRequest) ProtoMessage() {}
 
 func (x *KeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +2300,7 @@ func (x *KeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRequest.ProtoReflect.Descriptor instead.
 func (*KeysRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{22}
+	return file_control_proto_rawDescGZIP(), []int{36}
 }
 
 // RotateRequest says what the new master key is: as before where all fields
@@ -1524,7 +2316,7 @@ type RotateRequest struct {
 
 func (x *RotateRequest) Reset() {
 	*x = RotateRequest{}
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +2328,7 @@ func (x *RotateRequest) String() string {
 func (*RotateRequest) ProtoMessage() {}
 
 func (x *RotateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +2341,7 @@ func (x *RotateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
 func (*RotateRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{23}
+	return file_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RotateRequest) GetMasterKey() string {
@@ -1583,7 +2375,7 @@ type KeysText struct {
 
 func (x *KeysText) Reset() {
 	*x = KeysText{}
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1595,7 +2387,7 @@ func (x *KeysText) String() string {
 func (*KeysText) ProtoMessage() {}
 
 func (x *KeysText) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1608,7 +2400,7 @@ func (x *KeysText) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysText.ProtoReflect.Descriptor instead.
 func (*KeysText) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{24}
+	return file_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *KeysText) GetJson() []byte {
@@ -1627,7 +2419,7 @@ type KeyExport struct {
 
 func (x *KeyExport) Reset() {
 	*x = KeyExport{}
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +2431,7 @@ func (x *KeyExport) String() string {
 func (*KeyExport) ProtoMessage() {}
 
 func (x *KeyExport) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +2444,7 @@ func (x *KeyExport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyExport.ProtoReflect.Descriptor instead.
 func (*KeyExport) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{25}
+	return file_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *KeyExport) GetText() string {
@@ -1676,7 +2468,7 @@ type CreateTreeRequest struct {
 
 func (x *CreateTreeRequest) Reset() {
 	*x = CreateTreeRequest{}
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +2480,7 @@ func (x *CreateTreeRequest) String() string {
 func (*CreateTreeRequest) ProtoMessage() {}
 
 func (x *CreateTreeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +2493,7 @@ func (x *CreateTreeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTreeRequest.ProtoReflect.Descriptor instead.
 func (*CreateTreeRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{26}
+	return file_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateTreeRequest) GetName() string {
@@ -1761,7 +2553,7 @@ type MountRequest struct {
 
 func (x *MountRequest) Reset() {
 	*x = MountRequest{}
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1773,7 +2565,7 @@ func (x *MountRequest) String() string {
 func (*MountRequest) ProtoMessage() {}
 
 func (x *MountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1786,7 +2578,7 @@ func (x *MountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountRequest.ProtoReflect.Descriptor instead.
 func (*MountRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{27}
+	return file_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *MountRequest) GetView() string {
@@ -1854,7 +2646,7 @@ type Projection struct {
 
 func (x *Projection) Reset() {
 	*x = Projection{}
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +2658,7 @@ func (x *Projection) String() string {
 func (*Projection) ProtoMessage() {}
 
 func (x *Projection) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +2671,7 @@ func (x *Projection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Projection.ProtoReflect.Descriptor instead.
 func (*Projection) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{28}
+	return file_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Projection) GetId() string {
@@ -1946,7 +2738,7 @@ type ProjectionsRequest struct {
 
 func (x *ProjectionsRequest) Reset() {
 	*x = ProjectionsRequest{}
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1958,7 +2750,7 @@ func (x *ProjectionsRequest) String() string {
 func (*ProjectionsRequest) ProtoMessage() {}
 
 func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1971,7 +2763,7 @@ func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectionsRequest.ProtoReflect.Descriptor instead.
 func (*ProjectionsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{29}
+	return file_control_proto_rawDescGZIP(), []int{43}
 }
 
 type ProjectionList struct {
@@ -1983,7 +2775,7 @@ type ProjectionList struct {
 
 func (x *ProjectionList) Reset() {
 	*x = ProjectionList{}
-	mi := &file_control_proto_msgTypes[30]
+	mi := &file_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1995,7 +2787,7 @@ func (x *ProjectionList) String() string {
 func (*ProjectionList) ProtoMessage() {}
 
 func (x *ProjectionList) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[30]
+	mi := &file_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2008,7 +2800,7 @@ func (x *ProjectionList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectionList.ProtoReflect.Descriptor instead.
 func (*ProjectionList) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{30}
+	return file_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ProjectionList) GetProjections() []*Projection {
@@ -2028,7 +2820,7 @@ type UnmountRequest struct {
 
 func (x *UnmountRequest) Reset() {
 	*x = UnmountRequest{}
-	mi := &file_control_proto_msgTypes[31]
+	mi := &file_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2040,7 +2832,7 @@ func (x *UnmountRequest) String() string {
 func (*UnmountRequest) ProtoMessage() {}
 
 func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[31]
+	mi := &file_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +2845,7 @@ func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountRequest.ProtoReflect.Descriptor instead.
 func (*UnmountRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{31}
+	return file_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *UnmountRequest) GetRef() string {
@@ -2079,7 +2871,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_control_proto_msgTypes[32]
+	mi := &file_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2883,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[32]
+	mi := &file_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2896,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{32}
+	return file_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *WaitRequest) GetRef() string {
@@ -2122,7 +2914,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[33]
+	mi := &file_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2926,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[33]
+	mi := &file_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2939,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{33}
+	return file_control_proto_rawDescGZIP(), []int{47}
 }
 
 type StatusResponse struct {
@@ -2164,7 +2956,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[34]
+	mi := &file_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +2968,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[34]
+	mi := &file_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +2981,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{34}
+	return file_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -2242,7 +3034,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_control_proto_msgTypes[35]
+	mi := &file_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2254,7 +3046,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[35]
+	mi := &file_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2267,7 +3059,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{35}
+	return file_control_proto_rawDescGZIP(), []int{49}
 }
 
 // ErrorDetail rides in the details of a gRPC status: the error's kind, and
@@ -2283,7 +3075,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_control_proto_msgTypes[36]
+	mi := &file_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2295,7 +3087,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[36]
+	mi := &file_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2308,7 +3100,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{36}
+	return file_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ErrorDetail) GetKind() uint32 {
@@ -2365,7 +3157,7 @@ const file_control_proto_rawDesc = "" +
 	"\x06length\x18\x03 \x01(\x03R\x06length\"M\n" +
 	"\vGetResponse\x12*\n" +
 	"\x04info\x18\x01 \x01(\v2\x16.space.control.v1.InfoR\x04info\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\xa9\x02\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xd2\x02\n" +
 	"\fStatResponse\x12*\n" +
 	"\x04info\x18\x01 \x01(\v2\x16.space.control.v1.InfoR\x04info\x12\x1a\n" +
 	"\bsegments\x18\x02 \x01(\x03R\bsegments\x12\x1d\n" +
@@ -2376,7 +3168,9 @@ const file_control_proto_rawDesc = "" +
 	"\town_bytes\x18\x06 \x01(\x03R\bownBytes\x12\x14\n" +
 	"\x05ratio\x18\a \x01(\x01R\x05ratio\x12\x16\n" +
 	"\x06policy\x18\b \x01(\tR\x06policy\x12!\n" +
-	"\fnot_enforced\x18\t \x03(\tR\vnotEnforced\"S\n" +
+	"\fnot_enforced\x18\t \x03(\tR\vnotEnforced\x12'\n" +
+	"\x0fallocated_bytes\x18\n" +
+	" \x01(\x03R\x0eallocatedBytes\"S\n" +
 	"\vListRequest\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x16\n" +
 	"\x06cursor\x18\x02 \x01(\tR\x06cursor\x12\x14\n" +
@@ -2392,7 +3186,58 @@ const file_control_proto_rawDesc = "" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\"<\n" +
 	"\x10SetPolicyRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
-	"\x06policy\x18\x02 \x01(\tR\x06policy\"\x0e\n" +
+	"\x06policy\x18\x02 \x01(\tR\x06policy\"m\n" +
+	"\fVolumeHeader\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x1d\n" +
+	"\n" +
+	"block_size\x18\x03 \x01(\x03R\tblockSize\x12\x16\n" +
+	"\x06policy\x18\x04 \x01(\tR\x06policy\"5\n" +
+	"\rResizeRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"\x87\x01\n" +
+	"\rImportRequest\x126\n" +
+	"\x06header\x18\x01 \x01(\v2\x1e.space.control.v1.VolumeHeaderR\x06header\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x12\n" +
+	"\x04last\x18\x04 \x01(\bR\x04last\"=\n" +
+	"\rExportRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x1a\n" +
+	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\"h\n" +
+	"\x0eExportResponse\x12*\n" +
+	"\x04info\x18\x01 \x01(\v2\x16.space.control.v1.InfoR\x04info\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x03R\x06offset\"3\n" +
+	"\vSnapshotRef\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"^\n" +
+	"\bSnapshot\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12*\n" +
+	"\x11created_unix_nano\x18\x02 \x01(\x03R\x0fcreatedUnixNano\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\"H\n" +
+	"\fSnapshotList\x128\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x1a.space.control.v1.SnapshotR\tsnapshots\"P\n" +
+	"\fCloneRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x1a\n" +
+	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"C\n" +
+	"\vDiffRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\tR\x02to\"?\n" +
+	"\fDiffResponse\x12/\n" +
+	"\x06ranges\x18\x01 \x03(\v2\x17.space.control.v1.RangeR\x06ranges\"7\n" +
+	"\x05Range\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x16\n" +
+	"\x06length\x18\x02 \x01(\x03R\x06length\"i\n" +
+	"\x0eSnapshotPolicy\x12\x1d\n" +
+	"\n" +
+	"every_nano\x18\x01 \x01(\x03R\teveryNano\x12\x12\n" +
+	"\x04keep\x18\x02 \x01(\x05R\x04keep\x12$\n" +
+	"\x0elast_unix_nano\x18\x03 \x01(\x03R\flastUnixNano\"f\n" +
+	"\x18SetSnapshotPolicyRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x128\n" +
+	"\x06policy\x18\x02 \x01(\v2 .space.control.v1.SnapshotPolicyR\x06policy\"\x0e\n" +
 	"\fUsageRequest\"\x8a\x03\n" +
 	"\rUsageResponse\x12\x1a\n" +
 	"\bcapsules\x18\x01 \x01(\x03R\bcapsules\x12\x1a\n" +
@@ -2525,7 +3370,21 @@ const file_control_proto_rawDesc = "" +
 	"\x06Rename\x12\x1f.space.control.v1.RenameRequest\x1a\x16.space.control.v1.Info\x127\n" +
 	"\x06Remove\x12\x15.space.control.v1.Ref\x1a\x16.space.control.v1.Info\x12=\n" +
 	"\x06Policy\x12\x15.space.control.v1.Ref\x1a\x1c.space.control.v1.PolicyText\x12G\n" +
-	"\tSetPolicy\x12\".space.control.v1.SetPolicyRequest\x1a\x16.space.control.v1.Info2\xe3\x01\n" +
+	"\tSetPolicy\x12\".space.control.v1.SetPolicyRequest\x1a\x16.space.control.v1.Info2\xa2\x02\n" +
+	"\aVolumes\x12@\n" +
+	"\x06Create\x12\x1e.space.control.v1.VolumeHeader\x1a\x16.space.control.v1.Info\x12A\n" +
+	"\x06Resize\x12\x1f.space.control.v1.ResizeRequest\x1a\x16.space.control.v1.Info\x12C\n" +
+	"\x06Import\x12\x1f.space.control.v1.ImportRequest\x1a\x16.space.control.v1.Info(\x01\x12M\n" +
+	"\x06Export\x12\x1f.space.control.v1.ExportRequest\x1a .space.control.v1.ExportResponse0\x012\xc1\x04\n" +
+	"\tSnapshots\x12C\n" +
+	"\x06Create\x12\x1d.space.control.v1.SnapshotRef\x1a\x1a.space.control.v1.Snapshot\x12?\n" +
+	"\x04List\x12\x15.space.control.v1.Ref\x1a\x1e.space.control.v1.SnapshotList0\x01\x12C\n" +
+	"\x06Delete\x12\x1d.space.control.v1.SnapshotRef\x1a\x1a.space.control.v1.Snapshot\x12A\n" +
+	"\bRollback\x12\x1d.space.control.v1.SnapshotRef\x1a\x16.space.control.v1.Info\x12?\n" +
+	"\x05Clone\x12\x1e.space.control.v1.CloneRequest\x1a\x16.space.control.v1.Info\x12G\n" +
+	"\x04Diff\x12\x1d.space.control.v1.DiffRequest\x1a\x1e.space.control.v1.DiffResponse0\x01\x12A\n" +
+	"\x06Policy\x12\x15.space.control.v1.Ref\x1a .space.control.v1.SnapshotPolicy\x12Y\n" +
+	"\tSetPolicy\x12*.space.control.v1.SetSnapshotPolicyRequest\x1a .space.control.v1.SnapshotPolicy2\xe3\x01\n" +
 	"\vMaintenance\x12H\n" +
 	"\x05Usage\x12\x1e.space.control.v1.UsageRequest\x1a\x1f.space.control.v1.UsageResponse\x12>\n" +
 	"\x02GC\x12\x1b.space.control.v1.GCRequest\x1a\x19.space.control.v1.GCEvent0\x01\x12J\n" +
@@ -2557,107 +3416,150 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_control_proto_goTypes = []any{
-	(*Ref)(nil),                // 0: space.control.v1.Ref
-	(*Info)(nil),               // 1: space.control.v1.Info
-	(*PutHeader)(nil),          // 2: space.control.v1.PutHeader
-	(*PutRequest)(nil),         // 3: space.control.v1.PutRequest
-	(*GetRequest)(nil),         // 4: space.control.v1.GetRequest
-	(*GetResponse)(nil),        // 5: space.control.v1.GetResponse
-	(*StatResponse)(nil),       // 6: space.control.v1.StatResponse
-	(*ListRequest)(nil),        // 7: space.control.v1.ListRequest
-	(*ListResponse)(nil),       // 8: space.control.v1.ListResponse
-	(*RenameRequest)(nil),      // 9: space.control.v1.RenameRequest
-	(*PolicyText)(nil),         // 10: space.control.v1.PolicyText
-	(*SetPolicyRequest)(nil),   // 11: space.control.v1.SetPolicyRequest
-	(*UsageRequest)(nil),       // 12: space.control.v1.UsageRequest
-	(*UsageResponse)(nil),      // 13: space.control.v1.UsageResponse
-	(*Progress)(nil),           // 14: space.control.v1.Progress
-	(*GCRequest)(nil),          // 15: space.control.v1.GCRequest
-	(*GCEvent)(nil),            // 16: space.control.v1.GCEvent
-	(*GCReport)(nil),           // 17: space.control.v1.GCReport
-	(*VerifyRequest)(nil),      // 18: space.control.v1.VerifyRequest
-	(*VerifyEvent)(nil),        // 19: space.control.v1.VerifyEvent
-	(*VerifyReport)(nil),       // 20: space.control.v1.VerifyReport
-	(*Damage)(nil),             // 21: space.control.v1.Damage
-	(*KeysRequest)(nil),        // 22: space.control.v1.KeysRequest
-	(*RotateRequest)(nil),      // 23: space.control.v1.RotateRequest
-	(*KeysText)(nil),           // 24: space.control.v1.KeysText
-	(*KeyExport)(nil),          // 25: space.control.v1.KeyExport
-	(*CreateTreeRequest)(nil),  // 26: space.control.v1.CreateTreeRequest
-	(*MountRequest)(nil),       // 27: space.control.v1.MountRequest
-	(*Projection)(nil),         // 28: space.control.v1.Projection
-	(*ProjectionsRequest)(nil), // 29: space.control.v1.ProjectionsRequest
-	(*ProjectionList)(nil),     // 30: space.control.v1.ProjectionList
-	(*UnmountRequest)(nil),     // 31: space.control.v1.UnmountRequest
-	(*WaitRequest)(nil),        // 32: space.control.v1.WaitRequest
-	(*StatusRequest)(nil),      // 33: space.control.v1.StatusRequest
-	(*StatusResponse)(nil),     // 34: space.control.v1.StatusResponse
-	(*ShutdownRequest)(nil),    // 35: space.control.v1.ShutdownRequest
-	(*ErrorDetail)(nil),        // 36: space.control.v1.ErrorDetail
+	(*Ref)(nil),                      // 0: space.control.v1.Ref
+	(*Info)(nil),                     // 1: space.control.v1.Info
+	(*PutHeader)(nil),                // 2: space.control.v1.PutHeader
+	(*PutRequest)(nil),               // 3: space.control.v1.PutRequest
+	(*GetRequest)(nil),               // 4: space.control.v1.GetRequest
+	(*GetResponse)(nil),              // 5: space.control.v1.GetResponse
+	(*StatResponse)(nil),             // 6: space.control.v1.StatResponse
+	(*ListRequest)(nil),              // 7: space.control.v1.ListRequest
+	(*ListResponse)(nil),             // 8: space.control.v1.ListResponse
+	(*RenameRequest)(nil),            // 9: space.control.v1.RenameRequest
+	(*PolicyText)(nil),               // 10: space.control.v1.PolicyText
+	(*SetPolicyRequest)(nil),         // 11: space.control.v1.SetPolicyRequest
+	(*VolumeHeader)(nil),             // 12: space.control.v1.VolumeHeader
+	(*ResizeRequest)(nil),            // 13: space.control.v1.ResizeRequest
+	(*ImportRequest)(nil),            // 14: space.control.v1.ImportRequest
+	(*ExportRequest)(nil),            // 15: space.control.v1.ExportRequest
+	(*ExportResponse)(nil),           // 16: space.control.v1.ExportResponse
+	(*SnapshotRef)(nil),              // 17: space.control.v1.SnapshotRef
+	(*Snapshot)(nil),                 // 18: space.control.v1.Snapshot
+	(*SnapshotList)(nil),             // 19: space.control.v1.SnapshotList
+	(*CloneRequest)(nil),             // 20: space.control.v1.CloneRequest
+	(*DiffRequest)(nil),              // 21: space.control.v1.DiffRequest
+	(*DiffResponse)(nil),             // 22: space.control.v1.DiffResponse
+	(*Range)(nil),                    // 23: space.control.v1.Range
+	(*SnapshotPolicy)(nil),           // 24: space.control.v1.SnapshotPolicy
+	(*SetSnapshotPolicyRequest)(nil), // 25: space.control.v1.SetSnapshotPolicyRequest
+	(*UsageRequest)(nil),             // 26: space.control.v1.UsageRequest
+	(*UsageResponse)(nil),            // 27: space.control.v1.UsageResponse
+	(*Progress)(nil),                 // 28: space.control.v1.Progress
+	(*GCRequest)(nil),                // 29: space.control.v1.GCRequest
+	(*GCEvent)(nil),                  // 30: space.control.v1.GCEvent
+	(*GCReport)(nil),                 // 31: space.control.v1.GCReport
+	(*VerifyRequest)(nil),            // 32: space.control.v1.VerifyRequest
+	(*VerifyEvent)(nil),              // 33: space.control.v1.VerifyEvent
+	(*VerifyReport)(nil),             // 34: space.control.v1.VerifyReport
+	(*Damage)(nil),                   // 35: space.control.v1.Damage
+	(*KeysRequest)(nil),              // 36: space.control.v1.KeysRequest
+	(*RotateRequest)(nil),            // 37: space.control.v1.RotateRequest
+	(*KeysText)(nil),                 // 38: space.control.v1.KeysText
+	(*KeyExport)(nil),                // 39: space.control.v1.KeyExport
+	(*CreateTreeRequest)(nil),        // 40: space.control.v1.CreateTreeRequest
+	(*MountRequest)(nil),             // 41: space.control.v1.MountRequest
+	(*Projection)(nil),               // 42: space.control.v1.Projection
+	(*ProjectionsRequest)(nil),       // 43: space.control.v1.ProjectionsRequest
+	(*ProjectionList)(nil),           // 44: space.control.v1.ProjectionList
+	(*UnmountRequest)(nil),           // 45: space.control.v1.UnmountRequest
+	(*WaitRequest)(nil),              // 46: space.control.v1.WaitRequest
+	(*StatusRequest)(nil),            // 47: space.control.v1.StatusRequest
+	(*StatusResponse)(nil),           // 48: space.control.v1.StatusResponse
+	(*ShutdownRequest)(nil),          // 49: space.control.v1.ShutdownRequest
+	(*ErrorDetail)(nil),              // 50: space.control.v1.ErrorDetail
 }
 var file_control_proto_depIdxs = []int32{
 	2,  // 0: space.control.v1.PutRequest.header:type_name -> space.control.v1.PutHeader
 	1,  // 1: space.control.v1.GetResponse.info:type_name -> space.control.v1.Info
 	1,  // 2: space.control.v1.StatResponse.info:type_name -> space.control.v1.Info
 	1,  // 3: space.control.v1.ListResponse.capsules:type_name -> space.control.v1.Info
-	14, // 4: space.control.v1.GCEvent.progress:type_name -> space.control.v1.Progress
-	17, // 5: space.control.v1.GCEvent.report:type_name -> space.control.v1.GCReport
-	14, // 6: space.control.v1.VerifyEvent.progress:type_name -> space.control.v1.Progress
-	21, // 7: space.control.v1.VerifyEvent.damage:type_name -> space.control.v1.Damage
-	20, // 8: space.control.v1.VerifyEvent.report:type_name -> space.control.v1.VerifyReport
-	28, // 9: space.control.v1.ProjectionList.projections:type_name -> space.control.v1.Projection
-	21, // 10: space.control.v1.ErrorDetail.damage:type_name -> space.control.v1.Damage
-	3,  // 11: space.control.v1.Capsules.Put:input_type -> space.control.v1.PutRequest
-	4,  // 12: space.control.v1.Capsules.Get:input_type -> space.control.v1.GetRequest
-	0,  // 13: space.control.v1.Capsules.Resolve:input_type -> space.control.v1.Ref
-	0,  // 14: space.control.v1.Capsules.Stat:input_type -> space.control.v1.Ref
-	7,  // 15: space.control.v1.Capsules.List:input_type -> space.control.v1.ListRequest
-	9,  // 16: space.control.v1.Capsules.Rename:input_type -> space.control.v1.RenameRequest
-	0,  // 17: space.control.v1.Capsules.Remove:input_type -> space.control.v1.Ref
-	0,  // 18: space.control.v1.Capsules.Policy:input_type -> space.control.v1.Ref
-	11, // 19: space.control.v1.Capsules.SetPolicy:input_type -> space.control.v1.SetPolicyRequest
-	12, // 20: space.control.v1.Maintenance.Usage:input_type -> space.control.v1.UsageRequest
-	15, // 21: space.control.v1.Maintenance.GC:input_type -> space.control.v1.GCRequest
-	18, // 22: space.control.v1.Maintenance.Verify:input_type -> space.control.v1.VerifyRequest
-	22, // 23: space.control.v1.Keys.Describe:input_type -> space.control.v1.KeysRequest
-	23, // 24: space.control.v1.Keys.Rotate:input_type -> space.control.v1.RotateRequest
-	22, // 25: space.control.v1.Keys.Export:input_type -> space.control.v1.KeysRequest
-	26, // 26: space.control.v1.Trees.Create:input_type -> space.control.v1.CreateTreeRequest
-	27, // 27: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
-	29, // 28: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
-	31, // 29: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
-	32, // 30: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
-	33, // 31: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
-	35, // 32: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
-	1,  // 33: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
-	5,  // 34: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
-	1,  // 35: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
-	6,  // 36: space.control.v1.Capsules.Stat:output_type -> space.control.v1.StatResponse
-	8,  // 37: space.control.v1.Capsules.List:output_type -> space.control.v1.ListResponse
-	1,  // 38: space.control.v1.Capsules.Rename:output_type -> space.control.v1.Info
-	1,  // 39: space.control.v1.Capsules.Remove:output_type -> space.control.v1.Info
-	10, // 40: space.control.v1.Capsules.Policy:output_type -> space.control.v1.PolicyText
-	1,  // 41: space.control.v1.Capsules.SetPolicy:output_type -> space.control.v1.Info
-	13, // 42: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
-	16, // 43: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
-	19, // 44: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
-	24, // 45: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
-	24, // 46: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
-	25, // 47: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
-	1,  // 48: space.control.v1.Trees.Create:output_type -> space.control.v1.Info
-	28, // 49: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
-	30, // 50: space.control.v1.Projections.List:output_type -> space.control.v1.ProjectionList
-	28, // 51: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
-	28, // 52: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
-	34, // 53: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
-	34, // 54: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
-	33, // [33:55] is the sub-list for method output_type
-	11, // [11:33] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	12, // 4: space.control.v1.ImportRequest.header:type_name -> space.control.v1.VolumeHeader
+	1,  // 5: space.control.v1.ExportResponse.info:type_name -> space.control.v1.Info
+	18, // 6: space.control.v1.SnapshotList.snapshots:type_name -> space.control.v1.Snapshot
+	23, // 7: space.control.v1.DiffResponse.ranges:type_name -> space.control.v1.Range
+	24, // 8: space.control.v1.SetSnapshotPolicyRequest.policy:type_name -> space.control.v1.SnapshotPolicy
+	28, // 9: space.control.v1.GCEvent.progress:type_name -> space.control.v1.Progress
+	31, // 10: space.control.v1.GCEvent.report:type_name -> space.control.v1.GCReport
+	28, // 11: space.control.v1.VerifyEvent.progress:type_name -> space.control.v1.Progress
+	35, // 12: space.control.v1.VerifyEvent.damage:type_name -> space.control.v1.Damage
+	34, // 13: space.control.v1.VerifyEvent.report:type_name -> space.control.v1.VerifyReport
+	42, // 14: space.control.v1.ProjectionList.projections:type_name -> space.control.v1.Projection
+	35, // 15: space.control.v1.ErrorDetail.damage:type_name -> space.control.v1.Damage
+	3,  // 16: space.control.v1.Capsules.Put:input_type -> space.control.v1.PutRequest
+	4,  // 17: space.control.v1.Capsules.Get:input_type -> space.control.v1.GetRequest
+	0,  // 18: space.control.v1.Capsules.Resolve:input_type -> space.control.v1.Ref
+	0,  // 19: space.control.v1.Capsules.Stat:input_type -> space.control.v1.Ref
+	7,  // 20: space.control.v1.Capsules.List:input_type -> space.control.v1.ListRequest
+	9,  // 21: space.control.v1.Capsules.Rename:input_type -> space.control.v1.RenameRequest
+	0,  // 22: space.control.v1.Capsules.Remove:input_type -> space.control.v1.Ref
+	0,  // 23: space.control.v1.Capsules.Policy:input_type -> space.control.v1.Ref
+	11, // 24: space.control.v1.Capsules.SetPolicy:input_type -> space.control.v1.SetPolicyRequest
+	12, // 25: space.control.v1.Volumes.Create:input_type -> space.control.v1.VolumeHeader
+	13, // 26: space.control.v1.Volumes.Resize:input_type -> space.control.v1.ResizeRequest
+	14, // 27: space.control.v1.Volumes.Import:input_type -> space.control.v1.ImportRequest
+	15, // 28: space.control.v1.Volumes.Export:input_type -> space.control.v1.ExportRequest
+	17, // 29: space.control.v1.Snapshots.Create:input_type -> space.control.v1.SnapshotRef
+	0,  // 30: space.control.v1.Snapshots.List:input_type -> space.control.v1.Ref
+	17, // 31: space.control.v1.Snapshots.Delete:input_type -> space.control.v1.SnapshotRef
+	17, // 32: space.control.v1.Snapshots.Rollback:input_type -> space.control.v1.SnapshotRef
+	20, // 33: space.control.v1.Snapshots.Clone:input_type -> space.control.v1.CloneRequest
+	21, // 34: space.control.v1.Snapshots.Diff:input_type -> space.control.v1.DiffRequest
+	0,  // 35: space.control.v1.Snapshots.Policy:input_type -> space.control.v1.Ref
+	25, // 36: space.control.v1.Snapshots.SetPolicy:input_type -> space.control.v1.SetSnapshotPolicyRequest
+	26, // 37: space.control.v1.Maintenance.Usage:input_type -> space.control.v1.UsageRequest
+	29, // 38: space.control.v1.Maintenance.GC:input_type -> space.control.v1.GCRequest
+	32, // 39: space.control.v1.Maintenance.Verify:input_type -> space.control.v1.VerifyRequest
+	36, // 40: space.control.v1.Keys.Describe:input_type -> space.control.v1.KeysRequest
+	37, // 41: space.control.v1.Keys.Rotate:input_type -> space.control.v1.RotateRequest
+	36, // 42: space.control.v1.Keys.Export:input_type -> space.control.v1.KeysRequest
+	40, // 43: space.control.v1.Trees.Create:input_type -> space.control.v1.CreateTreeRequest
+	41, // 44: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
+	43, // 45: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
+	45, // 46: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
+	46, // 47: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
+	47, // 48: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
+	49, // 49: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
+	1,  // 50: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
+	5,  // 51: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
+	1,  // 52: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
+	6,  // 53: space.control.v1.Capsules.Stat:output_type -> space.control.v1.StatResponse
+	8,  // 54: space.control.v1.Capsules.List:output_type -> space.control.v1.ListResponse
+	1,  // 55: space.control.v1.Capsules.Rename:output_type -> space.control.v1.Info
+	1,  // 56: space.control.v1.Capsules.Remove:output_type -> space.control.v1.Info
+	10, // 57: space.control.v1.Capsules.Policy:output_type -> space.control.v1.PolicyText
+	1,  // 58: space.control.v1.Capsules.SetPolicy:output_type -> space.control.v1.Info
+	1,  // 59: space.control.v1.Volumes.Create:output_type -> space.control.v1.Info
+	1,  // 60: space.control.v1.Volumes.Resize:output_type -> space.control.v1.Info
+	1,  // 61: space.control.v1.Volumes.Import:output_type -> space.control.v1.Info
+	16, // 62: space.control.v1.Volumes.Export:output_type -> space.control.v1.ExportResponse
+	18, // 63: space.control.v1.Snapshots.Create:output_type -> space.control.v1.Snapshot
+	19, // 64: space.control.v1.Snapshots.List:output_type -> space.control.v1.SnapshotList
+	18, // 65: space.control.v1.Snapshots.Delete:output_type -> space.control.v1.Snapshot
+	1,  // 66: space.control.v1.Snapshots.Rollback:output_type -> space.control.v1.Info
+	1,  // 67: space.control.v1.Snapshots.Clone:output_type -> space.control.v1.Info
+	22, // 68: space.control.v1.Snapshots.Diff:output_type -> space.control.v1.DiffResponse
+	24, // 69: space.control.v1.Snapshots.Policy:output_type -> space.control.v1.SnapshotPolicy
+	24, // 70: space.control.v1.Snapshots.SetPolicy:output_type -> space.control.v1.SnapshotPolicy
+	27, // 71: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
+	30, // 72: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
+	33, // 73: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
+	38, // 74: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
+	38, // 75: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
+	39, // 76: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
+	1,  // 77: space.control.v1.Trees.Create:output_type -> space.control.v1.Info
+	42, // 78: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
+	44, // 79: space.control.v1.Projections.List:output_type -> space.control.v1.ProjectionList
+	42, // 80: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
+	42, // 81: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
+	48, // 82: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
+	48, // 83: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
+	50, // [50:84] is the sub-list for method output_type
+	16, // [16:50] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -2671,9 +3573,9 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   51,
 			NumExtensions: 0,
-			NumServices:   6,
+			NumServices:   8,
 		},
 		GoTypes:           file_control_proto_goTypes,
 		DependencyIndexes: file_control_proto_depIdxs,

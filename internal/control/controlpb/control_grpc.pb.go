@@ -438,6 +438,600 @@ var Capsules_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
+	Volumes_Create_FullMethodName = "/space.control.v1.Volumes/Create"
+	Volumes_Resize_FullMethodName = "/space.control.v1.Volumes/Resize"
+	Volumes_Import_FullMethodName = "/space.control.v1.Volumes/Import"
+	Volumes_Export_FullMethodName = "/space.control.v1.Volumes/Export"
+)
+
+// VolumesClient is the client API for Volumes service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+type VolumesClient interface {
+	Create(ctx context.Context, in *VolumeHeader, opts ...grpc.CallOption) (*Info, error)
+	Resize(ctx context.Context, in *ResizeRequest, opts ...grpc.CallOption) (*Info, error)
+	// Import makes a volume of what the stream carries, as Put does: data of at
+	// most 1 MiB a message, each with its offset, which ascend.
+	Import(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ImportRequest, Info], error)
+	// Export sends the volume's Info, then what is no hole, in order.
+	Export(ctx context.Context, in *ExportRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportResponse], error)
+}
+
+type volumesClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewVolumesClient(cc grpc.ClientConnInterface) VolumesClient {
+	return &volumesClient{cc}
+}
+
+func (c *volumesClient) Create(ctx context.Context, in *VolumeHeader, opts ...grpc.CallOption) (*Info, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Info)
+	err := c.cc.Invoke(ctx, Volumes_Create_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) Resize(ctx context.Context, in *ResizeRequest, opts ...grpc.CallOption) (*Info, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Info)
+	err := c.cc.Invoke(ctx, Volumes_Resize_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) Import(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ImportRequest, Info], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Volumes_ServiceDesc.Streams[0], Volumes_Import_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ImportRequest, Info]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Volumes_ImportClient = grpc.ClientStreamingClient[ImportRequest, Info]
+
+func (c *volumesClient) Export(ctx context.Context, in *ExportRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Volumes_ServiceDesc.Streams[1], Volumes_Export_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ExportRequest, ExportResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Volumes_ExportClient = grpc.ServerStreamingClient[ExportResponse]
+
+// VolumesServer is the server API for Volumes service.
+// All implementations must embed UnimplementedVolumesServer
+// for forward compatibility.
+type VolumesServer interface {
+	Create(context.Context, *VolumeHeader) (*Info, error)
+	Resize(context.Context, *ResizeRequest) (*Info, error)
+	// Import makes a volume of what the stream carries, as Put does: data of at
+	// most 1 MiB a message, each with its offset, which ascend.
+	Import(grpc.ClientStreamingServer[ImportRequest, Info]) error
+	// Export sends the volume's Info, then what is no hole, in order.
+	Export(*ExportRequest, grpc.ServerStreamingServer[ExportResponse]) error
+	mustEmbedUnimplementedVolumesServer()
+}
+
+// UnimplementedVolumesServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedVolumesServer struct{}
+
+func (UnimplementedVolumesServer) Create(context.Context, *VolumeHeader) (*Info, error) {
+	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
+}
+func (UnimplementedVolumesServer) Resize(context.Context, *ResizeRequest) (*Info, error) {
+	return nil, status.Error(codes.Unimplemented, "method Resize not implemented")
+}
+func (UnimplementedVolumesServer) Import(grpc.ClientStreamingServer[ImportRequest, Info]) error {
+	return status.Error(codes.Unimplemented, "method Import not implemented")
+}
+func (UnimplementedVolumesServer) Export(*ExportRequest, grpc.ServerStreamingServer[ExportResponse]) error {
+	return status.Error(codes.Unimplemented, "method Export not implemented")
+}
+func (UnimplementedVolumesServer) mustEmbedUnimplementedVolumesServer() {}
+func (UnimplementedVolumesServer) testEmbeddedByValue()                 {}
+
+// UnsafeVolumesServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to VolumesServer will
+// result in compilation errors.
+type UnsafeVolumesServer interface {
+	mustEmbedUnimplementedVolumesServer()
+}
+
+func RegisterVolumesServer(s grpc.ServiceRegistrar, srv VolumesServer) {
+	// If the following call panics, it indicates UnimplementedVolumesServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Volumes_ServiceDesc, srv)
+}
+
+func _Volumes_Create_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VolumeHeader)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).Create(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_Create_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).Create(ctx, req.(*VolumeHeader))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Volumes_Resize_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResizeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).Resize(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_Resize_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).Resize(ctx, req.(*ResizeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Volumes_Import_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(VolumesServer).Import(&grpc.GenericServerStream[ImportRequest, Info]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Volumes_ImportServer = grpc.ClientStreamingServer[ImportRequest, Info]
+
+func _Volumes_Export_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ExportRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(VolumesServer).Export(m, &grpc.GenericServerStream[ExportRequest, ExportResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Volumes_ExportServer = grpc.ServerStreamingServer[ExportResponse]
+
+// Volumes_ServiceDesc is the grpc.ServiceDesc for Volumes service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Volumes_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "space.control.v1.Volumes",
+	HandlerType: (*VolumesServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Create",
+			Handler:    _Volumes_Create_Handler,
+		},
+		{
+			MethodName: "Resize",
+			Handler:    _Volumes_Resize_Handler,
+		},
+	},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Import",
+			Handler:       _Volumes_Import_Handler,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Export",
+			Handler:       _Volumes_Export_Handler,
+			ServerStreams: true,
+		},
+	},
+	Metadata: "control.proto",
+}
+
+const (
+	Snapshots_Create_FullMethodName    = "/space.control.v1.Snapshots/Create"
+	Snapshots_List_FullMethodName      = "/space.control.v1.Snapshots/List"
+	Snapshots_Delete_FullMethodName    = "/space.control.v1.Snapshots/Delete"
+	Snapshots_Rollback_FullMethodName  = "/space.control.v1.Snapshots/Rollback"
+	Snapshots_Clone_FullMethodName     = "/space.control.v1.Snapshots/Clone"
+	Snapshots_Diff_FullMethodName      = "/space.control.v1.Snapshots/Diff"
+	Snapshots_Policy_FullMethodName    = "/space.control.v1.Snapshots/Policy"
+	Snapshots_SetPolicy_FullMethodName = "/space.control.v1.Snapshots/SetPolicy"
+)
+
+// SnapshotsClient is the client API for Snapshots service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+type SnapshotsClient interface {
+	Create(ctx context.Context, in *SnapshotRef, opts ...grpc.CallOption) (*Snapshot, error)
+	List(ctx context.Context, in *Ref, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SnapshotList], error)
+	Delete(ctx context.Context, in *SnapshotRef, opts ...grpc.CallOption) (*Snapshot, error)
+	Rollback(ctx context.Context, in *SnapshotRef, opts ...grpc.CallOption) (*Info, error)
+	Clone(ctx context.Context, in *CloneRequest, opts ...grpc.CallOption) (*Info, error)
+	Diff(ctx context.Context, in *DiffRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DiffResponse], error)
+	Policy(ctx context.Context, in *Ref, opts ...grpc.CallOption) (*SnapshotPolicy, error)
+	SetPolicy(ctx context.Context, in *SetSnapshotPolicyRequest, opts ...grpc.CallOption) (*SnapshotPolicy, error)
+}
+
+type snapshotsClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewSnapshotsClient(cc grpc.ClientConnInterface) SnapshotsClient {
+	return &snapshotsClient{cc}
+}
+
+func (c *snapshotsClient) Create(ctx context.Context, in *SnapshotRef, opts ...grpc.CallOption) (*Snapshot, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Snapshot)
+	err := c.cc.Invoke(ctx, Snapshots_Create_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *snapshotsClient) List(ctx context.Context, in *Ref, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SnapshotList], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Snapshots_ServiceDesc.Streams[0], Snapshots_List_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[Ref, SnapshotList]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Snapshots_ListClient = grpc.ServerStreamingClient[SnapshotList]
+
+func (c *snapshotsClient) Delete(ctx context.Context, in *SnapshotRef, opts ...grpc.CallOption) (*Snapshot, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Snapshot)
+	err := c.cc.Invoke(ctx, Snapshots_Delete_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *snapshotsClient) Rollback(ctx context.Context, in *SnapshotRef, opts ...grpc.CallOption) (*Info, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Info)
+	err := c.cc.Invoke(ctx, Snapshots_Rollback_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *snapshotsClient) Clone(ctx context.Context, in *CloneRequest, opts ...grpc.CallOption) (*Info, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Info)
+	err := c.cc.Invoke(ctx, Snapshots_Clone_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *snapshotsClient) Diff(ctx context.Context, in *DiffRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DiffResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Snapshots_ServiceDesc.Streams[1], Snapshots_Diff_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DiffRequest, DiffResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Snapshots_DiffClient = grpc.ServerStreamingClient[DiffResponse]
+
+func (c *snapshotsClient) Policy(ctx context.Context, in *Ref, opts ...grpc.CallOption) (*SnapshotPolicy, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SnapshotPolicy)
+	err := c.cc.Invoke(ctx, Snapshots_Policy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *snapshotsClient) SetPolicy(ctx context.Context, in *SetSnapshotPolicyRequest, opts ...grpc.CallOption) (*SnapshotPolicy, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SnapshotPolicy)
+	err := c.cc.Invoke(ctx, Snapshots_SetPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// SnapshotsServer is the server API for Snapshots service.
+// All implementations must embed UnimplementedSnapshotsServer
+// for forward compatibility.
+type SnapshotsServer interface {
+	Create(context.Context, *SnapshotRef) (*Snapshot, error)
+	List(*Ref, grpc.ServerStreamingServer[SnapshotList]) error
+	Delete(context.Context, *SnapshotRef) (*Snapshot, error)
+	Rollback(context.Context, *SnapshotRef) (*Info, error)
+	Clone(context.Context, *CloneRequest) (*Info, error)
+	Diff(*DiffRequest, grpc.ServerStreamingServer[DiffResponse]) error
+	Policy(context.Context, *Ref) (*SnapshotPolicy, error)
+	SetPolicy(context.Context, *SetSnapshotPolicyRequest) (*SnapshotPolicy, error)
+	mustEmbedUnimplementedSnapshotsServer()
+}
+
+// UnimplementedSnapshotsServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedSnapshotsServer struct{}
+
+func (UnimplementedSnapshotsServer) Create(context.Context, *SnapshotRef) (*Snapshot, error) {
+	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
+}
+func (UnimplementedSnapshotsServer) List(*Ref, grpc.ServerStreamingServer[SnapshotList]) error {
+	return status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedSnapshotsServer) Delete(context.Context, *SnapshotRef) (*Snapshot, error) {
+	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
+}
+func (UnimplementedSnapshotsServer) Rollback(context.Context, *SnapshotRef) (*Info, error) {
+	return nil, status.Error(codes.Unimplemented, "method Rollback not implemented")
+}
+func (UnimplementedSnapshotsServer) Clone(context.Context, *CloneRequest) (*Info, error) {
+	return nil, status.Error(codes.Unimplemented, "method Clone not implemented")
+}
+func (UnimplementedSnapshotsServer) Diff(*DiffRequest, grpc.ServerStreamingServer[DiffResponse]) error {
+	return status.Error(codes.Unimplemented, "method Diff not implemented")
+}
+func (UnimplementedSnapshotsServer) Policy(context.Context, *Ref) (*SnapshotPolicy, error) {
+	return nil, status.Error(codes.Unimplemented, "method Policy not implemented")
+}
+func (UnimplementedSnapshotsServer) SetPolicy(context.Context, *SetSnapshotPolicyRequest) (*SnapshotPolicy, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetPolicy not implemented")
+}
+func (UnimplementedSnapshotsServer) mustEmbedUnimplementedSnapshotsServer() {}
+func (UnimplementedSnapshotsServer) testEmbeddedByValue()                   {}
+
+// UnsafeSnapshotsServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to SnapshotsServer will
+// result in compilation errors.
+type UnsafeSnapshotsServer interface {
+	mustEmbedUnimplementedSnapshotsServer()
+}
+
+func RegisterSnapshotsServer(s grpc.ServiceRegistrar, srv SnapshotsServer) {
+	// If the following call panics, it indicates UnimplementedSnapshotsServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Snapshots_ServiceDesc, srv)
+}
+
+func _Snapshots_Create_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SnapshotRef)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).Create(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_Create_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).Create(ctx, req.(*SnapshotRef))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Snapshots_List_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(Ref)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(SnapshotsServer).List(m, &grpc.GenericServerStream[Ref, SnapshotList]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Snapshots_ListServer = grpc.ServerStreamingServer[SnapshotList]
+
+func _Snapshots_Delete_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SnapshotRef)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).Delete(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_Delete_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).Delete(ctx, req.(*SnapshotRef))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Snapshots_Rollback_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SnapshotRef)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).Rollback(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_Rollback_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).Rollback(ctx, req.(*SnapshotRef))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Snapshots_Clone_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CloneRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).Clone(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_Clone_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).Clone(ctx, req.(*CloneRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Snapshots_Diff_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(DiffRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(SnapshotsServer).Diff(m, &grpc.GenericServerStream[DiffRequest, DiffResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Snapshots_DiffServer = grpc.ServerStreamingServer[DiffResponse]
+
+func _Snapshots_Policy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Ref)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).Policy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_Policy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).Policy(ctx, req.(*Ref))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Snapshots_SetPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetSnapshotPolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).SetPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_SetPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).SetPolicy(ctx, req.(*SetSnapshotPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Snapshots_ServiceDesc is the grpc.ServiceDesc for Snapshots service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Snapshots_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "space.control.v1.Snapshots",
+	HandlerType: (*SnapshotsServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Create",
+			Handler:    _Snapshots_Create_Handler,
+		},
+		{
+			MethodName: "Delete",
+			Handler:    _Snapshots_Delete_Handler,
+		},
+		{
+			MethodName: "Rollback",
+			Handler:    _Snapshots_Rollback_Handler,
+		},
+		{
+			MethodName: "Clone",
+			Handler:    _Snapshots_Clone_Handler,
+		},
+		{
+			MethodName: "Policy",
+			Handler:    _Snapshots_Policy_Handler,
+		},
+		{
+			MethodName: "SetPolicy",
+			Handler:    _Snapshots_SetPolicy_Handler,
+		},
+	},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "List",
+			Handler:       _Snapshots_List_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Diff",
+			Handler:       _Snapshots_Diff_Handler,
+			ServerStreams: true,
+		},
+	},
+	Metadata: "control.proto",
+}
+
+const (
 	Maintenance_Usage_FullMethodName  = "/space.control.v1.Maintenance/Usage"
 	Maintenance_GC_FullMethodName     = "/space.control.v1.Maintenance/GC"
 	Maintenance_Verify_FullMethodName = "/space.control.v1.Maintenance/Verify"

@@ -30,6 +30,7 @@ type Outcome struct {
 const (
 	smallFiles = 512 // puts of small files under way: what the store's group commit needs
 	largeFiles = 2   // puts of larger ones: each is parallel in itself
+	readers    = 8   // files being read; the other puts wait for their commit
 	largeFile  = 512 << 10
 	lookahead  = 2048 // finished files that may wait for an earlier one
 )
@@ -48,7 +49,7 @@ func PutDir(ctx context.Context, api control.Capsules, dir, prefix string, polic
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	d := &dirPut{ctx: ctx, api: api, policy: policy, progress: progress,
-		jobs: make(chan *putJob), order: make(chan *putJob, lookahead), large: make(chan struct{}, largeFiles)}
+		jobs: make(chan *putJob), order: make(chan *putJob, lookahead), large: make(chan struct{}, largeFiles), readers: make(chan struct{}, readers)}
 	top := &openDir{fd: fd}
 	top.refs.Store(1)
 	var wg sync.WaitGroup
@@ -81,6 +82,7 @@ type dirPut struct {
 	jobs     chan *putJob
 	order    chan *putJob
 	large    chan struct{}
+	readers  chan struct{}
 }
 
 type putJob struct {
@@ -212,6 +214,11 @@ func (d *dirPut) work() {
 }
 
 func (d *dirPut) put(job *putJob) {
+	// Files go through the pipeline a few at a time, in buffers that stay in the
+	// processor's cache, instead of all at once in a buffer each.
+	d.readers <- struct{}{}
+	taken := sync.OnceFunc(func() { <-d.readers })
+	defer taken()
 	// O_NONBLOCK: what was a file when listed may be a pipe by now.
 	fd, err := unix.Openat(job.dir.fd, job.base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -229,6 +236,7 @@ func (d *dirPut) put(job *putJob) {
 		return
 	}
 	if st.Size >= largeFile {
+		taken() // or large files would keep small ones waiting
 		select {
 		case d.large <- struct{}{}:
 			defer func() { <-d.large }()
@@ -237,7 +245,7 @@ func (d *dirPut) put(job *putJob) {
 			return
 		}
 	}
-	req := store.PutRequest{Name: job.name, Size: st.Size, Policy: d.policy}
+	req := store.PutRequest{Name: job.name, Size: st.Size, Policy: d.policy, Taken: taken}
 	job.Info, job.Err = d.api.Put(d.ctx, req, &countingReader{fdReader(fd), d.progress})
 	d.progress.Files.Add(1)
 }
