@@ -368,6 +368,16 @@ func nameTaken(name string, by capsule.ID) error {
 	return capsule.Errorf(capsule.Exists, "the name %q is taken by capsule %s", name, by)
 }
 
+// checkUnused fails if a capsule, self, cannot be given name.
+func (t *tx) checkUnused(name string, self capsule.ID) error {
+	if id, err := lookupName(t.b, name); err != nil {
+		return err
+	} else if !id.IsZero() {
+		return nameTaken(name, id)
+	}
+	return t.checkFree(name, self)
+}
+
 // checkFree fails if name, which no capsule has, would have to be a file
 // and a directory at once. The capsule self does not count.
 func (t *tx) checkFree(name string, self capsule.ID) error {
