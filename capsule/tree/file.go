@@ -188,8 +188,10 @@ func (f *File) wrote(t *txn, off, n, grew int64) error {
 		return err
 	}
 	t.modified(in)
-	t.event(Event{Kind: Written, Ino: in.Ino, Off: off, Len: n})
-	in.Size = max(in.Size, off+n)
+	if n > 0 {
+		t.event(Event{Kind: Written, Ino: in.Ino, Off: off, Len: n})
+		in.Size = max(in.Size, off+n)
+	}
 	if err := t.written(in, f.cred); err != nil {
 		return err
 	}
