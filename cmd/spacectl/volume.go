@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"time"
 
@@ -24,7 +25,7 @@ have a unit: 10GiB, 500MB.`,
 		Args: cobra.NoArgs,
 		RunE: needsSubcommand,
 	}
-	cmd.AddCommand(newVolumeCreate(a), newVolumeResize(a), newVolumeList(a), newVolumeRemove(a), newVolumeImport(a), newVolumeExport(a))
+	cmd.AddCommand(newVolumeCreate(a), newVolumeResize(a), newVolumeList(a), newRemoveKind(a, capsule.Volume), newVolumeImport(a), newVolumeExport(a))
 	return cmd
 }
 
@@ -154,17 +155,18 @@ func newVolumeList(a *app) *cobra.Command {
 	return cmd
 }
 
-func newVolumeRemove(a *app) *cobra.Command {
+// newRemoveKind is rm for capsules of one kind.
+func newRemoveKind(a *app, kind capsule.Kind) *cobra.Command {
 	return &cobra.Command{
 		Use:     "rm REF...",
 		Aliases: []string{"remove"},
-		Short:   "Remove volumes, and nothing that is no volume",
+		Short:   fmt.Sprintf("Remove %ss, and nothing that is no %s", kind, kind),
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.removeAll(cmd, args, "volume rm", func(api node.Conn, ref string, remove func(node.Conn, string) error) error {
+			return a.removeAll(cmd, args, kind.String()+" rm", func(api node.Conn, ref string, remove func(node.Conn, string) error) error {
 				info, err := api.Resolve(cmd.Context(), ref)
-				if err == nil && info.Kind != capsule.Volume {
-					err = capsule.Errorf(capsule.Unsupported, "capsule %s is no volume, but of the kind %s; spacectl rm removes it", info.ID, info.Kind)
+				if err == nil && info.Kind != kind {
+					err = capsule.Errorf(capsule.Unsupported, "capsule %s is no %s, but of the kind %s; spacectl rm removes it", info.ID, kind, info.Kind)
 				}
 				if err != nil {
 					return err
