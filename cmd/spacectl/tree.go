@@ -12,6 +12,7 @@ import (
 	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/capsule/tree"
 	"github.com/spacestore/space/internal/control"
+	"github.com/spacestore/space/internal/control/transfer"
 	"github.com/spacestore/space/internal/node"
 )
 
@@ -90,11 +91,11 @@ name is replaced. When it returns, all of it is durable.`,
 				}
 				f, err := os.Open(args[1])
 				if err != nil {
-					return capsule.Wrap(capsule.IO, err, "open")
+					return transfer.FileError(err, "open")
 				}
 				defer f.Close()
 				if st, err := f.Stat(); err != nil {
-					return capsule.Wrap(capsule.IO, err, "stat")
+					return transfer.FileError(err, "stat")
 				} else if !st.IsDir() {
 					return take(f)
 				}
@@ -133,7 +134,7 @@ is copied as it is at one moment.`,
 					return err
 				}
 				if err := os.MkdirAll(args[1], 0o777); err != nil {
-					return capsule.Wrap(capsule.IO, err, "make the directory")
+					return transfer.FileError(err, "make the directory")
 				}
 				return tree.Pipe(give, func(r io.Reader) error { return tree.UnpackDir(cmd.Context(), args[1], r) })
 			}, "tree export %s", show(ref))
