@@ -15,12 +15,12 @@ import (
 var asRoot = &tree.Cred{}
 
 // killedBits are the permissions that a file loses when someone unprivileged
-// changes it, of which the kernel tells (HANDLE_KILLPRIV_V2).
-func killedBits(mode uint32) uint32 {
-	if mode&unix.S_IXGRP != 0 {
-		return mode & (unix.S_ISUID | unix.S_ISGID)
+// changes it, or anyone gives it away (HANDLE_KILLPRIV_V2).
+func killedBits(a *tree.Attr, by *gofuse.InHeader) uint32 {
+	if a.Mode&unix.S_IXGRP != 0 || by.Uid != 0 && a.GID != by.Gid {
+		return a.Mode & (unix.S_ISUID | unix.S_ISGID)
 	}
-	return mode & unix.S_ISUID
+	return a.Mode & unix.S_ISUID
 }
 
 func fillTreeAttr(out *gofuse.Attr, a *tree.Attr) {
@@ -92,7 +92,7 @@ func (f *treeSystem) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out *
 			if a, err = f.tree.GetAttr(f.ctx, in.NodeId); err != nil {
 				return err
 			}
-			if bits := killedBits(a.Mode); bits != 0 {
+			if bits := killedBits(&a, &in.InHeader); bits != 0 {
 				set.Set |= tree.SetMode
 				set.Mode = a.Mode &^ bits
 			}
@@ -118,12 +118,16 @@ func setTime(valid, given, now uint32, setGiven, setNow tree.Set) tree.Set {
 }
 
 // killPrivileges takes set-ID bits from a file that someone unprivileged wrote.
-func (f *treeSystem) killPrivileges(ino uint64) error {
+func (f *treeSystem) killPrivileges(ino uint64, by *gofuse.InHeader) error {
 	a, err := f.tree.GetAttr(f.ctx, ino)
-	if err != nil || killedBits(a.Mode) == 0 {
+	if err != nil {
 		return err
 	}
-	_, err = f.tree.SetAttr(f.ctx, asRoot, ino, tree.SetAttr{Set: tree.SetMode, Mode: a.Mode &^ killedBits(a.Mode)})
+	bits := killedBits(&a, by)
+	if bits == 0 {
+		return nil
+	}
+	_, err = f.tree.SetAttr(f.ctx, asRoot, ino, tree.SetAttr{Set: tree.SetMode, Mode: a.Mode &^ bits})
 	return err
 }
 

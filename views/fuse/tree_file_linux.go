@@ -56,7 +56,7 @@ func (f *treeSystem) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse
 			return err
 		}
 		if in.Mode&gofuse.OPEN_KILL_SUIDGID != 0 {
-			return f.killPrivileges(in.NodeId)
+			return f.killPrivileges(in.NodeId, &in.InHeader)
 		}
 		return nil
 	})
@@ -89,8 +89,11 @@ func (f *treeSystem) Create(cancel <-chan struct{}, in *gofuse.CreateIn, name st
 	var a tree.Attr
 	status := f.do("create", &in.InHeader, cancel, func() (err error) {
 		file, a, err = f.tree.Create(f.ctx, nil, in.NodeId, name, newOf(&in.InHeader, in.Mode, in.Umask), flags)
-		if err == nil && in.OpenFlags&gofuse.OPEN_KILL_SUIDGID != 0 {
-			err = f.killPrivileges(a.Ino)
+		if err != nil || in.OpenFlags&gofuse.OPEN_KILL_SUIDGID == 0 || a.Change == 1 {
+			return err // a new file keeps what it was made with
+		}
+		if err = f.killPrivileges(a.Ino, &in.InHeader); err == nil {
+			a, err = f.tree.GetAttr(f.ctx, a.Ino)
 		}
 		return err
 	})
@@ -131,7 +134,7 @@ func (f *treeSystem) Write(cancel <-chan struct{}, in *gofuse.WriteIn, data []by
 			n, err = h.WriteAt(f.ctx, data, int64(in.Offset))
 		}
 		if n > 0 && in.WriteFlags&gofuse.WRITE_KILL_SUIDGID != 0 {
-			if err := f.killPrivileges(in.NodeId); err != nil {
+			if err := f.killPrivileges(in.NodeId, &in.InHeader); err != nil {
 				return err
 			}
 		}
@@ -189,7 +192,10 @@ func (f *treeSystem) Fallocate(cancel <-chan struct{}, in *gofuse.FallocateIn) g
 		return gofuse.Status(syscall.EOPNOTSUPP)
 	}
 	return f.with("fallocate", in.Fh, &in.InHeader, cancel, func(h *treeFile) error {
-		return h.Allocate(f.ctx, mode, int64(in.Offset), int64(in.Length))
+		if err := h.Allocate(f.ctx, mode, int64(in.Offset), int64(in.Length)); err != nil || in.Uid == 0 {
+			return err
+		}
+		return f.killPrivileges(in.NodeId, &in.InHeader) // of which the kernel tells for writes alone
 	})
 }
 
@@ -221,9 +227,12 @@ func (f *treeSystem) CopyFileRange(cancel <-chan struct{}, in *gofuse.CopyFileRa
 	status := f.with("copy_file_range", in.FhIn, &in.InHeader, cancel, func(src *treeFile) (err error) {
 		n, err = tree.CopyRange(f.ctx, dst.File, int64(in.OffOut), src.File, int64(in.OffIn), int64(min(in.Len, maxCopy)))
 		if n > 0 {
-			return nil
+			err = nil
 		}
-		return err
+		if err != nil || in.Uid == 0 {
+			return err
+		}
+		return f.killPrivileges(dst.Ino(), &in.InHeader)
 	})
 	return uint32(n), status
 }
