@@ -11,7 +11,7 @@ tmp=$(mktemp -d "${TMPDIR:-/tmp}/space-demo.XXXXXX")
 export SPACE_HOME=$tmp/home
 unset SPACE_MASTER_KEY SPACE_MASTER_KEY_FILE SPACE_PASSPHRASE SPACE_PASSPHRASE_FILE
 cleanup() {
-	for d in "$tmp/d" "$tmp/ns"; do
+	for d in "$tmp/d" "$tmp/ns" "$tmp/work" "$tmp/vol"; do
 		# What is still projected after a step that failed.
 		if [[ -d $d ]]; then "$spacectl" project unmount --lazy "$d" >/dev/null 2>&1 || true; fi
 	done
@@ -30,6 +30,12 @@ run() { # shows a spacectl command and runs it
 }
 ok() { printf '   ✓ %s\n' "$*"; }
 die() { echo "demo: $*" >&2 && exit 1; }
+kill_node() { # kill -9 of the node that serves our mounts, and of nothing else
+	local p
+	for p in /proc/[0-9]*; do
+		if tr '\0' ' ' <"$p/cmdline" | grep -qF -- "serve --ephemeral --home $SPACE_HOME "; then kill -9 "${p#/proc/}"; fi
+	done 2>/dev/null # processes that have ended meanwhile
+}
 id_of() { "$spacectl" stat "$1" -o json | sed -n 's/^ *"id": *"\([^"]*\)".*/\1/p' | head -n 1; }
 
 src=$(go env GOROOT)/src
@@ -85,6 +91,44 @@ run policy show changed.tar
 printf 'compresion: zstd\n' >"$tmp/wrong.yaml"
 if run policy validate "$tmp/wrong.yaml"; then die "a policy with a typing error was accepted"; fi
 ok "a typing error is found, and told where"
+
+if [[ $view == "through FUSE" ]]; then
+	say "A tree: a directory to work in. Copy Go's sources into it, build in it, and look again after kill -9."
+	run tree create work
+	mkdir "$tmp/work"
+	run project mount work --target "$tmp/work"
+	cp -a "$tmp/go" "$tmp/work/go"
+	printf 'package main\n\nfunc main() { println("     built in a tree") }\n' >"$tmp/work/hello.go"
+	(cd "$tmp/work" && go run hello.go)
+	sync -f "$tmp/work"
+	run snapshot create work before
+	rm -r "$tmp/work/go/net"
+	kill_node
+	umount -l "$tmp/work" 2>/dev/null || fusermount3 -uz "$tmp/work"
+	run project mount work --target "$tmp/work"
+	run project unmount "$tmp/work"
+	run tree export work --snapshot before "$tmp/before"
+	diff -r "$tmp/go" "$tmp/before/go"
+	run fsck
+	ok "the snapshot holds the tree as it was when it was taken, and fsck finds nothing"
+
+	say "A volume: a disk image in, a snapshot, a change, and back."
+	truncate -s 64M "$tmp/disk"
+	head -c 3000000 "$tmp/go.tar" | dd of="$tmp/disk" bs=64K seek=100 conv=notrunc status=none
+	run volume import "$tmp/disk" --name disk
+	run snapshot create disk clean
+	mkdir "$tmp/vol"
+	run project mount disk --target "$tmp/vol"
+	head -c 1000000 /dev/urandom | dd of="$tmp/vol/content" bs=64K seek=10 conv=notrunc,fsync status=none
+	run project unmount "$tmp/vol"
+	run snapshot diff disk clean
+	run snapshot rollback disk clean
+	run volume export disk "$tmp/disk.out"
+	cmp "$tmp/disk" "$tmp/disk.out"
+	ok "rolled back, the volume is the image that was imported"
+else
+	say "Trees and volumes are shown through FUSE, which is not here."
+fi
 
 say "Rotate the keys, remove a capsule, collect garbage."
 run key rotate

@@ -368,14 +368,12 @@ func nameTaken(name string, by capsule.ID) error {
 	return capsule.Errorf(capsule.Exists, "the name %q is taken by capsule %s", name, by)
 }
 
-// checkNew fails if name cannot be a new capsule's, which will have the ID self.
-func (t *tx) checkNew(name string, self capsule.ID) error {
-	id, err := lookupName(t.b, name)
-	if err == nil && !id.IsZero() {
-		err = nameTaken(name, id)
-	}
-	if err != nil {
+// checkUnused fails if a capsule, self, cannot be given name.
+func (t *tx) checkUnused(name string, self capsule.ID) error {
+	if id, err := lookupName(t.b, name); err != nil {
 		return err
+	} else if !id.IsZero() {
+		return nameTaken(name, id)
 	}
 	return t.checkFree(name, self)
 }

@@ -24,6 +24,7 @@ func FuzzRecords(f *testing.F) {
 	f.Add((&snapshotRow{created: 1, content: c}).encode(capsule.Object))
 	f.Add((&snapshotRow{created: 1, living: living{family: 1, node: 2}}).encode(capsule.Tree))
 	f.Add((&familyRow{policy: policyID{1}}).encode())
+	f.Add((&retentionRow{every: 3600e9, keep: 24, last: 1}).encode())
 	f.Add((&nodeRow{parent: 7, owner: ownerSnapshot}).encode())
 	f.Add((&row{state: rowBlock, block: &liveBlock{pieces: []piece{
 		{off: 3, n: 2, mem: []byte("ab")}, {off: 9, n: 5, id: pipeline.SegmentID{2}, segOff: 1, segLen: 6}}}}).encode())
@@ -67,6 +68,12 @@ func FuzzRecords(f *testing.F) {
 		if r, err := decodeTotals(b); err == nil {
 			q, err := decodeTotals(r.encode())
 			if same("totals", err); q != r {
+				t.Fatalf("%+v became %+v", r, q)
+			}
+		}
+		if r, err := decodeRetention(b); err == nil {
+			q, err := decodeRetention(r.encode())
+			if same("snapshot policy", err); q != r {
 				t.Fatalf("%+v became %+v", r, q)
 			}
 		}

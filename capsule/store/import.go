@@ -37,7 +37,7 @@ func (s *Store) Import(ctx context.Context, req CreateRequest, r DataReader) (ca
 		if id, err := lookupName(s.kv, req.Name); err != nil {
 			return capsule.Info{}, err
 		} else if !id.IsZero() {
-			return capsule.Info{}, capsule.Errorf(capsule.Exists, "the name %q is taken by capsule %s", req.Name, id)
+			return capsule.Info{}, nameTaken(req.Name, id)
 		}
 	}
 	return s.makeLiving(ctx, req, func(l *Live) error {

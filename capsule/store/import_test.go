@@ -133,6 +133,22 @@ func TestImportThatFailsLeavesNothing(t *testing.T) {
 	wantClean(t, s)
 }
 
+func TestNamesOfNewCapsulesMustBeFree(t *testing.T) {
+	s, ctx := newStore(t), t.Context()
+	v := newVolume(t, s, "v", 1<<20)
+	v.Close()
+	if _, err := s.Snapshot(ctx, v.Info().ID, "a"); err != nil {
+		t.Fatal(err)
+	}
+	for _, taken := range []string{"v", "v/below"} {
+		_, err := s.Create(ctx, CreateRequest{Kind: capsule.Volume, Name: taken, Size: 1 << 20}, nil)
+		wantKind(t, err, capsule.Exists)
+		_, err = s.Clone(ctx, v.Info().ID, "a", taken)
+		wantKind(t, err, capsule.Exists)
+	}
+	wantClean(t, s)
+}
+
 // After a power cut in an import there is no volume, and no trace of it.
 func TestPowerCutInImport(t *testing.T) {
 	disk := vfstest.NewPowerCut()

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -114,17 +115,19 @@ func (l *Live) Get(key []byte) ([]byte, error) {
 
 // Scan calls fn for each row with lo <= key < hi, in order, until fn returns
 // false or an error. key and value are fn's only until it returns, and fn must
-// not call the store. No key may be the beginning of another, or of a bound.
+// not call the store. No key may be the beginning of another, or of hi.
 func (l *Live) Scan(lo, hi []byte, fn func(key, value []byte) (bool, error)) error {
 	return l.s.scanMeta(l.line.view.Load(), lo, hi, nil, fn)
 }
 
 func (s *Store) scanMeta(v *view, lo, hi []byte, local *btree.BTreeG[row], fn func(key, value []byte) (bool, error)) error {
 	return s.scanVersions(v, metaPrefix(v.family, lo), metaPrefix(v.family, hi), local, func(logical string, r *row) (bool, error) {
-		if r.state != rowData {
+		// A key that lo goes on from sorts before it, but its rows do not.
+		key := []byte(logical[1:])
+		if r.state != rowData || bytes.Compare(key, lo) < 0 {
 			return true, nil
 		}
-		return fn([]byte(logical[1:]), r.value)
+		return fn(key, r.value)
 	})
 }
 

@@ -48,8 +48,11 @@ func (r *CreateRequest) check() error {
 }
 
 func checkVolumeSize(size, block int64) error {
-	if size <= 0 || size > MaxVolume || size%block != 0 {
-		return capsule.Errorf(capsule.Invalid, "a volume's size is a multiple of its block size, %d bytes, and at most 64 TiB; not %d", block, size)
+	if size <= 0 || size > MaxVolume {
+		return capsule.Errorf(capsule.Invalid, "a volume has at least one block of %d bytes and at most 64 TiB, not %d bytes", block, size)
+	}
+	if more := size % block; more != 0 {
+		return capsule.Errorf(capsule.Invalid, "a volume's size is a multiple of its block size, %d bytes: not %d, but %d would do", block, size, size-more+block)
 	}
 	return nil
 }
@@ -138,7 +141,7 @@ func (s *Store) name(f *family, own living, kind capsule.Kind, id capsule.ID, na
 	node.owner = ownerCapsule
 	err := s.commit(synced, func(t *tx) error {
 		if name != "" {
-			if err := t.checkNew(name, id); err != nil {
+			if err := t.checkUnused(name, id); err != nil {
 				return err
 			}
 		}
@@ -492,7 +495,7 @@ func (s *Store) Clone(ctx context.Context, id capsule.ID, snapshot, name string)
 			return err
 		}
 		if name != "" {
-			if err := t.checkNew(name, fresh); err != nil {
+			if err := t.checkUnused(name, fresh); err != nil {
 				return err
 			}
 		}

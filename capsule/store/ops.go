@@ -108,14 +108,7 @@ func (s *Store) Rename(ctx context.Context, id capsule.ID, name string) (capsule
 		}
 		if rec.name != name {
 			if name != "" {
-				have, err := lookupName(t.b, name)
-				if err == nil && !have.IsZero() {
-					err = nameTaken(name, have)
-				}
-				if err == nil {
-					err = t.checkFree(name, id)
-				}
-				if err != nil {
+				if err := t.checkUnused(name, id); err != nil {
 					return err
 				}
 			}

@@ -28,7 +28,7 @@ const (
 	keyRow       = 'r' // + family + key + node       -> a row of a living capsule (overlay.go)
 	keySnapshot  = 'x' // + capsule ID + name         -> snapshotRow
 	keyShared    = 'o' // + content ID                -> how many records name the content, if not one
-	keyRetention = 'k' // + capsule ID               -> retentionRow
+	keyRetention = 'k' // + capsule ID                -> retentionRow
 	keyApplied   = 'j' //                             -> the journal's last record that is part of the metadata
 )
 

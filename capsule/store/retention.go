@@ -28,7 +28,7 @@ func decodeRetention(b []byte) (r retentionRow, err error) {
 	r.every = d.size()
 	r.keep = d.uint()
 	r.last = d.int()
-	if r.public().Check() != nil {
+	if r.every == 0 || r.public().Check() != nil {
 		d.fail()
 	}
 	return r, d.end("snapshot policy")

@@ -33,7 +33,8 @@ type Rows interface {
 	Get(key []byte) ([]byte, error)
 	// Scan calls fn for each row with lo <= key < hi in order until fn returns
 	// false or an error. key and value are fn's only until it returns, and fn
-	// must not call the capsule.
+	// must not call the capsule. No key may be the beginning of hi; lo may go on
+	// from a key, to begin behind it.
 	Scan(lo, hi []byte, fn func(key, value []byte) (bool, error)) error
 }
 

@@ -20,7 +20,7 @@ import (
 // ImportDir copies what is in a directory of the host into directory dir, as
 // Import of a tar of it would. Sockets are left out.
 func (fs *FS) ImportDir(ctx context.Context, dir uint64, host string) error {
-	return piped(func(w io.Writer) error { return packHost(ctx, host, w) },
+	return Pipe(func(w io.Writer) error { return PackDir(ctx, host, w) },
 		func(r io.Reader) error { return fs.Import(ctx, dir, r) })
 }
 
@@ -28,13 +28,13 @@ func (fs *FS) ImportDir(ctx context.Context, dir uint64, host string) error {
 // where nothing of the same names may be, directories excepted. Owners, devices
 // and attributes that only root may set are left out for others.
 func (fs *FS) ExportDir(ctx context.Context, dir uint64, host string) error {
-	return piped(func(w io.Writer) error { return fs.Export(ctx, dir, w) },
-		func(r io.Reader) error { return unpackHost(ctx, host, r) })
+	return Pipe(func(w io.Writer) error { return fs.Export(ctx, dir, w) },
+		func(r io.Reader) error { return UnpackDir(ctx, host, r) })
 }
 
-// piped lets one side write what the other reads, and returns the error that
+// Pipe lets one side write what the other reads, and returns the error that
 // came first.
-func piped(write func(io.Writer) error, read func(io.Reader) error) error {
+func Pipe(write func(io.Writer) error, read func(io.Reader) error) error {
 	r, w := io.Pipe()
 	written := make(chan error, 1)
 	go func() {
@@ -71,8 +71,8 @@ func hostError(err error, name string) error {
 	return capsule.Wrap(kind, err, "%s", name)
 }
 
-// packHost writes a directory of the host as a tar.
-func packHost(ctx context.Context, host string, w io.Writer) error {
+// PackDir writes a directory of the host as a tar.
+func PackDir(ctx context.Context, host string, w io.Writer) error {
 	root, err := os.OpenRoot(host)
 	if err != nil {
 		return hostError(err, host)
@@ -214,8 +214,8 @@ func hostXattrsOf(path string, h *tar.Header) error {
 	return nil
 }
 
-// unpackHost unpacks a tar of Export into a directory of the host.
-func unpackHost(ctx context.Context, host string, r io.Reader) error {
+// UnpackDir unpacks a tar of Export into a directory of the host.
+func UnpackDir(ctx context.Context, host string, r io.Reader) error {
 	root, err := os.OpenRoot(host)
 	if err != nil {
 		return hostError(err, host)

@@ -247,6 +247,13 @@ func TestCheckOnStore(t *testing.T) {
 	if _, err := fs.Mkdir(ctx, nil, tree.Root, "d", tree.New{Mode: 0o755}); err != nil {
 		t.Fatal(err)
 	}
+	for i := range 700 { // more than a page of the check
+		f, _, err := fs.Create(ctx, nil, tree.Root, fmt.Sprint("f", i), tree.New{Mode: 0o644}, tree.OpenWrite)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
 	bad := func(p tree.Problem) { t.Errorf("found %+v", p) }
 	if err := trees.Check(ctx, info.ID, false, bad); err != nil {
 		t.Fatal(err)

@@ -11,7 +11,6 @@ import (
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/internal/bench"
 	"github.com/spacestore/space/internal/control/transfer"
-	"github.com/spacestore/space/internal/node"
 )
 
 func newBench(a *app) *cobra.Command {
@@ -27,8 +26,8 @@ cipher and the codecs, and print each figure beside the limit that binds it.
 Works in a temporary directory with stores of its own, and removes it at the
 end. No other store is touched. docs/bench.md says how to read the result.`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if o.Size, err = node.ParseSize(corpus); err != nil {
-				return capsule.Errorf(capsule.Invalid, "--size %.32q is not valid; want %v", corpus, err)
+			if o.Size, err = parseSize("--size", corpus); err != nil {
+				return err
 			}
 			if o.Dir == "" {
 				if o.Dir, err = os.Getwd(); err != nil {

@@ -22,7 +22,7 @@ page at a time: a note says how to get the next; --all prints all pages.`,
 			if q.Limit < 1 || q.Limit > 1000 {
 				return capsule.Errorf(capsule.Invalid, "--limit %d is not between 1 and 1000; --all lists everything", q.Limit)
 			}
-			return a.with(cmd.Context(), func(api node.Conn) error { return a.list(cmd, api, q, all) }, "list")
+			return a.with(cmd.Context(), func(api node.Conn) error { return a.list(cmd, api, q, all, 0) }, "list")
 		},
 	}
 	f := cmd.Flags()
@@ -33,12 +33,13 @@ page at a time: a note says how to get the next; --all prints all pages.`,
 	return cmd
 }
 
-func (a *app) list(cmd *cobra.Command, api node.Conn, q store.ListQuery, all bool) error {
+// list prints capsules, if kind is not 0 only those of that kind.
+func (a *app) list(cmd *cobra.Command, api node.Conn, q store.ListQuery, all bool, kind capsule.Kind) error {
 	var js *jsonList
 	if a.json() {
 		js = a.newJSONList("capsules")
 	} else {
-		a.printf("%-36s  %10s  %-19s  %s\n", "ID", "SIZE", "MODIFIED", "NAME")
+		a.printf("%-36s  %-6s  %10s  %-19s  %s\n", "ID", "KIND", "SIZE", "MODIFIED", "NAME")
 	}
 	for {
 		page, err := api.List(cmd.Context(), q)
@@ -46,6 +47,9 @@ func (a *app) list(cmd *cobra.Command, api node.Conn, q store.ListQuery, all boo
 			return err
 		}
 		for _, c := range page.Capsules {
+			if kind != 0 && c.Kind != kind {
+				continue
+			}
 			if js != nil {
 				if err := js.add(c); err != nil {
 					return err
@@ -56,7 +60,7 @@ func (a *app) list(cmd *cobra.Command, api node.Conn, q store.ListQuery, all boo
 			if name == "" {
 				name = "-"
 			}
-			a.printf("%s  %10s  %s  %s\n", c.ID, size(c.Size), when(c.Modified), name)
+			a.printf("%s  %-6s  %10s  %s  %s\n", c.ID, c.Kind, size(c.Size), when(c.Modified), name)
 		}
 		if page.Next == "" || !all {
 			if js != nil {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/node"
 )
 
 // output is standard output, buffered; its failures can be told from others.
@@ -189,6 +190,15 @@ func size(n int64) string {
 		}
 	}
 	panic("unreachable")
+}
+
+// parseSize reads the number of bytes that a flag was given.
+func parseSize(flag, text string) (int64, error) {
+	n, err := node.ParseSize(text)
+	if err != nil {
+		return 0, capsule.Errorf(capsule.Invalid, "%s %.32q is not valid; want %v", flag, text, err)
+	}
+	return n, nil
 }
 
 func when(t time.Time) string {

@@ -15,8 +15,7 @@ func newRename(a *app) *cobra.Command {
 		Long:    `Give a capsule another name, or with the empty string ("") none. Its ID stays.`,
 		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var ref refFlags
-			target, err := ref.ref(args[:1])
+			target, err := refArg(args)
 			if err != nil {
 				return err
 			}

@@ -25,52 +25,57 @@ named PREFIX/path go.`,
 			if len(refs) == 0 {
 				return capsule.Errorf(capsule.Invalid, "rm: name at least one capsule, by its ID or its name")
 			}
-			var (
-				failed  failures
-				removed = []capsule.Info{}
-				n       int64
-			)
-			remove := func(api node.Conn, ref string) error {
-				info, err := api.Remove(cmd.Context(), ref)
-				if err != nil {
-					failed.add(a, "rm", show(ref), err)
-					return fatal(err)
+			return a.removeAll(cmd, refs, "rm", func(api node.Conn, ref string, remove func(node.Conn, string) error) error {
+				if recursive {
+					return eachUnder(cmd, api, ref, remove)
 				}
-				if n++; a.json() {
-					removed = append(removed, info)
-				}
-				return nil
-			}
-			err := a.with(cmd.Context(), func(api node.Conn) error {
-				for _, ref := range refs {
-					if !recursive {
-						if err := remove(api, ref); err != nil {
-							return err
-						}
-						continue
-					}
-					if err := eachUnder(cmd, api, ref, remove); err != nil {
-						if failed.add(a, "rm -r", show(ref), err); fatal(err) != nil {
-							return err
-						}
-					}
-				}
-				return nil
-			}, "rm")
-			if err != nil {
-				return err
-			}
-			if a.json() {
-				if err := a.printJSON(map[string]any{"removed": removed, "failed": failed.list()}); err != nil {
-					return err
-				}
-			}
-			return failed.err("rm: %d of %d capsules were not removed", failed.count(), n+failed.count())
+				return remove(api, ref)
+			})
 		},
 	}
 	cmd.Flags().BoolVarP(&recursive, "recursive", "r", false, "remove all capsules under a prefix")
 	cmd.Flags().StringArrayVar(&ids, "id", nil, "the ID of a capsule to remove")
 	return cmd
+}
+
+// removeAll calls each with every ref and with what removes a capsule. What
+// fails is said, and the rest goes on.
+func (a *app) removeAll(cmd *cobra.Command, refs []string, verb string, each func(node.Conn, string, func(node.Conn, string) error) error) error {
+	var (
+		failed  failures
+		removed = []capsule.Info{}
+		n       int64
+	)
+	remove := func(api node.Conn, ref string) error {
+		info, err := api.Remove(cmd.Context(), ref)
+		if err != nil {
+			failed.add(a, verb, show(ref), err)
+			return fatal(err)
+		}
+		if n++; a.json() {
+			removed = append(removed, info)
+		}
+		return nil
+	}
+	err := a.with(cmd.Context(), func(api node.Conn) error {
+		for _, ref := range refs {
+			if err := each(api, ref, remove); fatal(err) != nil {
+				return err
+			} else if err != nil {
+				failed.add(a, verb, show(ref), err)
+			}
+		}
+		return nil
+	}, "%s", verb)
+	if err != nil {
+		return err
+	}
+	if a.json() {
+		if err := a.printJSON(map[string]any{"removed": removed, "failed": failed.list()}); err != nil {
+			return err
+		}
+	}
+	return failed.err("%s: %d of %d capsules were not removed", verb, failed.count(), n+failed.count())
 }
 
 // eachUnder calls fn with the ID of every capsule under a prefix. A cursor says

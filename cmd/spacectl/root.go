@@ -20,8 +20,9 @@ import (
 // commands are the constructors of all commands, one file each.
 var commands = []func(*app) *cobra.Command{
 	newPut, newGet, newList, newStat, newRename, newRemove, newPolicy,
-	newTree, newProject,
-	newVerify, newGC, newDf, newKey, newBench,
+	newVolume, newTree, newSnapshot, newClone,
+	newProject,
+	newVerify, newFsck, newGC, newDf, newKey, newBench,
 	newServe, newVersion, newMan,
 }
 
@@ -186,6 +187,9 @@ func (r *refFlags) ref(args []string) (string, error) {
 	}
 	return given[0], nil
 }
+
+// refArg is the capsule that the first of several arguments names.
+func refArg(args []string) (string, error) { return (&refFlags{}).ref(args[:1]) }
 
 // show shortens what a user typed for use in an error.
 func show(s string) string {

@@ -46,6 +46,7 @@ func newStat(a *app) *cobra.Command {
 				"Created", when(st.Created),
 				"Modified", when(st.Modified),
 				"Segments", fmt.Sprint(st.Segments),
+				"Allocated", bytesText(st.AllocatedBytes),
 				"Holes", bytesText(st.HoleBytes),
 				"Unique", bytesText(st.UniqueBytes),
 				"Stored", bytesText(st.StoredBytes),

@@ -59,7 +59,7 @@ type Volumes interface {
 	ExportVolume(ctx context.Context, req ExportRequest, begin func(capsule.Info) (io.WriterAt, error)) error
 }
 
-// ExportRequest asks for a volume as it is, or as it was in a snapshot.
+// ExportRequest asks for a volume or tree as it is, or as it was in a snapshot.
 type ExportRequest struct {
 	Ref      string
 	Snapshot string // "": as it is
@@ -90,6 +90,36 @@ type DiffRequest struct {
 // Trees are the operations on directory trees that need no mount.
 type Trees interface {
 	CreateTree(ctx context.Context, req CreateTreeRequest) (capsule.Info, error)
+	// ImportTree unpacks a tar into a tree.
+	ImportTree(ctx context.Context, ref string, tar io.Reader) error
+	// ExportTree writes a tree as a tar, as it is at one moment.
+	ExportTree(ctx context.Context, req ExportRequest, tar io.Writer) error
+	// ListTree calls fn with the entries of a directory, or with what else the
+	// path names.
+	ListTree(ctx context.Context, req ListTreeRequest, fn func(TreeEntry) error) error
+	// CheckTree calls fn with all that is wrong in a tree, and with repair puts
+	// right what it can.
+	CheckTree(ctx context.Context, ref string, repair bool, fn func(tree.Problem)) error
+}
+
+// ListTreeRequest asks for a directory of a tree.
+type ListTreeRequest struct {
+	Ref      string
+	Snapshot string // "": as it is
+	Path     string // slash-separated; "" is the top directory
+}
+
+// TreeEntry is what a listing of a tree says of one name.
+type TreeEntry struct {
+	Name   string    `json:"name"`
+	Mode   uint32    `json:"mode"` // as stat(2) has it
+	Nlink  uint32    `json:"nlink"`
+	UID    uint32    `json:"uid"`
+	GID    uint32    `json:"gid"`
+	Size   int64     `json:"size"`
+	Mtime  time.Time `json:"mtime"`
+	Inode  uint64    `json:"inode"`
+	Target string    `json:"target,omitempty"` // of a symbolic link
 }
 
 // CreateTreeRequest asks for an empty tree whose root belongs to UID and GID.
@@ -114,6 +144,8 @@ type VerifyRequest struct {
 	Ref    string
 	Rate   int64 // bytes per second; 0: as fast as it goes
 	Resume bool
+	// Metadata asks, of the whole store, to check what is known of it alone.
+	Metadata bool
 }
 
 // Keyring is about the store's keys. ExportKey returns secrets; the socket

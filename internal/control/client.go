@@ -112,30 +112,12 @@ func (c *Client) Put(ctx context.Context, req store.PutRequest, r io.Reader) (ca
 		return capsule.Info{}, c.fromStatus(ctx, err)
 	}
 	header := &controlpb.PutHeader{Name: req.Name, Id: idTo(req.ID), Exclusive: req.Exclusive, Size: req.Size, Policy: policyTo(req.Policy)}
-	s := &sender{stream: stream, head: func(_ int64, last bool) proto.Message {
-		m := &controlpb.PutRequest{Header: header, Last: last}
-		header = nil
-		return m
-	}}
-	defer s.beatEvery(c.heartbeat)()
 	want := chunkSize
 	if req.Size >= 0 && req.Size < chunkSize {
 		want = int(req.Size) + 1 // one more, to see the end, or that there is too much
 	}
-	for last := false; !last; {
-		buf := c.pool.Get(want)
-		n, err := io.ReadFull(r, *buf)
-		last = err == io.EOF || err == io.ErrUnexpectedEOF
-		if err != nil && !last {
-			c.pool.Put(buf)
-			return capsule.Info{}, err
-		}
-		*buf = (*buf)[:n]
-		if err := s.send(mem.BufferSlice{mem.NewBuffer(buf, c.pool)}, 0, last); err == io.EOF {
-			break // the node has answered already, and RecvMsg says what
-		} else if err != nil {
-			return capsule.Info{}, c.fromStatus(ctx, err)
-		}
+	if err := c.sendContent(ctx, stream, header, want, r); err != nil {
+		return capsule.Info{}, err
 	}
 	if req.Taken != nil {
 		req.Taken()
@@ -145,6 +127,33 @@ func (c *Client) Put(ctx context.Context, req store.PutRequest, r io.Reader) (ca
 		return capsule.Info{}, c.fromStatus(ctx, err)
 	}
 	return infoFrom(&info), nil
+}
+
+// sendContent sends what r gives in messages of PutRequest, want bytes each. It
+// returns nil too when the node has answered already.
+func (c *Client) sendContent(ctx context.Context, stream grpc.ClientStream, header *controlpb.PutHeader, want int, r io.Reader) error {
+	s := &sender{stream: stream, head: func(_ int64, last bool) proto.Message {
+		m := &controlpb.PutRequest{Header: header, Last: last}
+		header = nil
+		return m
+	}}
+	defer s.beatEvery(c.heartbeat)()
+	for last := false; !last; {
+		buf := c.pool.Get(want)
+		n, err := io.ReadFull(r, *buf)
+		last = err == io.EOF || err == io.ErrUnexpectedEOF
+		if err != nil && !last {
+			c.pool.Put(buf)
+			return err
+		}
+		*buf = (*buf)[:n]
+		if err := s.send(mem.BufferSlice{mem.NewBuffer(buf, c.pool)}, 0, last); err == io.EOF {
+			return nil // the answer says what
+		} else if err != nil {
+			return c.fromStatus(ctx, err)
+		}
+	}
+	return nil
 }
 
 // sender sends the messages of content: some as it comes, and in between empty
@@ -480,12 +489,6 @@ func (c *Client) snapshotPolicy(ctx context.Context) func(*controlpb.SnapshotPol
 	}
 }
 
-// CreateTree implements API.
-func (c *Client) CreateTree(ctx context.Context, req CreateTreeRequest) (capsule.Info, error) {
-	return c.info(ctx)(c.trees.Create(ctx, &controlpb.CreateTreeRequest{Name: req.Name, Policy: policyTo(req.Policy),
-		QuotaBytes: req.Quota.Bytes, QuotaInodes: req.Quota.Inodes, Uid: req.UID, Gid: req.GID}))
-}
-
 // Usage implements API.
 func (c *Client) Usage(ctx context.Context) (capsule.Usage, error) {
 	p, err := c.maintenance.Usage(ctx, &controlpb.UsageRequest{})
@@ -514,7 +517,7 @@ func (c *Client) GC(ctx context.Context, o store.GCOptions, progress func(done, 
 
 // Verify implements API.
 func (c *Client) Verify(ctx context.Context, req VerifyRequest, progress func(done, total int64)) (store.VerifyReport, error) {
-	stream, err := c.maintenance.Verify(ctx, &controlpb.VerifyRequest{Ref: req.Ref, Rate: req.Rate, Resume: req.Resume})
+	stream, err := c.maintenance.Verify(ctx, &controlpb.VerifyRequest{Ref: req.Ref, Rate: req.Rate, Resume: req.Resume, Metadata: req.Metadata})
 	if err != nil {
 		return store.VerifyReport{}, c.fromStatus(ctx, err)
 	}

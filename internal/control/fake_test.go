@@ -11,6 +11,7 @@ import (
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/capsule/store/keyring"
+	"github.com/spacestore/space/capsule/tree"
 	"github.com/spacestore/space/views"
 )
 
@@ -186,3 +187,13 @@ func serveAt(t testing.TB, home string, api API, limits Limits) *Client {
 	t.Cleanup(func() { c.Close() })
 	return c
 }
+
+func (f *fake) ImportTree(_ context.Context, _ string, tar io.Reader) error {
+	_, err := io.Copy(io.Discard, tar)
+	return err
+}
+func (f *fake) ExportTree(context.Context, ExportRequest, io.Writer) error { return nil }
+func (f *fake) ListTree(context.Context, ListTreeRequest, func(TreeEntry) error) error {
+	return nil
+}
+func (f *fake) CheckTree(context.Context, string, bool, func(tree.Problem)) error { return nil }

@@ -22,7 +22,6 @@ import (
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/capsule/store/keyring"
-	"github.com/spacestore/space/capsule/tree"
 	"github.com/spacestore/space/internal/control/controlpb"
 	"github.com/spacestore/space/views"
 )
@@ -498,25 +497,6 @@ func (s capsulesServer) SetPolicy(ctx context.Context, req *controlpb.SetPolicyR
 	return infoReply(s.api.SetPolicy(ctx, req.GetRef(), pol))
 }
 
-type treesServer struct {
-	controlpb.UnimplementedTreesServer
-	*Server
-}
-
-func (s treesServer) Create(ctx context.Context, req *controlpb.CreateTreeRequest) (*controlpb.Info, error) {
-	if req.GetName() != "" {
-		if err := capsule.CheckName(req.GetName()); err != nil {
-			return nil, err
-		}
-	}
-	pol, err := policyFrom(req.GetPolicy())
-	if err != nil {
-		return nil, err
-	}
-	return infoReply(s.api.CreateTree(ctx, CreateTreeRequest{Name: req.GetName(), Policy: pol,
-		Quota: tree.Quota{Bytes: req.GetQuotaBytes(), Inodes: req.GetQuotaInodes()}, UID: req.GetUid(), GID: req.GetGid()}))
-}
-
 type maintenanceServer struct {
 	controlpb.UnimplementedMaintenanceServer
 	*Server
@@ -573,7 +553,7 @@ func (s maintenanceServer) Verify(req *controlpb.VerifyRequest, stream grpc.Serv
 	if req.GetRate() < 0 {
 		return capsule.Errorf(capsule.Invalid, "verify: rate %d is negative", req.GetRate())
 	}
-	report, err := s.api.Verify(stream.Context(), VerifyRequest{Ref: req.GetRef(), Rate: req.GetRate(), Resume: req.GetResume()},
+	report, err := s.api.Verify(stream.Context(), VerifyRequest{Ref: req.GetRef(), Rate: req.GetRate(), Resume: req.GetResume(), Metadata: req.GetMetadata()},
 		throttled(func(p *controlpb.Progress) { _ = stream.Send(&controlpb.VerifyEvent{Progress: p}) }))
 	if err != nil {
 		return err

@@ -119,11 +119,6 @@ func (l *Local) SetPolicy(ctx context.Context, ref string, p *capsule.Policy) (c
 	return info, l.store.SetPolicy(ctx, info.ID, p)
 }
 
-// CreateTree implements control.API.
-func (l *Local) CreateTree(ctx context.Context, req control.CreateTreeRequest) (capsule.Info, error) {
-	return l.trees.Create(ctx, req.Name, req.Policy, tree.New{Mode: 0o755, UID: req.UID, GID: req.GID}, req.Quota)
-}
-
 // Usage implements control.API.
 func (l *Local) Usage(ctx context.Context) (capsule.Usage, error) { return l.store.Usage(ctx) }
 
@@ -134,7 +129,7 @@ func (l *Local) GC(ctx context.Context, o store.GCOptions, progress func(done, t
 
 // Verify implements control.API.
 func (l *Local) Verify(ctx context.Context, req control.VerifyRequest, progress func(done, total int64)) (store.VerifyReport, error) {
-	o := store.VerifyOptions{Rate: req.Rate, Resume: req.Resume}
+	o := store.VerifyOptions{Rate: req.Rate, Resume: req.Resume, Metadata: req.Metadata}
 	if req.Ref != "" {
 		info, err := l.store.Resolve(ctx, req.Ref)
 		if err != nil {

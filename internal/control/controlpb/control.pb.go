@@ -1992,6 +1992,7 @@ type VerifyRequest struct {
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`    // empty: the whole store
 	Rate          int64                  `protobuf:"varint,2,opt,name=rate,proto3" json:"rate,omitempty"` // bytes per second; 0: no limit
 	Resume        bool                   `protobuf:"varint,3,opt,name=resume,proto3" json:"resume,omitempty"`
+	Metadata      bool                   `protobuf:"varint,4,opt,name=metadata,proto3" json:"metadata,omitempty"` // of the whole store: no content
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2043,6 +2044,13 @@ func (x *VerifyRequest) GetRate() int64 {
 func (x *VerifyRequest) GetResume() bool {
 	if x != nil {
 		return x.Resume
+	}
+	return false
+}
+
+func (x *VerifyRequest) GetMetadata() bool {
+	if x != nil {
+		return x.Metadata
 	}
 	return false
 }
@@ -2538,6 +2546,338 @@ func (x *CreateTreeRequest) GetGid() uint32 {
 	return 0
 }
 
+type ListTreeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Snapshot      string                 `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // empty: the tree as it is
+	Path          []byte                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`         // of a directory, or of what is to be listed alone
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTreeRequest) Reset() {
+	*x = ListTreeRequest{}
+	mi := &file_control_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTreeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTreeRequest) ProtoMessage() {}
+
+func (x *ListTreeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTreeRequest.ProtoReflect.Descriptor instead.
+func (*ListTreeRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ListTreeRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *ListTreeRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *ListTreeRequest) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+type TreeEntries struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       []*TreeEntry           `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TreeEntries) Reset() {
+	*x = TreeEntries{}
+	mi := &file_control_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TreeEntries) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TreeEntries) ProtoMessage() {}
+
+func (x *TreeEntries) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TreeEntries.ProtoReflect.Descriptor instead.
+func (*TreeEntries) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *TreeEntries) GetEntries() []*TreeEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+type TreeEntry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          []byte                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Mode          uint32                 `protobuf:"varint,2,opt,name=mode,proto3" json:"mode,omitempty"` // as stat(2) has it
+	Nlink         uint32                 `protobuf:"varint,3,opt,name=nlink,proto3" json:"nlink,omitempty"`
+	Uid           uint32                 `protobuf:"varint,4,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32                 `protobuf:"varint,5,opt,name=gid,proto3" json:"gid,omitempty"`
+	Size          int64                  `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`
+	Mtime         int64                  `protobuf:"varint,7,opt,name=mtime,proto3" json:"mtime,omitempty"` // seconds since 1970
+	MtimeNanos    uint32                 `protobuf:"varint,8,opt,name=mtime_nanos,json=mtimeNanos,proto3" json:"mtime_nanos,omitempty"`
+	Inode         uint64                 `protobuf:"varint,9,opt,name=inode,proto3" json:"inode,omitempty"`
+	Target        []byte                 `protobuf:"bytes,10,opt,name=target,proto3" json:"target,omitempty"` // of a symbolic link
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TreeEntry) Reset() {
+	*x = TreeEntry{}
+	mi := &file_control_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TreeEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TreeEntry) ProtoMessage() {}
+
+func (x *TreeEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TreeEntry.ProtoReflect.Descriptor instead.
+func (*TreeEntry) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *TreeEntry) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *TreeEntry) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *TreeEntry) GetNlink() uint32 {
+	if x != nil {
+		return x.Nlink
+	}
+	return 0
+}
+
+func (x *TreeEntry) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *TreeEntry) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *TreeEntry) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *TreeEntry) GetMtime() int64 {
+	if x != nil {
+		return x.Mtime
+	}
+	return 0
+}
+
+func (x *TreeEntry) GetMtimeNanos() uint32 {
+	if x != nil {
+		return x.MtimeNanos
+	}
+	return 0
+}
+
+func (x *TreeEntry) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *TreeEntry) GetTarget() []byte {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+type CheckTreeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Repair        bool                   `protobuf:"varint,2,opt,name=repair,proto3" json:"repair,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckTreeRequest) Reset() {
+	*x = CheckTreeRequest{}
+	mi := &file_control_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckTreeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckTreeRequest) ProtoMessage() {}
+
+func (x *CheckTreeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckTreeRequest.ProtoReflect.Descriptor instead.
+func (*CheckTreeRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *CheckTreeRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *CheckTreeRequest) GetRepair() bool {
+	if x != nil {
+		return x.Repair
+	}
+	return false
+}
+
+type TreeProblem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Inode         uint64                 `protobuf:"varint,1,opt,name=inode,proto3" json:"inode,omitempty"` // 0: it concerns the tree
+	What          string                 `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
+	Repaired      bool                   `protobuf:"varint,3,opt,name=repaired,proto3" json:"repaired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TreeProblem) Reset() {
+	*x = TreeProblem{}
+	mi := &file_control_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TreeProblem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TreeProblem) ProtoMessage() {}
+
+func (x *TreeProblem) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TreeProblem.ProtoReflect.Descriptor instead.
+func (*TreeProblem) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *TreeProblem) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *TreeProblem) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *TreeProblem) GetRepaired() bool {
+	if x != nil {
+		return x.Repaired
+	}
+	return false
+}
+
 type MountRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	View          string                 `protobuf:"bytes,1,opt,name=view,proto3" json:"view,omitempty"`
@@ -2553,7 +2893,7 @@ type MountRequest struct {
 
 func (x *MountRequest) Reset() {
 	*x = MountRequest{}
-	mi := &file_control_proto_msgTypes[41]
+	mi := &file_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2565,7 +2905,7 @@ func (x *MountRequest) String() string {
 func (*MountRequest) ProtoMessage() {}
 
 func (x *MountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[41]
+	mi := &file_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2578,7 +2918,7 @@ func (x *MountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountRequest.ProtoReflect.Descriptor instead.
 func (*MountRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{41}
+	return file_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *MountRequest) GetView() string {
@@ -2646,7 +2986,7 @@ type Projection struct {
 
 func (x *Projection) Reset() {
 	*x = Projection{}
-	mi := &file_control_proto_msgTypes[42]
+	mi := &file_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2658,7 +2998,7 @@ func (x *Projection) String() string {
 func (*Projection) ProtoMessage() {}
 
 func (x *Projection) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[42]
+	mi := &file_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2671,7 +3011,7 @@ func (x *Projection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Projection.ProtoReflect.Descriptor instead.
 func (*Projection) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{42}
+	return file_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Projection) GetId() string {
@@ -2738,7 +3078,7 @@ type ProjectionsRequest struct {
 
 func (x *ProjectionsRequest) Reset() {
 	*x = ProjectionsRequest{}
-	mi := &file_control_proto_msgTypes[43]
+	mi := &file_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2750,7 +3090,7 @@ func (x *ProjectionsRequest) String() string {
 func (*ProjectionsRequest) ProtoMessage() {}
 
 func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[43]
+	mi := &file_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2763,7 +3103,7 @@ func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectionsRequest.ProtoReflect.Descriptor instead.
 func (*ProjectionsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{43}
+	return file_control_proto_rawDescGZIP(), []int{48}
 }
 
 type ProjectionList struct {
@@ -2775,7 +3115,7 @@ type ProjectionList struct {
 
 func (x *ProjectionList) Reset() {
 	*x = ProjectionList{}
-	mi := &file_control_proto_msgTypes[44]
+	mi := &file_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2787,7 +3127,7 @@ func (x *ProjectionList) String() string {
 func (*ProjectionList) ProtoMessage() {}
 
 func (x *ProjectionList) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[44]
+	mi := &file_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2800,7 +3140,7 @@ func (x *ProjectionList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectionList.ProtoReflect.Descriptor instead.
 func (*ProjectionList) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{44}
+	return file_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ProjectionList) GetProjections() []*Projection {
@@ -2820,7 +3160,7 @@ type UnmountRequest struct {
 
 func (x *UnmountRequest) Reset() {
 	*x = UnmountRequest{}
-	mi := &file_control_proto_msgTypes[45]
+	mi := &file_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +3172,7 @@ func (x *UnmountRequest) String() string {
 func (*UnmountRequest) ProtoMessage() {}
 
 func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[45]
+	mi := &file_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2845,7 +3185,7 @@ func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountRequest.ProtoReflect.Descriptor instead.
 func (*UnmountRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{45}
+	return file_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *UnmountRequest) GetRef() string {
@@ -2871,7 +3211,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_control_proto_msgTypes[46]
+	mi := &file_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2883,7 +3223,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[46]
+	mi := &file_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2896,7 +3236,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{46}
+	return file_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *WaitRequest) GetRef() string {
@@ -2914,7 +3254,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[47]
+	mi := &file_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2926,7 +3266,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[47]
+	mi := &file_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2939,7 +3279,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{47}
+	return file_control_proto_rawDescGZIP(), []int{52}
 }
 
 type StatusResponse struct {
@@ -2956,7 +3296,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[48]
+	mi := &file_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2968,7 +3308,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[48]
+	mi := &file_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2981,7 +3321,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{48}
+	return file_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -3034,7 +3374,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_control_proto_msgTypes[49]
+	mi := &file_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3046,7 +3386,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[49]
+	mi := &file_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3059,7 +3399,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{49}
+	return file_control_proto_rawDescGZIP(), []int{54}
 }
 
 // ErrorDetail rides in the details of a gRPC status: the error's kind, and
@@ -3075,7 +3415,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_control_proto_msgTypes[50]
+	mi := &file_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3087,7 +3427,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[50]
+	mi := &file_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3100,7 +3440,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{50}
+	return file_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ErrorDetail) GetKind() uint32 {
@@ -3279,11 +3619,12 @@ const file_control_proto_rawDesc = "" +
 	"movedBytes\x12\"\n" +
 	"\frecompressed\x18\x05 \x01(\x03R\frecompressed\x12\x1a\n" +
 	"\bresealed\x18\x06 \x01(\x03R\bresealed\x12\x1c\n" +
-	"\tunmovable\x18\a \x01(\x03R\tunmovable\"M\n" +
+	"\tunmovable\x18\a \x01(\x03R\tunmovable\"i\n" +
 	"\rVerifyRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
 	"\x04rate\x18\x02 \x01(\x03R\x04rate\x12\x16\n" +
-	"\x06resume\x18\x03 \x01(\bR\x06resume\"\xcb\x01\n" +
+	"\x06resume\x18\x03 \x01(\bR\x06resume\x12\x1a\n" +
+	"\bmetadata\x18\x04 \x01(\bR\bmetadata\"\xcb\x01\n" +
 	"\vVerifyEvent\x126\n" +
 	"\bprogress\x18\x01 \x01(\v2\x1a.space.control.v1.ProgressR\bprogress\x120\n" +
 	"\x06damage\x18\x02 \x03(\v2\x18.space.control.v1.DamageR\x06damage\x12\x1a\n" +
@@ -3320,7 +3661,33 @@ const file_control_proto_rawDesc = "" +
 	"quotaBytes\x12!\n" +
 	"\fquota_inodes\x18\x04 \x01(\x03R\vquotaInodes\x12\x10\n" +
 	"\x03uid\x18\x05 \x01(\rR\x03uid\x12\x10\n" +
-	"\x03gid\x18\x06 \x01(\rR\x03gid\"\xb8\x01\n" +
+	"\x03gid\x18\x06 \x01(\rR\x03gid\"S\n" +
+	"\x0fListTreeRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x1a\n" +
+	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\fR\x04path\"D\n" +
+	"\vTreeEntries\x125\n" +
+	"\aentries\x18\x01 \x03(\v2\x1b.space.control.v1.TreeEntryR\aentries\"\xe6\x01\n" +
+	"\tTreeEntry\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\fR\x04name\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x14\n" +
+	"\x05nlink\x18\x03 \x01(\rR\x05nlink\x12\x10\n" +
+	"\x03uid\x18\x04 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x05 \x01(\rR\x03gid\x12\x12\n" +
+	"\x04size\x18\x06 \x01(\x03R\x04size\x12\x14\n" +
+	"\x05mtime\x18\a \x01(\x03R\x05mtime\x12\x1f\n" +
+	"\vmtime_nanos\x18\b \x01(\rR\n" +
+	"mtimeNanos\x12\x14\n" +
+	"\x05inode\x18\t \x01(\x04R\x05inode\x12\x16\n" +
+	"\x06target\x18\n" +
+	" \x01(\fR\x06target\"<\n" +
+	"\x10CheckTreeRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
+	"\x06repair\x18\x02 \x01(\bR\x06repair\"S\n" +
+	"\vTreeProblem\x12\x14\n" +
+	"\x05inode\x18\x01 \x01(\x04R\x05inode\x12\x12\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\x12\x1a\n" +
+	"\brepaired\x18\x03 \x01(\bR\brepaired\"\xb8\x01\n" +
 	"\fMountRequest\x12\x12\n" +
 	"\x04view\x18\x01 \x01(\tR\x04view\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x10\n" +
@@ -3392,9 +3759,13 @@ const file_control_proto_rawDesc = "" +
 	"\x04Keys\x12E\n" +
 	"\bDescribe\x12\x1d.space.control.v1.KeysRequest\x1a\x1a.space.control.v1.KeysText\x12E\n" +
 	"\x06Rotate\x12\x1f.space.control.v1.RotateRequest\x1a\x1a.space.control.v1.KeysText\x12D\n" +
-	"\x06Export\x12\x1d.space.control.v1.KeysRequest\x1a\x1b.space.control.v1.KeyExport2N\n" +
+	"\x06Export\x12\x1d.space.control.v1.KeysRequest\x1a\x1b.space.control.v1.KeyExport2\xf6\x02\n" +
 	"\x05Trees\x12E\n" +
-	"\x06Create\x12#.space.control.v1.CreateTreeRequest\x1a\x16.space.control.v1.Info2\xb4\x02\n" +
+	"\x06Create\x12#.space.control.v1.CreateTreeRequest\x1a\x16.space.control.v1.Info\x12@\n" +
+	"\x06Import\x12\x1c.space.control.v1.PutRequest\x1a\x16.space.control.v1.Info(\x01\x12J\n" +
+	"\x06Export\x12\x1f.space.control.v1.ExportRequest\x1a\x1d.space.control.v1.GetResponse0\x01\x12J\n" +
+	"\x04List\x12!.space.control.v1.ListTreeRequest\x1a\x1d.space.control.v1.TreeEntries0\x01\x12L\n" +
+	"\x05Check\x12\".space.control.v1.CheckTreeRequest\x1a\x1d.space.control.v1.TreeProblem0\x012\xb4\x02\n" +
 	"\vProjections\x12E\n" +
 	"\x05Mount\x12\x1e.space.control.v1.MountRequest\x1a\x1c.space.control.v1.Projection\x12N\n" +
 	"\x04List\x12$.space.control.v1.ProjectionsRequest\x1a .space.control.v1.ProjectionList\x12I\n" +
@@ -3416,7 +3787,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_control_proto_goTypes = []any{
 	(*Ref)(nil),                      // 0: space.control.v1.Ref
 	(*Info)(nil),                     // 1: space.control.v1.Info
@@ -3459,16 +3830,21 @@ var file_control_proto_goTypes = []any{
 	(*KeysText)(nil),                 // 38: space.control.v1.KeysText
 	(*KeyExport)(nil),                // 39: space.control.v1.KeyExport
 	(*CreateTreeRequest)(nil),        // 40: space.control.v1.CreateTreeRequest
-	(*MountRequest)(nil),             // 41: space.control.v1.MountRequest
-	(*Projection)(nil),               // 42: space.control.v1.Projection
-	(*ProjectionsRequest)(nil),       // 43: space.control.v1.ProjectionsRequest
-	(*ProjectionList)(nil),           // 44: space.control.v1.ProjectionList
-	(*UnmountRequest)(nil),           // 45: space.control.v1.UnmountRequest
-	(*WaitRequest)(nil),              // 46: space.control.v1.WaitRequest
-	(*StatusRequest)(nil),            // 47: space.control.v1.StatusRequest
-	(*StatusResponse)(nil),           // 48: space.control.v1.StatusResponse
-	(*ShutdownRequest)(nil),          // 49: space.control.v1.ShutdownRequest
-	(*ErrorDetail)(nil),              // 50: space.control.v1.ErrorDetail
+	(*ListTreeRequest)(nil),          // 41: space.control.v1.ListTreeRequest
+	(*TreeEntries)(nil),              // 42: space.control.v1.TreeEntries
+	(*TreeEntry)(nil),                // 43: space.control.v1.TreeEntry
+	(*CheckTreeRequest)(nil),         // 44: space.control.v1.CheckTreeRequest
+	(*TreeProblem)(nil),              // 45: space.control.v1.TreeProblem
+	(*MountRequest)(nil),             // 46: space.control.v1.MountRequest
+	(*Projection)(nil),               // 47: space.control.v1.Projection
+	(*ProjectionsRequest)(nil),       // 48: space.control.v1.ProjectionsRequest
+	(*ProjectionList)(nil),           // 49: space.control.v1.ProjectionList
+	(*UnmountRequest)(nil),           // 50: space.control.v1.UnmountRequest
+	(*WaitRequest)(nil),              // 51: space.control.v1.WaitRequest
+	(*StatusRequest)(nil),            // 52: space.control.v1.StatusRequest
+	(*StatusResponse)(nil),           // 53: space.control.v1.StatusResponse
+	(*ShutdownRequest)(nil),          // 54: space.control.v1.ShutdownRequest
+	(*ErrorDetail)(nil),              // 55: space.control.v1.ErrorDetail
 }
 var file_control_proto_depIdxs = []int32{
 	2,  // 0: space.control.v1.PutRequest.header:type_name -> space.control.v1.PutHeader
@@ -3485,81 +3861,90 @@ var file_control_proto_depIdxs = []int32{
 	28, // 11: space.control.v1.VerifyEvent.progress:type_name -> space.control.v1.Progress
 	35, // 12: space.control.v1.VerifyEvent.damage:type_name -> space.control.v1.Damage
 	34, // 13: space.control.v1.VerifyEvent.report:type_name -> space.control.v1.VerifyReport
-	42, // 14: space.control.v1.ProjectionList.projections:type_name -> space.control.v1.Projection
-	35, // 15: space.control.v1.ErrorDetail.damage:type_name -> space.control.v1.Damage
-	3,  // 16: space.control.v1.Capsules.Put:input_type -> space.control.v1.PutRequest
-	4,  // 17: space.control.v1.Capsules.Get:input_type -> space.control.v1.GetRequest
-	0,  // 18: space.control.v1.Capsules.Resolve:input_type -> space.control.v1.Ref
-	0,  // 19: space.control.v1.Capsules.Stat:input_type -> space.control.v1.Ref
-	7,  // 20: space.control.v1.Capsules.List:input_type -> space.control.v1.ListRequest
-	9,  // 21: space.control.v1.Capsules.Rename:input_type -> space.control.v1.RenameRequest
-	0,  // 22: space.control.v1.Capsules.Remove:input_type -> space.control.v1.Ref
-	0,  // 23: space.control.v1.Capsules.Policy:input_type -> space.control.v1.Ref
-	11, // 24: space.control.v1.Capsules.SetPolicy:input_type -> space.control.v1.SetPolicyRequest
-	12, // 25: space.control.v1.Volumes.Create:input_type -> space.control.v1.VolumeHeader
-	13, // 26: space.control.v1.Volumes.Resize:input_type -> space.control.v1.ResizeRequest
-	14, // 27: space.control.v1.Volumes.Import:input_type -> space.control.v1.ImportRequest
-	15, // 28: space.control.v1.Volumes.Export:input_type -> space.control.v1.ExportRequest
-	17, // 29: space.control.v1.Snapshots.Create:input_type -> space.control.v1.SnapshotRef
-	0,  // 30: space.control.v1.Snapshots.List:input_type -> space.control.v1.Ref
-	17, // 31: space.control.v1.Snapshots.Delete:input_type -> space.control.v1.SnapshotRef
-	17, // 32: space.control.v1.Snapshots.Rollback:input_type -> space.control.v1.SnapshotRef
-	20, // 33: space.control.v1.Snapshots.Clone:input_type -> space.control.v1.CloneRequest
-	21, // 34: space.control.v1.Snapshots.Diff:input_type -> space.control.v1.DiffRequest
-	0,  // 35: space.control.v1.Snapshots.Policy:input_type -> space.control.v1.Ref
-	25, // 36: space.control.v1.Snapshots.SetPolicy:input_type -> space.control.v1.SetSnapshotPolicyRequest
-	26, // 37: space.control.v1.Maintenance.Usage:input_type -> space.control.v1.UsageRequest
-	29, // 38: space.control.v1.Maintenance.GC:input_type -> space.control.v1.GCRequest
-	32, // 39: space.control.v1.Maintenance.Verify:input_type -> space.control.v1.VerifyRequest
-	36, // 40: space.control.v1.Keys.Describe:input_type -> space.control.v1.KeysRequest
-	37, // 41: space.control.v1.Keys.Rotate:input_type -> space.control.v1.RotateRequest
-	36, // 42: space.control.v1.Keys.Export:input_type -> space.control.v1.KeysRequest
-	40, // 43: space.control.v1.Trees.Create:input_type -> space.control.v1.CreateTreeRequest
-	41, // 44: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
-	43, // 45: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
-	45, // 46: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
-	46, // 47: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
-	47, // 48: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
-	49, // 49: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
-	1,  // 50: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
-	5,  // 51: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
-	1,  // 52: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
-	6,  // 53: space.control.v1.Capsules.Stat:output_type -> space.control.v1.StatResponse
-	8,  // 54: space.control.v1.Capsules.List:output_type -> space.control.v1.ListResponse
-	1,  // 55: space.control.v1.Capsules.Rename:output_type -> space.control.v1.Info
-	1,  // 56: space.control.v1.Capsules.Remove:output_type -> space.control.v1.Info
-	10, // 57: space.control.v1.Capsules.Policy:output_type -> space.control.v1.PolicyText
-	1,  // 58: space.control.v1.Capsules.SetPolicy:output_type -> space.control.v1.Info
-	1,  // 59: space.control.v1.Volumes.Create:output_type -> space.control.v1.Info
-	1,  // 60: space.control.v1.Volumes.Resize:output_type -> space.control.v1.Info
-	1,  // 61: space.control.v1.Volumes.Import:output_type -> space.control.v1.Info
-	16, // 62: space.control.v1.Volumes.Export:output_type -> space.control.v1.ExportResponse
-	18, // 63: space.control.v1.Snapshots.Create:output_type -> space.control.v1.Snapshot
-	19, // 64: space.control.v1.Snapshots.List:output_type -> space.control.v1.SnapshotList
-	18, // 65: space.control.v1.Snapshots.Delete:output_type -> space.control.v1.Snapshot
-	1,  // 66: space.control.v1.Snapshots.Rollback:output_type -> space.control.v1.Info
-	1,  // 67: space.control.v1.Snapshots.Clone:output_type -> space.control.v1.Info
-	22, // 68: space.control.v1.Snapshots.Diff:output_type -> space.control.v1.DiffResponse
-	24, // 69: space.control.v1.Snapshots.Policy:output_type -> space.control.v1.SnapshotPolicy
-	24, // 70: space.control.v1.Snapshots.SetPolicy:output_type -> space.control.v1.SnapshotPolicy
-	27, // 71: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
-	30, // 72: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
-	33, // 73: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
-	38, // 74: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
-	38, // 75: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
-	39, // 76: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
-	1,  // 77: space.control.v1.Trees.Create:output_type -> space.control.v1.Info
-	42, // 78: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
-	44, // 79: space.control.v1.Projections.List:output_type -> space.control.v1.ProjectionList
-	42, // 80: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
-	42, // 81: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
-	48, // 82: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
-	48, // 83: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
-	50, // [50:84] is the sub-list for method output_type
-	16, // [16:50] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	43, // 14: space.control.v1.TreeEntries.entries:type_name -> space.control.v1.TreeEntry
+	47, // 15: space.control.v1.ProjectionList.projections:type_name -> space.control.v1.Projection
+	35, // 16: space.control.v1.ErrorDetail.damage:type_name -> space.control.v1.Damage
+	3,  // 17: space.control.v1.Capsules.Put:input_type -> space.control.v1.PutRequest
+	4,  // 18: space.control.v1.Capsules.Get:input_type -> space.control.v1.GetRequest
+	0,  // 19: space.control.v1.Capsules.Resolve:input_type -> space.control.v1.Ref
+	0,  // 20: space.control.v1.Capsules.Stat:input_type -> space.control.v1.Ref
+	7,  // 21: space.control.v1.Capsules.List:input_type -> space.control.v1.ListRequest
+	9,  // 22: space.control.v1.Capsules.Rename:input_type -> space.control.v1.RenameRequest
+	0,  // 23: space.control.v1.Capsules.Remove:input_type -> space.control.v1.Ref
+	0,  // 24: space.control.v1.Capsules.Policy:input_type -> space.control.v1.Ref
+	11, // 25: space.control.v1.Capsules.SetPolicy:input_type -> space.control.v1.SetPolicyRequest
+	12, // 26: space.control.v1.Volumes.Create:input_type -> space.control.v1.VolumeHeader
+	13, // 27: space.control.v1.Volumes.Resize:input_type -> space.control.v1.ResizeRequest
+	14, // 28: space.control.v1.Volumes.Import:input_type -> space.control.v1.ImportRequest
+	15, // 29: space.control.v1.Volumes.Export:input_type -> space.control.v1.ExportRequest
+	17, // 30: space.control.v1.Snapshots.Create:input_type -> space.control.v1.SnapshotRef
+	0,  // 31: space.control.v1.Snapshots.List:input_type -> space.control.v1.Ref
+	17, // 32: space.control.v1.Snapshots.Delete:input_type -> space.control.v1.SnapshotRef
+	17, // 33: space.control.v1.Snapshots.Rollback:input_type -> space.control.v1.SnapshotRef
+	20, // 34: space.control.v1.Snapshots.Clone:input_type -> space.control.v1.CloneRequest
+	21, // 35: space.control.v1.Snapshots.Diff:input_type -> space.control.v1.DiffRequest
+	0,  // 36: space.control.v1.Snapshots.Policy:input_type -> space.control.v1.Ref
+	25, // 37: space.control.v1.Snapshots.SetPolicy:input_type -> space.control.v1.SetSnapshotPolicyRequest
+	26, // 38: space.control.v1.Maintenance.Usage:input_type -> space.control.v1.UsageRequest
+	29, // 39: space.control.v1.Maintenance.GC:input_type -> space.control.v1.GCRequest
+	32, // 40: space.control.v1.Maintenance.Verify:input_type -> space.control.v1.VerifyRequest
+	36, // 41: space.control.v1.Keys.Describe:input_type -> space.control.v1.KeysRequest
+	37, // 42: space.control.v1.Keys.Rotate:input_type -> space.control.v1.RotateRequest
+	36, // 43: space.control.v1.Keys.Export:input_type -> space.control.v1.KeysRequest
+	40, // 44: space.control.v1.Trees.Create:input_type -> space.control.v1.CreateTreeRequest
+	3,  // 45: space.control.v1.Trees.Import:input_type -> space.control.v1.PutRequest
+	15, // 46: space.control.v1.Trees.Export:input_type -> space.control.v1.ExportRequest
+	41, // 47: space.control.v1.Trees.List:input_type -> space.control.v1.ListTreeRequest
+	44, // 48: space.control.v1.Trees.Check:input_type -> space.control.v1.CheckTreeRequest
+	46, // 49: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
+	48, // 50: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
+	50, // 51: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
+	51, // 52: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
+	52, // 53: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
+	54, // 54: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
+	1,  // 55: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
+	5,  // 56: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
+	1,  // 57: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
+	6,  // 58: space.control.v1.Capsules.Stat:output_type -> space.control.v1.StatResponse
+	8,  // 59: space.control.v1.Capsules.List:output_type -> space.control.v1.ListResponse
+	1,  // 60: space.control.v1.Capsules.Rename:output_type -> space.control.v1.Info
+	1,  // 61: space.control.v1.Capsules.Remove:output_type -> space.control.v1.Info
+	10, // 62: space.control.v1.Capsules.Policy:output_type -> space.control.v1.PolicyText
+	1,  // 63: space.control.v1.Capsules.SetPolicy:output_type -> space.control.v1.Info
+	1,  // 64: space.control.v1.Volumes.Create:output_type -> space.control.v1.Info
+	1,  // 65: space.control.v1.Volumes.Resize:output_type -> space.control.v1.Info
+	1,  // 66: space.control.v1.Volumes.Import:output_type -> space.control.v1.Info
+	16, // 67: space.control.v1.Volumes.Export:output_type -> space.control.v1.ExportResponse
+	18, // 68: space.control.v1.Snapshots.Create:output_type -> space.control.v1.Snapshot
+	19, // 69: space.control.v1.Snapshots.List:output_type -> space.control.v1.SnapshotList
+	18, // 70: space.control.v1.Snapshots.Delete:output_type -> space.control.v1.Snapshot
+	1,  // 71: space.control.v1.Snapshots.Rollback:output_type -> space.control.v1.Info
+	1,  // 72: space.control.v1.Snapshots.Clone:output_type -> space.control.v1.Info
+	22, // 73: space.control.v1.Snapshots.Diff:output_type -> space.control.v1.DiffResponse
+	24, // 74: space.control.v1.Snapshots.Policy:output_type -> space.control.v1.SnapshotPolicy
+	24, // 75: space.control.v1.Snapshots.SetPolicy:output_type -> space.control.v1.SnapshotPolicy
+	27, // 76: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
+	30, // 77: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
+	33, // 78: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
+	38, // 79: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
+	38, // 80: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
+	39, // 81: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
+	1,  // 82: space.control.v1.Trees.Create:output_type -> space.control.v1.Info
+	1,  // 83: space.control.v1.Trees.Import:output_type -> space.control.v1.Info
+	5,  // 84: space.control.v1.Trees.Export:output_type -> space.control.v1.GetResponse
+	42, // 85: space.control.v1.Trees.List:output_type -> space.control.v1.TreeEntries
+	45, // 86: space.control.v1.Trees.Check:output_type -> space.control.v1.TreeProblem
+	47, // 87: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
+	49, // 88: space.control.v1.Projections.List:output_type -> space.control.v1.ProjectionList
+	47, // 89: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
+	47, // 90: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
+	53, // 91: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
+	53, // 92: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
+	55, // [55:93] is the sub-list for method output_type
+	17, // [17:55] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -3573,7 +3958,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   51,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

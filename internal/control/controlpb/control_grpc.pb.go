@@ -1400,6 +1400,10 @@ var Keys_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	Trees_Create_FullMethodName = "/space.control.v1.Trees/Create"
+	Trees_Import_FullMethodName = "/space.control.v1.Trees/Import"
+	Trees_Export_FullMethodName = "/space.control.v1.Trees/Export"
+	Trees_List_FullMethodName   = "/space.control.v1.Trees/List"
+	Trees_Check_FullMethodName  = "/space.control.v1.Trees/Check"
 )
 
 // TreesClient is the client API for Trees service.
@@ -1407,6 +1411,12 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type TreesClient interface {
 	Create(ctx context.Context, in *CreateTreeRequest, opts ...grpc.CallOption) (*Info, error)
+	// A tar to unpack; the header's name is the tree's ID or name.
+	Import(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[PutRequest, Info], error)
+	// A tar of the tree.
+	Export(ctx context.Context, in *ExportRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetResponse], error)
+	List(ctx context.Context, in *ListTreeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TreeEntries], error)
+	Check(ctx context.Context, in *CheckTreeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TreeProblem], error)
 }
 
 type treesClient struct {
@@ -1427,11 +1437,87 @@ func (c *treesClient) Create(ctx context.Context, in *CreateTreeRequest, opts ..
 	return out, nil
 }
 
+func (c *treesClient) Import(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[PutRequest, Info], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Trees_ServiceDesc.Streams[0], Trees_Import_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[PutRequest, Info]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Trees_ImportClient = grpc.ClientStreamingClient[PutRequest, Info]
+
+func (c *treesClient) Export(ctx context.Context, in *ExportRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Trees_ServiceDesc.Streams[1], Trees_Export_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ExportRequest, GetResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Trees_ExportClient = grpc.ServerStreamingClient[GetResponse]
+
+func (c *treesClient) List(ctx context.Context, in *ListTreeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TreeEntries], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Trees_ServiceDesc.Streams[2], Trees_List_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ListTreeRequest, TreeEntries]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Trees_ListClient = grpc.ServerStreamingClient[TreeEntries]
+
+func (c *treesClient) Check(ctx context.Context, in *CheckTreeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TreeProblem], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Trees_ServiceDesc.Streams[3], Trees_Check_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CheckTreeRequest, TreeProblem]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Trees_CheckClient = grpc.ServerStreamingClient[TreeProblem]
+
 // TreesServer is the server API for Trees service.
 // All implementations must embed UnimplementedTreesServer
 // for forward compatibility.
 type TreesServer interface {
 	Create(context.Context, *CreateTreeRequest) (*Info, error)
+	// A tar to unpack; the header's name is the tree's ID or name.
+	Import(grpc.ClientStreamingServer[PutRequest, Info]) error
+	// A tar of the tree.
+	Export(*ExportRequest, grpc.ServerStreamingServer[GetResponse]) error
+	List(*ListTreeRequest, grpc.ServerStreamingServer[TreeEntries]) error
+	Check(*CheckTreeRequest, grpc.ServerStreamingServer[TreeProblem]) error
 	mustEmbedUnimplementedTreesServer()
 }
 
@@ -1444,6 +1530,18 @@ type UnimplementedTreesServer struct{}
 
 func (UnimplementedTreesServer) Create(context.Context, *CreateTreeRequest) (*Info, error) {
 	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
+}
+func (UnimplementedTreesServer) Import(grpc.ClientStreamingServer[PutRequest, Info]) error {
+	return status.Error(codes.Unimplemented, "method Import not implemented")
+}
+func (UnimplementedTreesServer) Export(*ExportRequest, grpc.ServerStreamingServer[GetResponse]) error {
+	return status.Error(codes.Unimplemented, "method Export not implemented")
+}
+func (UnimplementedTreesServer) List(*ListTreeRequest, grpc.ServerStreamingServer[TreeEntries]) error {
+	return status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedTreesServer) Check(*CheckTreeRequest, grpc.ServerStreamingServer[TreeProblem]) error {
+	return status.Error(codes.Unimplemented, "method Check not implemented")
 }
 func (UnimplementedTreesServer) mustEmbedUnimplementedTreesServer() {}
 func (UnimplementedTreesServer) testEmbeddedByValue()               {}
@@ -1484,6 +1582,46 @@ func _Trees_Create_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Trees_Import_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(TreesServer).Import(&grpc.GenericServerStream[PutRequest, Info]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Trees_ImportServer = grpc.ClientStreamingServer[PutRequest, Info]
+
+func _Trees_Export_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ExportRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(TreesServer).Export(m, &grpc.GenericServerStream[ExportRequest, GetResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Trees_ExportServer = grpc.ServerStreamingServer[GetResponse]
+
+func _Trees_List_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ListTreeRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(TreesServer).List(m, &grpc.GenericServerStream[ListTreeRequest, TreeEntries]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Trees_ListServer = grpc.ServerStreamingServer[TreeEntries]
+
+func _Trees_Check_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CheckTreeRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(TreesServer).Check(m, &grpc.GenericServerStream[CheckTreeRequest, TreeProblem]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Trees_CheckServer = grpc.ServerStreamingServer[TreeProblem]
+
 // Trees_ServiceDesc is the grpc.ServiceDesc for Trees service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1496,7 +1634,28 @@ var Trees_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Trees_Create_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Import",
+			Handler:       _Trees_Import_Handler,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Export",
+			Handler:       _Trees_Export_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "List",
+			Handler:       _Trees_List_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Check",
+			Handler:       _Trees_Check_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "control.proto",
 }
 

@@ -7,6 +7,8 @@
 //   - [GetFile], [GetTo] and [GetDir] fetch. A file appears under its name only
 //     when it is whole. Names can't lead out of the target directory
 //     ([os.Root]), whatever the store says.
+//   - [ImportFile] and [ExportFile] do the same for volumes, whose holes stay
+//     holes: they are neither read nor written.
 //
 // Memory and open files are bounded by constants, not by the size of a tree.
 // Nothing half-done stays when a context ends: a put either counts or doesn't,

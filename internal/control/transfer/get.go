@@ -44,39 +44,72 @@ func (c *countingWriter) Write(b []byte) (int, error) {
 // appears there, or replaces the one there, when all of it is written. What
 // exists and is no regular file (a device, a pipe) is written to as it is.
 func GetFile(ctx context.Context, api control.Capsules, req control.GetRequest, path string, progress *Progress, begin func(capsule.Info)) error {
+	t, err := openTarget(path)
+	if err != nil {
+		return err
+	}
+	if t.special != nil {
+		if err := GetTo(ctx, api, req, t.special, progress, begin); err != nil {
+			t.special.Close()
+			return err
+		}
+		return FileError(t.special.Close(), "output")
+	}
+	defer t.dir.Close()
+	return getInto(ctx, api, req, t.dir, t.base, t.old, progress, begin)
+}
+
+// target is where a file is to be written: special, what is no regular file,
+// open, or base in dir, where old is, if anything.
+type target struct {
+	special *os.File
+	dir     *os.Root
+	base    string
+	old     fs.FileInfo
+}
+
+func openTarget(path string) (t target, err error) {
 	st, err := os.Stat(path)
 	switch {
 	case err == nil && st.IsDir():
-		return capsule.Errorf(capsule.Invalid, "%s is a directory; name a file in it", path)
+		return t, capsule.Errorf(capsule.Invalid, "%s is a directory; name a file in it", path)
 	case err == nil && !st.Mode().IsRegular():
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
-		if err != nil {
-			return FileError(err, "output")
-		}
-		if err := GetTo(ctx, api, req, f, progress, begin); err != nil {
-			f.Close()
-			return err
-		}
-		return FileError(f.Close(), "output")
+		t.special, err = os.OpenFile(path, os.O_WRONLY, 0)
+		return t, FileError(err, "output")
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return FileError(err, "output")
+		return t, FileError(err, "output")
 	}
 	if err == nil { // write through a symbolic link, as cp does
+		t.old = st
 		if path, err = filepath.EvalSymlinks(path); err != nil {
-			return FileError(err, "output")
+			return t, FileError(err, "output")
 		}
 	}
-	root, err := os.OpenRoot(filepath.Dir(path))
-	if err != nil {
-		return FileError(err, "output directory")
-	}
-	defer root.Close()
-	return getInto(ctx, api, req, root, filepath.Base(path), st, progress, begin)
+	t.base = filepath.Base(path)
+	t.dir, err = os.OpenRoot(filepath.Dir(path))
+	return t, FileError(err, "output directory")
 }
 
 // getInto writes the file base in dir by way of a temporary file. old is the
 // file that it replaces, or nil.
-func getInto(ctx context.Context, api control.Capsules, req control.GetRequest, dir *os.Root, base string, old fs.FileInfo, progress *Progress, begin func(capsule.Info)) (err error) {
+func getInto(ctx context.Context, api control.Capsules, req control.GetRequest, dir *os.Root, base string, old fs.FileInfo, progress *Progress, begin func(capsule.Info)) error {
+	return writeInto(dir, base, old, func(f *os.File) (time.Time, error) {
+		var info capsule.Info
+		err := api.Get(ctx, req, func(i capsule.Info) (io.Writer, error) {
+			info = i
+			if begin != nil {
+				begin(i)
+			}
+			return &fileWriter{countingWriter{f, progress}}, nil
+		})
+		return info.Modified, err
+	})
+}
+
+// writeInto makes the file base in dir of what write puts into a temporary file.
+// write returns the time of modification that the file is to have. old is the
+// file that it replaces, or nil.
+func writeInto(dir *os.Root, base string, old fs.FileInfo, write func(*os.File) (time.Time, error)) (err error) {
 	temp := ".space-" + capsule.NewID(time.Now()).String()
 	f, err := dir.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
@@ -88,14 +121,7 @@ func getInto(ctx context.Context, api control.Capsules, req control.GetRequest, 
 			dir.Remove(temp)
 		}
 	}()
-	var info capsule.Info
-	err = api.Get(ctx, req, func(i capsule.Info) (io.Writer, error) {
-		info = i
-		if begin != nil {
-			begin(i)
-		}
-		return &fileWriter{countingWriter{f, progress}}, nil
-	})
+	modified, err := write(f)
 	if err != nil {
 		return err
 	}
@@ -112,7 +138,7 @@ func getInto(ctx context.Context, api control.Capsules, req control.GetRequest, 
 	if err := f.Close(); err != nil {
 		return FileError(err, "output")
 	}
-	if err := dir.Chtimes(temp, info.Modified, info.Modified); err != nil {
+	if err := dir.Chtimes(temp, modified, modified); err != nil {
 		return FileError(err, "output")
 	}
 	if err := dir.Rename(temp, base); err != nil {
