@@ -156,6 +156,9 @@ func (b *beside) step() {
 		b.both(fmt.Sprintf("chmod %s %o", p, mode), func(_ int, r string) (string, error) { return "", unix.Chmod(filepath.Join(r, p), mode) })
 	case 17:
 		uid, gid := pick(b, -1, 0, 1001, 1002), pick(b, -1, 0, 1001, 1002)
+		if uid == -1 && gid == -1 {
+			break // differs for who is not the owner, see docs/fuse.md
+		}
 		b.both(fmt.Sprintf("lchown %s %d %d", p, uid, gid), func(_ int, r string) (string, error) { return "", unix.Lchown(filepath.Join(r, p), uid, gid) })
 	case 18:
 		size := pick(b, b.off(), -1, 0)
