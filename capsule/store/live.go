@@ -451,7 +451,8 @@ func (u *Update) Set(key, value []byte) error {
 		return capsule.Errorf(capsule.Invalid, "no row can have a key of %d and a value of %d bytes", len(key), len(value))
 	}
 	k := atNode(metaPrefix(u.v.family, key), u.v.node)
-	u.set(row{key: string(k), state: rowData, value: append([]byte(nil), value...)})
+	// Not nil, which means that there is no row, even where it is empty.
+	u.set(row{key: string(k), state: rowData, value: append([]byte{}, value...)})
 	return u.fits()
 }
 

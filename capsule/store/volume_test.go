@@ -447,3 +447,56 @@ func TestSharedWithObjects(t *testing.T) {
 	}
 	wantClean(t, s)
 }
+
+// A row with an empty value is there: in the update that makes it, in memory,
+// on disk, and after the journal was replayed.
+func TestEmptyRowValue(t *testing.T) {
+	ctx := t.Context()
+	disk := vfstest.NewPowerCut()
+	s, err := openSmall(disk, 64<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { s.Close() }()
+	info, err := s.Create(ctx, CreateRequest{Kind: capsule.Tree}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := s.OpenLive(ctx, info.ID, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := func(where string, get func([]byte) ([]byte, error)) {
+		t.Helper()
+		if v, err := get([]byte("k")); err != nil || v == nil || len(v) > 0 {
+			t.Errorf("%s: %v, %v", where, v, err)
+		}
+	}
+	if err := l.Update(ctx, func(u *Update) error {
+		err := u.Set([]byte("k"), nil)
+		want("in the update", u.Get)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	want("in memory", l.Get)
+	if err := l.Sync(ctx); err != nil {
+		t.Fatal(err)
+	}
+	again, err := openSmall(disk.Clone(0), 64<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	replayed, err := again.OpenLive(ctx, info.ID, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer replayed.Close()
+	want("after a replay", replayed.Get)
+	if err := s.checkpointAll(); err != nil {
+		t.Fatal(err)
+	}
+	want("on disk", l.Get)
+	l.Close()
+}
