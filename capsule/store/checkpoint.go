@@ -137,7 +137,6 @@ const sealBatch = 1 << 20
 // and commits all rows at once, with the references they add and drop.
 func (s *Store) apply(g *generation) error {
 	var jobs []*sealJob
-	sealers := map[uint64]*familySealer{}
 	var err error
 	g.rows.Scan(func(r row) bool {
 		if r.state != rowBlock || !r.block.dirty() && len(r.block.pieces) <= maxPieces {
@@ -147,12 +146,9 @@ func (s *Store) apply(g *generation) error {
 		if family, _, _, err = splitRow(r.key); err != nil {
 			return false
 		}
-		fs := sealers[family]
-		if fs == nil {
-			if fs, err = s.sealerOf(family); err != nil {
-				return false
-			}
-			sealers[family] = fs
+		var fs *familySealer
+		if fs, err = s.sealerOf(family); err != nil {
+			return false
 		}
 		j := &sealJob{r: r, sealer: fs}
 		for i := range r.block.pieces {
@@ -231,66 +227,39 @@ func (s *Store) seal(jobs []*sealJob) error {
 	c := coders.Get().(*coder)
 	defer coders.Put(c)
 	c.out, c.sealed = c.out[:0], c.sealed[:0]
-	var waitFor []*pin
 	var err error
 	for _, j := range jobs {
 		if err == nil {
-			err = s.sealOne(j, c, &waitFor)
+			err = s.sealOne(j, c)
 		}
 	}
-	var log uint64
-	var off int64
-	if err == nil && len(c.out) > 0 {
-		if err = s.checkSpaceToMove(int64(len(c.out))); err == nil {
-			log, off, err = s.logs.Append(c.out, func(log uint64) {
-				for _, p := range c.sealed {
-					s.pins.hold(log, p.row.key, 1)
-				}
-			})
-		}
-		if ioKind(err) == capsule.NoSpace {
-			s.spaceIsGone()
-		}
-	}
-	for _, p := range c.sealed {
-		row := p.row
-		p.row = segmentRow{}
-		if err != nil {
-			p.err = err
-		} else {
-			row.log, row.off = log, row.off+off
-			p.row = row
-		}
-		s.pins.settle(p)
-	}
-	if err != nil {
+	if err := s.appendSealed(c, err, s.checkSpaceToMove); err != nil {
 		return err
 	}
-	for _, p := range waitFor { // sealed by somebody else
-		if <-p.done; p.err != nil {
-			return p.err
+	for _, j := range jobs {
+		for _, p := range j.pins { // some are sealed by somebody else
+			if <-p.done; p.err != nil {
+				return p.err
+			}
 		}
 	}
 	return nil
 }
 
 // sealOne finds or makes the segments of one block.
-func (s *Store) sealOne(j *sealJob, c *coder, waitFor *[]*pin) error {
+func (s *Store) sealOne(j *sealJob, c *coder) error {
 	b := j.r.block
-	if clean := b.slice(0, BlockSize, 0); len(clean) > maxPieces {
-		// Perhaps fewer once runs of memory are joined.
-		runs := 0
-		for i := range clean {
-			if i == 0 || clean[i].mem == nil || clean[i-1].mem == nil || clean[i].off != clean[i-1].end() {
-				runs++
-			}
+	runs := 0 // pieces once runs of memory are joined
+	for i := range b.pieces {
+		if i == 0 || b.pieces[i].mem == nil || b.pieces[i-1].mem == nil || b.pieces[i].off != b.pieces[i-1].end() {
+			runs++
 		}
-		if runs > maxPieces {
-			if err := s.pinMerged(j, b); err != nil {
-				return err
-			}
-			b = s.flatten(b)
+	}
+	if runs > maxPieces {
+		if err := s.pinMerged(j, b); err != nil {
+			return err
 		}
+		b = s.flatten(b)
 	}
 	h := j.sealer.hashers.Get().(*pipeline.Hasher)
 	defer j.sealer.hashers.Put(h)
@@ -312,27 +281,11 @@ func (s *Store) sealOne(j *sealJob, c *coder, waitFor *[]*pin) error {
 		}
 		id := h.Sum(plain)
 		out.pieces = append(out.pieces, piece{off: p.off, n: uint32(len(plain)), id: id, segLen: uint32(len(plain))})
-		pin, first := s.pins.acquire(id)
+		pin, err := s.pinSegment(c, id, plain, sealing)
 		j.pins = append(j.pins, pin)
-		if !first {
-			*waitFor = append(*waitFor, pin)
-			continue
+		if err != nil {
+			return err
 		}
-		stored, err := s.kv.view(segmentKey(id), func([]byte) error { return nil })
-		if err != nil || stored {
-			pin.stored, pin.err = stored, err
-			s.pins.settle(pin)
-			if err != nil {
-				return err
-			}
-			continue
-		}
-		start := len(c.out)
-		var hdr pipeline.Header
-		c.out, hdr = pipeline.Seal(c.out, &c.z, id, plain, sealing)
-		pin.row = segmentRow{off: int64(start), recordLen: int64(hdr.RecordLen()), plainLen: int64(hdr.PlainLen),
-			key: hdr.Key, again: hdr.Again}
-		c.sealed = append(c.sealed, pin)
 	}
 	j.out = out
 	return nil
@@ -347,13 +300,10 @@ func (s *Store) pinMerged(j *sealJob, b *liveBlock) error {
 		}
 		p, first := s.pins.acquire(b.pieces[i].id)
 		j.merged = append(j.merged, p)
-		if first {
-			p.stored, p.err = s.kv.view(segmentKey(p.id), func([]byte) error { return nil })
+		if first && !s.findRow(p) {
 			s.pins.settle(p)
-		} else {
-			<-p.done
 		}
-		if p.err != nil {
+		if <-p.done; p.err != nil {
 			return p.err
 		}
 	}
@@ -404,14 +354,15 @@ func (t *tx) applyRows(g *generation, jobs []*sealJob) error {
 	if err != nil {
 		return err
 	}
-	rows := make(map[pipeline.SegmentID]segmentRow, len(refs))
+	rows := make(map[pipeline.SegmentID]segmentRow, len(refs)) // as they are now
 	for id, n := range refs {
 		row, ok, err := t.segment(id)
 		switch {
 		case err != nil:
 			return err
 		case !ok && pins[id] != nil && !pins[id].stored && n > 0:
-			row, pins[id].named = pins[id].row, true
+			pins[id].named = true
+			continue
 		case !ok || row.refs+n < 0:
 			return capsule.Errorf(capsule.Damaged, "reference count of segment %s is too low; run spacectl verify", id)
 		}
@@ -422,7 +373,11 @@ func (t *tx) applyRows(g *generation, jobs []*sealJob) error {
 		if n == 0 {
 			continue
 		}
-		if err := t.changeRefs(id, rows[id], n); err != nil {
+		row, known := rows[id]
+		if !known {
+			row = pins[id].row
+		}
+		if err := t.changeRefs(id, row, known, n); err != nil {
 			return err
 		}
 	}
@@ -444,13 +399,9 @@ func (t *tx) applyRows(g *generation, jobs []*sealJob) error {
 	return t.b.set([]byte{keyApplied}, binary.AppendUvarint(nil, g.last))
 }
 
-// changeRefs adds n to a segment's references. row is as it is now; one
-// without references may be new.
-func (t *tx) changeRefs(id pipeline.SegmentID, row segmentRow, n int64) error {
-	_, known, err := t.segment(id)
-	if err != nil {
-		return err
-	}
+// changeRefs adds n to a segment's references. row is as it is now, or is to be
+// where known says that there is none.
+func (t *tx) changeRefs(id pipeline.SegmentID, row segmentRow, known bool, n int64) error {
 	if !known {
 		if err := t.countLog(row, 1); err != nil {
 			return err

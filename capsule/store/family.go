@@ -28,7 +28,6 @@ type family struct {
 
 // familySealer says how changes of a family's capsules are sealed.
 type familySealer struct {
-	row     familyRow
 	policy  *capsule.Policy
 	hashers *sync.Pool
 }
@@ -154,16 +153,16 @@ func (s *Store) sealerOf(id uint64) (*familySealer, error) {
 	if err != nil {
 		return nil, err
 	}
-	fs := &familySealer{}
-	if fs.row, err = decodeFamily(b); err != nil {
+	row, err := decodeFamily(b)
+	if err != nil {
 		return nil, err
 	}
-	if fs.policy, err = s.policy(s.kv, fs.row.policy); err != nil {
+	fs := &familySealer{hashers: s.hashers}
+	if fs.policy, err = s.policy(s.kv, row.policy); err != nil {
 		return nil, err
 	}
-	fs.hashers = s.hashers
-	if encrypted := fs.policy.Encryption != "disabled"; !encrypted || fs.row.domain != [16]byte{} {
-		fs.hashers = s.newHashers(&content{domain: fs.row.domain}, encrypted)
+	if encrypted := fs.policy.Encryption != "disabled"; !encrypted || row.domain != [16]byte{} {
+		fs.hashers = s.newHashers(&content{domain: row.domain}, encrypted)
 	}
 	s.sealers.of[id] = fs
 	return fs, nil

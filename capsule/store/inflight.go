@@ -92,13 +92,15 @@ func (t *inflight) row(id pipeline.SegmentID) (row segmentRow, ok bool) {
 	}
 }
 
-// hold notes that the records of n pins are in a log, so that the log stays,
-// and the data key too.
-func (t *inflight) hold(log uint64, key uint32, n int) {
+// hold notes that the records of pins are in a log, so that the log stays, and
+// their data keys too.
+func (t *inflight) hold(log uint64, pins ...*pin) {
 	t.held.Lock()
 	defer t.held.Unlock()
-	t.held.logs[log] += n
-	t.held.keys[key] += n
+	t.held.logs[log] += len(pins)
+	for _, p := range pins {
+		t.held.keys[p.row.key]++
+	}
 }
 
 // holds reports whether records that a log holds may yet be named by a put.

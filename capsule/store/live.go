@@ -91,7 +91,7 @@ func (l *Live) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.open, l.line)
-	if f.unneeded() {
+	if len(f.surplus()) > 0 {
 		l.s.prune(f.id)
 	}
 	return nil
@@ -829,21 +829,23 @@ func (s *Store) replaySealed(d *decoder) error {
 		if !first {
 			continue
 		}
-		if pin.stored, err = s.kv.view(segmentKey(id), func([]byte) error { return nil }); err == nil && !pin.stored {
-			rec := make([]byte, at.recordLen)
-			if err = s.logs.ReadAt(at.log, rec, at.off); err == nil {
-				err = s.checkRecord(rec, id, nil)
+		if s.findRow(pin) {
+			if pin.err != nil {
+				return pin.err
 			}
-			if err == nil {
-				s.pins.hold(at.log, at.key, 1)
-				pin.row = at
-			} else {
-				err = fmt.Errorf("%w: %w", journal.ErrEnd, err)
-			}
+			continue
+		}
+		rec := make([]byte, at.recordLen)
+		if err = s.logs.ReadAt(at.log, rec, at.off); err == nil {
+			err = s.checkRecord(rec, id, nil)
+		}
+		if err == nil {
+			pin.row = at
+			s.pins.hold(at.log, pin)
 		}
 		s.pins.settle(pin)
 		if err != nil {
-			return err
+			return fmt.Errorf("%w: %w", journal.ErrEnd, err)
 		}
 	}
 	return nil

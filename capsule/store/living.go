@@ -104,7 +104,7 @@ func (s *Store) makeLiving(ctx context.Context, req CreateRequest, fill func(l *
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		delete(f.open, l.line)
-		if f.unneeded() {
+		if len(f.surplus()) > 0 {
 			s.prune(own.family)
 		}
 	}()
@@ -171,30 +171,11 @@ func (s *Store) removeLiving(id capsule.ID) error {
 		node := f.nodes[rec.living.node]
 		node.owner = ownerNone
 		err := s.commit(synced, func(t *tx) error {
-			rec, err := t.capsule(id)
+			rec, err := t.remove(id)
 			if err != nil {
 				return err
 			}
-			if n, err := countSnapshots(t.b, id); err != nil {
-				return err
-			} else if n > 0 {
-				return hasSnapshots(id, n)
-			}
-			if err := t.addPolicyRef(rec.policy, "", -1); err != nil {
-				return err
-			}
-			if err := t.setName(id, &rec.name, nil); err != nil {
-				return err
-			}
-			if err := t.b.set(nodeKey(f.id, rec.living.node), node.encode()); err != nil {
-				return err
-			}
-			if err := t.dropRetention(id); err != nil {
-				return err
-			}
-			t.totals.capsules--
-			t.changes = append(t.changes, Change{ID: id, OldName: rec.name, Removed: true})
-			return t.b.delete(capsuleKey(id))
+			return t.b.set(nodeKey(f.id, rec.living.node), node.encode())
 		})
 		if err != nil {
 			return err
@@ -205,10 +186,6 @@ func (s *Store) removeLiving(id capsule.ID) error {
 		s.prune(f.id)
 		return nil
 	})
-}
-
-func hasSnapshots(id capsule.ID, n int) error {
-	return capsule.Errorf(capsule.Conflict, "capsule %s has %d snapshots; delete them first (spacectl snapshot rm)", id, n)
 }
 
 // setFamilyPolicy says how changes of a family's capsules are sealed from now on.

@@ -124,6 +124,32 @@ func (s *Store) Rename(ctx context.Context, id capsule.ID, name string) (capsule
 	return info, err
 }
 
+// remove takes away a capsule's record and what goes with it, but not its
+// content. A capsule with snapshots stays.
+func (t *tx) remove(id capsule.ID) (capsuleRecord, error) {
+	rec, err := t.capsule(id)
+	if err != nil {
+		return rec, err
+	}
+	if n, err := countSnapshots(t.b, id); err != nil {
+		return rec, err
+	} else if n > 0 {
+		return rec, capsule.Errorf(capsule.Conflict, "capsule %s has %d snapshots; delete them first (spacectl snapshot rm)", id, n)
+	}
+	if err := t.addPolicyRef(rec.policy, "", -1); err != nil {
+		return rec, err
+	}
+	if err := t.setName(id, &rec.name, nil); err != nil {
+		return rec, err
+	}
+	if err := t.dropRetention(id); err != nil {
+		return rec, err
+	}
+	t.totals.capsules--
+	t.changes = append(t.changes, Change{ID: id, OldName: rec.name, Removed: true})
+	return rec, t.b.delete(capsuleKey(id))
+}
+
 // Remove removes a capsule. Readers that have it open go on; its space comes
 // back when they are done and the garbage has been collected.
 func (s *Store) Remove(ctx context.Context, id capsule.ID) error {
@@ -137,31 +163,12 @@ func (s *Store) Remove(ctx context.Context, id capsule.ID) error {
 		return s.removeLiving(id)
 	}
 	return s.commit(synced, func(t *tx) error {
-		rec, err := t.capsule(id)
+		rec, err := t.remove(id)
 		if err != nil {
 			return err
 		}
-		if n, err := countSnapshots(t.b, id); err != nil {
-			return err
-		} else if n > 0 {
-			return hasSnapshots(id, n)
-		}
-		if err := t.addPolicyRef(rec.policy, "", -1); err != nil {
-			return err
-		}
-		if err := t.setName(id, &rec.name, nil); err != nil {
-			return err
-		}
-		if err := t.discard(&rec.content); err != nil {
-			return err
-		}
-		if err := t.dropRetention(id); err != nil {
-			return err
-		}
-		t.totals.capsules--
 		t.totals.logical -= rec.content.size
-		t.changes = append(t.changes, Change{ID: id, OldName: rec.name, Removed: true})
-		return t.b.delete(capsuleKey(id))
+		return t.discard(&rec.content)
 	})
 }
 

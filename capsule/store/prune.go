@@ -124,14 +124,14 @@ func (f *family) targets() map[uint32]uint32 {
 	return target
 }
 
-// unneeded reports whether a node could go. f.mu is held.
-func (f *family) unneeded() bool {
+// surplus returns the nodes that could go. f.mu is held.
+func (f *family) surplus() (gone []uint32) {
 	for n, t := range f.targets() {
 		if n != t {
-			return true
+			gone = append(gone, n)
 		}
 	}
-	return false
+	return gone
 }
 
 // pruneBatch bounds the rows that one batch of a pass looks at.
@@ -146,12 +146,7 @@ func (s *Store) pruneFamily(ctx context.Context, id uint64) error {
 		return err
 	}
 	f.mu.Lock()
-	gone := []uint32{} // what can go at the end; nothing brings it back meanwhile
-	for n, t := range f.targets() {
-		if n != t {
-			gone = append(gone, n)
-		}
-	}
+	gone := f.surplus() // what can go at the end; nothing brings it back meanwhile
 	empty := len(f.nodes) == 0
 	f.mu.Unlock()
 	if len(gone) == 0 && !empty {

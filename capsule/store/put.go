@@ -293,40 +293,54 @@ func (p *putter) encode(b *block) error {
 			return
 		}
 		x.id = h.Sum(chunk)
-		pin, first := s.pins.acquire(x.id)
+		var pin *pin
+		pin, err = s.pinSegment(c, x.id, chunk, p.sealing)
 		b.list, b.pins = append(b.list, x), append(b.pins, pin)
-		if !first {
-			return
-		}
-		if pin.stored, err = s.kv.view(segmentKey(x.id), func([]byte) error { return nil }); err != nil {
-			pin.err = err
-			s.pins.settle(pin)
-			return
-		}
-		if pin.stored {
-			s.pins.settle(pin)
-			return
-		}
-		start := len(c.out)
-		var hdr pipeline.Header
-		c.out, hdr = pipeline.Seal(c.out, &c.z, x.id, chunk, p.sealing)
-		pin.row = segmentRow{off: int64(start), recordLen: int64(hdr.RecordLen()), plainLen: int64(hdr.PlainLen),
-			key: hdr.Key, again: hdr.Again}
-		c.sealed = append(c.sealed, pin)
 	})
-	if len(c.out) == 0 {
-		return err
+	return s.appendSealed(c, err, s.checkSpace)
+}
+
+// pinSegment pins a segment with the given plaintext. Where neither the store
+// nor anybody else has it, it seals the segment into c, for appendSealed.
+func (s *Store) pinSegment(c *coder, id pipeline.SegmentID, plain []byte, sealing pipeline.Sealing) (*pin, error) {
+	pin, first := s.pins.acquire(id)
+	if !first { // somebody else settles it
+		return pin, nil
 	}
+	if s.findRow(pin) {
+		return pin, pin.err
+	}
+	start := len(c.out)
+	var hdr pipeline.Header
+	c.out, hdr = pipeline.Seal(c.out, &c.z, id, plain, sealing)
+	pin.row = segmentRow{off: int64(start), recordLen: int64(hdr.RecordLen()), plainLen: int64(hdr.PlainLen),
+		key: hdr.Key, again: hdr.Again}
+	c.sealed = append(c.sealed, pin)
+	return pin, nil
+}
+
+// findRow looks for the row of a segment whose pin is the caller's to settle,
+// and settles it if there is one, or the look-up fails.
+func (s *Store) findRow(p *pin) (settled bool) {
+	p.stored, p.err = s.kv.view(segmentKey(p.id), func([]byte) error { return nil })
+	if settled = p.stored || p.err != nil; settled {
+		s.pins.settle(p)
+	}
+	return settled
+}
+
+// appendSealed appends what was sealed into c to the logs, if room grants the
+// bytes, and settles its pins; with err not nil they fail.
+func (s *Store) appendSealed(c *coder, err error, room func(int64) error) error {
 	var log uint64
 	var off int64
-	if err == nil {
-		err = s.checkSpace(int64(len(c.out)))
-	}
-	if err == nil {
-		log, off, err = s.logs.Append(c.out, func(log uint64) { s.pins.hold(log, p.sealing.Key, len(c.sealed)) })
-	}
-	if ioKind(err) == capsule.NoSpace {
-		s.spaceIsGone()
+	if err == nil && len(c.out) > 0 {
+		if err = room(int64(len(c.out))); err == nil {
+			log, off, err = s.logs.Append(c.out, func(log uint64) { s.pins.hold(log, c.sealed...) })
+		}
+		if ioKind(err) == capsule.NoSpace {
+			s.spaceIsGone()
+		}
 	}
 	for _, pin := range c.sealed {
 		row := pin.row
