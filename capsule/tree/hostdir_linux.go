@@ -17,21 +17,6 @@ import (
 	"github.com/spacestore/space/capsule"
 )
 
-// ImportDir copies what is in a directory of the host into directory dir, as
-// Import of a tar of it would. Sockets are left out.
-func (fs *FS) ImportDir(ctx context.Context, dir uint64, host string) error {
-	return Pipe(func(w io.Writer) error { return PackDir(ctx, host, w) },
-		func(r io.Reader) error { return fs.Import(ctx, dir, r) })
-}
-
-// ExportDir copies what is under directory dir into a directory of the host,
-// where nothing of the same names may be, directories excepted. Owners, devices
-// and attributes that only root may set are left out for others.
-func (fs *FS) ExportDir(ctx context.Context, dir uint64, host string) error {
-	return Pipe(func(w io.Writer) error { return fs.Export(ctx, dir, w) },
-		func(r io.Reader) error { return UnpackDir(ctx, host, r) })
-}
-
 // Pipe lets one side write what the other reads, and returns the error that
 // came first.
 func Pipe(write func(io.Writer) error, read func(io.Reader) error) error {
@@ -71,7 +56,8 @@ func hostError(err error, name string) error {
 	return capsule.Wrap(kind, err, "%s", name)
 }
 
-// PackDir writes a directory of the host as a tar.
+// PackDir writes a directory of the host as a tar, as FS.Import wants it. Sockets
+// are left out.
 func PackDir(ctx context.Context, host string, w io.Writer) error {
 	root, err := os.OpenRoot(host)
 	if err != nil {
@@ -214,7 +200,9 @@ func hostXattrsOf(path string, h *tar.Header) error {
 	return nil
 }
 
-// UnpackDir unpacks a tar of Export into a directory of the host.
+// UnpackDir unpacks a tar of Export into a directory of the host, where nothing
+// of the same names may be, directories excepted. Owners, devices and attributes
+// that only root may set are left out for others.
 func UnpackDir(ctx context.Context, host string, r io.Reader) error {
 	root, err := os.OpenRoot(host)
 	if err != nil {

@@ -224,31 +224,47 @@ func (c *Client) Get(ctx context.Context, req GetRequest, begin func(capsule.Inf
 		return c.fromStatus(ctx, err)
 	}
 	var w io.Writer
-	for {
-		head := &controlpb.GetResponse{}
-		ch := chunk{head: head}
-		if err := stream.RecvMsg(&ch); err == io.EOF {
+	err = receiveContent(c, ctx, stream, func() *controlpb.GetResponse { return &controlpb.GetResponse{} },
+		func(head *controlpb.GetResponse, data mem.BufferSlice) (err error) {
 			if w == nil {
-				return capsule.Errorf(capsule.Other, "get: the node sent nothing")
+				if w, err = begin(infoFrom(head.GetInfo())); err != nil {
+					return err
+				}
 			}
+			return writeAll(w, data)
+		})
+	if err == nil && w == nil {
+		err = capsule.Errorf(capsule.Other, "get: the node sent nothing")
+	}
+	return err
+}
+
+// receiveContent calls fn with each message of content, until the stream ends.
+// head makes an empty message; data is fn's until it returns.
+func receiveContent[T proto.Message](c *Client, ctx context.Context, stream grpc.ClientStream, head func() T, fn func(head T, data mem.BufferSlice) error) error {
+	for {
+		h := head()
+		ch := chunk{head: h}
+		if err := stream.RecvMsg(&ch); err == io.EOF {
 			return nil
 		} else if err != nil {
 			return c.fromStatus(ctx, err)
 		}
-		if w == nil {
-			if w, err = begin(infoFrom(head.GetInfo())); err != nil {
-				ch.free()
-				return err
-			}
-		}
-		for _, b := range ch.data {
-			if _, err := w.Write(b.ReadOnlyData()); err != nil {
-				ch.free()
-				return err
-			}
-		}
+		err := fn(h, ch.data)
 		ch.free()
+		if err != nil {
+			return err
+		}
 	}
+}
+
+func writeAll(w io.Writer, data mem.BufferSlice) error {
+	for _, b := range data {
+		if _, err := w.Write(b.ReadOnlyData()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Resolve implements API.
@@ -366,33 +382,26 @@ func (c *Client) ExportVolume(ctx context.Context, req ExportRequest, begin func
 		return c.fromStatus(ctx, err)
 	}
 	var w io.WriterAt
-	for {
-		head := &controlpb.ExportResponse{}
-		ch := chunk{head: head}
-		if err := stream.RecvMsg(&ch); err == io.EOF {
+	err = receiveContent(c, ctx, stream, func() *controlpb.ExportResponse { return &controlpb.ExportResponse{} },
+		func(head *controlpb.ExportResponse, data mem.BufferSlice) (err error) {
 			if w == nil {
-				return capsule.Errorf(capsule.Other, "export: the node sent nothing")
+				if w, err = begin(infoFrom(head.GetInfo())); err != nil {
+					return err
+				}
+			}
+			off := head.GetOffset()
+			for _, b := range data {
+				if _, err := w.WriteAt(b.ReadOnlyData(), off); err != nil {
+					return err
+				}
+				off += int64(b.Len())
 			}
 			return nil
-		} else if err != nil {
-			return c.fromStatus(ctx, err)
-		}
-		if w == nil {
-			if w, err = begin(infoFrom(head.GetInfo())); err != nil {
-				ch.free()
-				return err
-			}
-		}
-		off := head.GetOffset()
-		for _, b := range ch.data {
-			if _, err := w.WriteAt(b.ReadOnlyData(), off); err != nil {
-				ch.free()
-				return err
-			}
-			off += int64(b.Len())
-		}
-		ch.free()
+		})
+	if err == nil && w == nil {
+		err = capsule.Errorf(capsule.Other, "export: the node sent nothing")
 	}
+	return err
 }
 
 // Snapshot implements API.

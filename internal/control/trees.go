@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/spacestore/space/capsule"
@@ -131,21 +132,8 @@ func (c *Client) ExportTree(ctx context.Context, req ExportRequest, tar io.Write
 	if err != nil {
 		return c.fromStatus(ctx, err)
 	}
-	for {
-		ch := chunk{head: &controlpb.GetResponse{}}
-		if err := stream.RecvMsg(&ch); err == io.EOF {
-			return nil
-		} else if err != nil {
-			return c.fromStatus(ctx, err)
-		}
-		for _, b := range ch.data {
-			if _, err := tar.Write(b.ReadOnlyData()); err != nil {
-				ch.free()
-				return err
-			}
-		}
-		ch.free()
-	}
+	return receiveContent(c, ctx, stream, func() *controlpb.GetResponse { return &controlpb.GetResponse{} },
+		func(_ *controlpb.GetResponse, data mem.BufferSlice) error { return writeAll(tar, data) })
 }
 
 // ListTree implements API.
@@ -153,31 +141,28 @@ func (c *Client) ListTree(ctx context.Context, req ListTreeRequest, fn func(Tree
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := c.trees.List(ctx, &controlpb.ListTreeRequest{Ref: req.Ref, Snapshot: req.Snapshot, Path: []byte(req.Path)})
-	for err == nil {
-		var part *controlpb.TreeEntries
-		if part, err = stream.Recv(); err == io.EOF {
-			return nil
-		}
+	if err != nil {
+		return c.fromStatus(ctx, err)
+	}
+	return batches(c, ctx, stream, func(part *controlpb.TreeEntries) error {
 		for _, e := range part.GetEntries() {
 			if err := fn(TreeEntry{Name: string(e.GetName()), Mode: e.GetMode(), Nlink: e.GetNlink(), UID: e.GetUid(), GID: e.GetGid(), Size: e.GetSize(),
 				Mtime: time.Unix(e.GetMtime(), int64(e.GetMtimeNanos())), Inode: e.GetInode(), Target: string(e.GetTarget())}); err != nil {
 				return err
 			}
 		}
-	}
-	return c.fromStatus(ctx, err)
+		return nil
+	})
 }
 
 // CheckTree implements API.
 func (c *Client) CheckTree(ctx context.Context, ref string, repair bool, fn func(tree.Problem)) error {
 	stream, err := c.trees.Check(ctx, &controlpb.CheckTreeRequest{Ref: ref, Repair: repair})
-	for err == nil {
-		var p *controlpb.TreeProblem
-		if p, err = stream.Recv(); err == io.EOF {
-			return nil
-		} else if err == nil {
-			fn(tree.Problem{Ino: p.GetInode(), What: p.GetWhat(), Repaired: p.GetRepaired()})
-		}
+	if err != nil {
+		return c.fromStatus(ctx, err)
 	}
-	return c.fromStatus(ctx, err)
+	return batches(c, ctx, stream, func(p *controlpb.TreeProblem) error {
+		fn(tree.Problem{Ino: p.GetInode(), What: p.GetWhat(), Repaired: p.GetRepaired()})
+		return nil
+	})
 }
