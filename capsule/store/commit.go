@@ -161,9 +161,7 @@ func (s *Store) runRound(group []*commitRequest, err error) {
 	}
 	done = true
 	s.setTotals(t.totals)
-	for _, c := range t.changes {
-		s.watchers.notify(c)
-	}
+	s.watchers.Notify(t.changes...)
 }
 
 // tx is the metadata as one round leaves it so far.

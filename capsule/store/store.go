@@ -22,6 +22,7 @@ import (
 	"github.com/spacestore/space/capsule/store/metafs"
 	"github.com/spacestore/space/capsule/store/seglog"
 	"github.com/spacestore/space/internal/clock"
+	"github.com/spacestore/space/internal/notify"
 	"github.com/spacestore/space/internal/vfs"
 	"github.com/spacestore/space/pipeline"
 )
@@ -98,7 +99,7 @@ type Store struct {
 
 	failure  atomic.Pointer[error]
 	space    spaceGauge
-	watchers watchers
+	watchers *notify.Queue[Change]
 
 	life     life
 	quit     context.Context
@@ -140,6 +141,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	}
 	s.overlay, s.checkpointWake = newOverlay(o.LiveBytes), make(chan struct{}, 1)
 	s.pins.init()
+	s.watchers = notify.New(maxChanges, Change{All: true})
 	s.lineages.open, s.lineages.families = map[lineageKey]*lineage{}, map[uint64]*family{}
 	s.sealers.of = map[uint64]*familySealer{}
 	s.pruner.init(s)
@@ -199,7 +201,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		return nil, err
 	}
 	s.wg.Go(s.reaper)
-	s.wg.Go(s.watchers.run)
+	s.wg.Go(s.watchers.Run)
 	s.wg.Go(s.checkpointer)
 	s.wg.Go(s.pruner.run)
 	if o.Background {
@@ -361,7 +363,7 @@ func (s *Store) Close() error {
 	if !s.life.end() {
 		return nil
 	}
-	s.watchers.stop()
+	s.watchers.Stop()
 	s.pruner.stop()
 	s.wg.Wait()
 	var err error

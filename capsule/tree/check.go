@@ -119,7 +119,8 @@ func (k *checker) head() error {
 	if err != nil {
 		return err // without the key of the hash nothing else can be checked
 	}
-	k.fs = &FS{capsule: k.c, clock: clock.System(), hash: s.hash}
+	k.fs = newFS(k.c, clock.System())
+	k.fs.hash = s.hash
 	k.fs.nodes.init()
 	if b, err = k.c.Get(key(keyTotals)); err != nil {
 		return err

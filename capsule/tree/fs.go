@@ -9,6 +9,7 @@ import (
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/internal/clock"
+	"github.com/spacestore/space/internal/notify"
 )
 
 // Options are how a tree is opened.
@@ -32,7 +33,8 @@ type FS struct {
 	nodes     nodeTable
 	open      atomic.Int64 // files
 	locks     lockTable
-	watchers  watchers
+	watchers  *notify.Queue[Event]
+	watching  sync.WaitGroup // for the watchers to end
 	reclaimer reclaimer
 }
 
@@ -68,13 +70,18 @@ func format(tx Tx, new New, now time.Time) error {
 	return nil
 }
 
+// newFS returns a tree without its background work.
+func newFS(c Capsule, clk clock.Clock) *FS {
+	return &FS{capsule: c, clock: clk, watchers: notify.New(maxEvents, Event{Kind: Overflow})}
+}
+
 // Open opens the tree in c, and begins to reclaim what a crash left unless c is
 // read-only.
 func Open(ctx context.Context, c Capsule, opt Options) (*FS, error) {
-	fs := &FS{capsule: c, clock: opt.Clock}
-	if fs.clock == nil {
-		fs.clock = clock.System()
+	if opt.Clock == nil {
+		opt.Clock = clock.System()
 	}
+	fs := newFS(c, opt.Clock)
 	b, err := c.Get(key(keySuper))
 	if err != nil {
 		return nil, err
@@ -102,7 +109,7 @@ func Open(ctx context.Context, c Capsule, opt Options) (*FS, error) {
 		}
 	}
 	fs.nodes.init()
-	fs.watchers.start()
+	fs.watching.Go(fs.watchers.Run)
 	fs.reclaimer.start(fs, opt.HoldOrphans)
 	return fs, nil
 }
@@ -111,7 +118,8 @@ func Open(ctx context.Context, c Capsule, opt Options) (*FS, error) {
 // forgotten; orphans go when the tree is opened next.
 func (fs *FS) Close() error {
 	fs.reclaimer.close()
-	fs.watchers.close()
+	fs.watchers.Stop()
+	fs.watching.Wait()
 	return nil
 }
 

@@ -196,6 +196,6 @@ func (t *txn) publish() {
 		}
 	}
 	fs.totals, fs.quota = t.totals, t.quota
-	fs.watchers.notify(t.ctx, t.events)
+	fs.notify(t.ctx, t.events)
 	fs.reclaimer.add(t.queue...)
 }

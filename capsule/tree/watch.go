@@ -1,9 +1,6 @@
 package tree
 
-import (
-	"context"
-	"sync"
-)
+import "context"
 
 // EventKind is what happened.
 type EventKind uint8
@@ -38,92 +35,16 @@ func WithOrigin(ctx context.Context, origin any) context.Context {
 
 const maxEvents = 4096 // that wait for the watchers
 
-// watchers hands events to whoever asked, on a goroutine of its own, so that
-// a watcher may call the tree and never holds up an operation.
-type watchers struct {
-	mu     sync.Mutex
-	cond   *sync.Cond
-	fns    map[int]func(Event)
-	next   int
-	queue  []Event
-	closed bool
-	done   chan struct{}
-}
-
-func (w *watchers) start() {
-	w.cond = sync.NewCond(&w.mu)
-	w.fns = map[int]func(Event){}
-	w.done = make(chan struct{})
-	go w.run()
-}
-
-func (w *watchers) notify(ctx context.Context, events []Event) {
-	if len(events) == 0 {
-		return
+// notify tells the watchers what the caller behind ctx has done.
+func (fs *FS) notify(ctx context.Context, events []Event) {
+	origin := ctx.Value(originKey{})
+	for i := range events {
+		events[i].Origin = origin
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.fns) == 0 || len(w.queue) == 1 && w.queue[0].Kind == Overflow {
-		return
-	}
-	if len(w.queue)+len(events) > maxEvents {
-		w.queue = append(w.queue[:0], Event{Kind: Overflow})
-	} else {
-		origin := ctx.Value(originKey{})
-		for _, e := range events {
-			e.Origin = origin
-			w.queue = append(w.queue, e)
-		}
-	}
-	w.cond.Signal()
-}
-
-func (w *watchers) run() {
-	defer close(w.done)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for {
-		for len(w.queue) == 0 && !w.closed {
-			w.cond.Wait()
-		}
-		if w.closed {
-			return
-		}
-		e := w.queue[0]
-		w.queue = w.queue[1:]
-		fns := make([]func(Event), 0, len(w.fns))
-		for _, fn := range w.fns {
-			fns = append(fns, fn)
-		}
-		w.mu.Unlock()
-		for _, fn := range fns {
-			fn(e)
-		}
-		w.mu.Lock()
-	}
-}
-
-func (w *watchers) close() {
-	w.mu.Lock()
-	w.closed = true
-	w.cond.Broadcast()
-	w.mu.Unlock()
-	<-w.done
+	fs.watchers.Notify(events...)
 }
 
 // Watch calls fn for each event, in order, until cancel is called. fn runs on
 // one goroutine for all watchers and may call the tree, except Close. When
 // watchers fall behind, events are replaced by one Overflow.
-func (fs *FS) Watch(fn func(Event)) (cancel func()) {
-	w := &fs.watchers
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	n := w.next
-	w.next++
-	w.fns[n] = fn
-	return func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		delete(w.fns, n)
-	}
-}
+func (fs *FS) Watch(fn func(Event)) (cancel func()) { return fs.watchers.Watch(fn) }

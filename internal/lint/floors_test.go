@@ -28,7 +28,7 @@ var floors = [][]string{
 	{"capsule/store/journal", "capsule/store/keyring", "capsule/store/metafs", "capsule/store/seglog"},
 	{"capsule"},
 	{"pipeline"},
-	{"internal/vfs/...", "internal/clock", "internal/testenv/..."},
+	{"internal/vfs/...", "internal/clock", "internal/notify", "internal/testenv/..."},
 	{"vendorstubs/..."},
 }
 
