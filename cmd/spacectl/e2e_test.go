@@ -106,7 +106,7 @@ type result struct {
 }
 
 // testTime bounds every command, so that a hang is a failure and no more.
-const testTime = 2 * time.Minute
+const testTime = 5 * time.Minute
 
 func (c *cli) command(args ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(context.Background(), testTime)
