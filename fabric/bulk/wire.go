@@ -1,0 +1,185 @@
+package bulk
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/zeebo/blake3"
+)
+
+// Hash is a BLAKE3-256.
+type Hash [32]byte
+
+// Sizes.
+const (
+	ChunkSize    = 4 << 20   // of a payload's chunks, in bytes, where the source has no reason for another
+	maxChunk     = 64 << 20  // that a receiver accepts
+	minChunk     = 4 << 10   //
+	pageChunks   = 64        // chunk hashes in one page
+	maxData      = 256 << 10 // payload bytes in one message, so that streams of higher classes get their turn
+	maxName      = 4096
+	maxVersion   = 64
+	maxErrorText = 512
+	maxMessage   = maxData + 64
+)
+
+// MaxChunks is how many chunks a payload may have.
+const MaxChunks = 1 << 26
+
+// The messages: a type, the length of the body in three bytes, the body.
+// Numbers are big-endian.
+type message uint8
+
+const (
+	msgOpen  message = 1 // name
+	msgPage  message = 2 // u32 page: asks for chunk hashes
+	msgChunk message = 3 // u32 chunk, u32 offset in it: asks for the chunk from there on
+	msgRoot  message = 4 // asks for the final hash
+
+	msgInfo   message = 65 // answers msgOpen: u64 size, u32 chunk size, version
+	msgHashes message = 66 // u32 page, hashes
+	msgData   message = 67 // u32 chunk, u32 offset, bytes; as many as it takes
+	msgFinal  message = 68 // root
+	msgError  message = 69 // u8 code, text; ends the conversation
+)
+
+// Code says what is wrong at the source.
+type Code uint8
+
+// The codes.
+const (
+	CodeFailed   Code = 1 // reading failed; another time, or another mirror, may do better
+	CodeNotFound Code = 2 // the mirror has no such payload
+	CodeChanged  Code = 3 // the payload is not any more what it was when it was opened
+	CodeRefused  Code = 4 // the mirror does not want to, now
+)
+
+// RemoteError is what a mirror says.
+type RemoteError struct {
+	Code Code
+	Text string
+}
+
+func (e *RemoteError) Error() string { return "bulk: the mirror says: " + e.Text }
+
+var errProtocol = errors.New("bulk: the peer breaks the protocol")
+
+// link is a stream with messages on it.
+type link struct {
+	r *bufio.Reader
+	w *bufio.Writer
+}
+
+func newLink(s io.ReadWriter) *link {
+	return &link{bufio.NewReaderSize(s, 64<<10), bufio.NewWriterSize(s, 64<<10)}
+}
+
+// send queues a message; flush sends what is queued.
+func (l *link) send(m message, parts ...[]byte) error {
+	n := 0
+	for _, p := range parts {
+		n += len(p)
+	}
+	head := [4]byte{byte(m), byte(n >> 16), byte(n >> 8), byte(n)}
+	if _, err := l.w.Write(head[:]); err != nil {
+		return err
+	}
+	for _, p := range parts {
+		if _, err := l.w.Write(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *link) flush() error { return l.w.Flush() }
+
+// next reads the head of a message; its body follows in l.r.
+func (l *link) next() (m message, length int, err error) {
+	var head [4]byte
+	if _, err := io.ReadFull(l.r, head[:]); err != nil {
+		return 0, 0, err
+	}
+	length = int(head[1])<<16 | int(head[2])<<8 | int(head[3])
+	if length > maxMessage {
+		return 0, 0, fmt.Errorf("%w: a message of %d bytes", errProtocol, length)
+	}
+	return message(head[0]), length, nil
+}
+
+// body reads a message's body, of at most limit bytes.
+func (l *link) body(length, limit int) ([]byte, error) {
+	if length > limit {
+		return nil, fmt.Errorf("%w: a message of %d bytes where %d are the most", errProtocol, length, limit)
+	}
+	b := make([]byte, length)
+	_, err := io.ReadFull(l.r, b)
+	return b, unexpected(err)
+}
+
+// unexpected makes of an end in the middle an error that says so.
+func unexpected(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+func u32(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
+
+// info is what a source says of a payload.
+type info struct {
+	Size    int64
+	Chunk   int    // bytes in a chunk
+	Version string // changes when the payload does
+}
+
+func (i info) encode() []byte {
+	b := binary.BigEndian.AppendUint64(nil, uint64(i.Size))
+	return append(binary.BigEndian.AppendUint32(b, uint32(i.Chunk)), i.Version...)
+}
+
+func decodeInfo(b []byte) (i info, err error) {
+	if len(b) < 12 || len(b) > 12+maxVersion {
+		return i, fmt.Errorf("%w: information of %d bytes", errProtocol, len(b))
+	}
+	i = info{int64(binary.BigEndian.Uint64(b)), int(binary.BigEndian.Uint32(b[8:])), string(b[12:])}
+	return i, i.check()
+}
+
+func (i info) check() error {
+	if i.Size < 0 || i.Chunk < minChunk || i.Chunk > maxChunk || (i.Size-1)/int64(i.Chunk)+1 > MaxChunks {
+		return fmt.Errorf("%w: %d bytes in chunks of %d", errProtocol, i.Size, i.Chunk)
+	}
+	return nil
+}
+
+// chunks returns how many chunks there are.
+func (i info) chunks() int { return int((i.Size + int64(i.Chunk) - 1) / int64(i.Chunk)) }
+
+// length returns how many bytes a chunk has.
+func (i info) length(chunk int) int {
+	return int(min(int64(i.Chunk), i.Size-int64(chunk)*int64(i.Chunk)))
+}
+
+// pageLength returns how many hashes a page has.
+func (i info) pageLength(page int) int { return min(pageChunks, i.chunks()-page*pageChunks) }
+
+func (i info) pages() int { return (i.chunks() + pageChunks - 1) / pageChunks }
+
+// root returns the final hash of a payload with these chunk hashes.
+func (i info) root(hashes []Hash) (r Hash) {
+	h := blake3.New()
+	h.Write([]byte("space-bulk-root/1\x00"))
+	h.Write(i.encode()[:12])
+	for k := range hashes {
+		h.Write(hashes[k][:])
+	}
+	h.Sum(r[:0])
+	return r
+}
+
+func hashOf(b []byte) Hash { return blake3.Sum256(b) }
