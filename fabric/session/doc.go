@@ -1,0 +1,25 @@
+// Package session carries streams and packets between two nodes over any
+// number of links, and keeps the streams when links come and go.
+//
+//   - [Session] is what two nodes have in common; [Endpoint] makes sessions,
+//     on links that it dials or accepts, and dials again what was lost.
+//   - [Stream] is a reliable, ordered flow with a class, a [net.Conn] with
+//     CloseWrite and Reset.
+//   - A link is any net.Conn that authenticates its peer and keeps its bytes
+//     secret and whole: the session trusts what it says of identity.
+//
+// fabric/DESIGN.md tells how streams survive links, how windows grow, and in
+// which order classes go.
+//
+// # Locking
+//
+// A session has one lock, taken for moments: no read, write or callback happens
+// under it. Each link has a goroutine that reads and one that writes; a session
+// has one that measures its links and gives up dead ones.
+//
+// # Memory
+//
+// A stream holds at most a window of bytes that nobody has read, and about a
+// window of bytes that the peer has not acknowledged. A session has at most
+// MaxStreams, and as many that nobody has accepted as its backlog.
+package session

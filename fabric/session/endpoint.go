@@ -1,0 +1,258 @@
+package session
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/spacestore/space/fabric/frame"
+)
+
+// helloTime is how long a new link may take to say Hello.
+const helloTime = 10 * time.Second
+
+// codeUnknown ends a link that resumes a session which is not known (any more).
+const codeUnknown = 3
+
+// Endpoint is a node's side of all its sessions.
+type Endpoint struct {
+	o    Options
+	life [16]byte
+
+	mu       sync.Mutex
+	sessions map[sessionKey]*Session
+	closed   bool
+	wg       sync.WaitGroup
+}
+
+// sessionKey names a session: the peer, as its link is authenticated, and the
+// dialer's choice. A peer can reach its own sessions alone.
+type sessionKey struct {
+	peer   string
+	id     [16]byte
+	dialer bool // this node has dialed
+}
+
+// NewEndpoint returns an endpoint. Close it.
+func NewEndpoint(o Options) *Endpoint {
+	e := &Endpoint{o: o, sessions: map[sessionKey]*Session{}}
+	rand.Read(e.life[:]) // never fails (crypto/rand.Read)
+	return e
+}
+
+// Close ends all sessions.
+func (e *Endpoint) Close() error {
+	e.mu.Lock()
+	e.closed = true
+	var all []*Session
+	for _, s := range e.sessions {
+		all = append(all, s)
+	}
+	e.mu.Unlock()
+	for _, s := range all {
+		s.Close()
+	}
+	e.wg.Wait()
+	return nil
+}
+
+// Sessions returns how many sessions there are.
+func (e *Endpoint) Sessions() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.sessions)
+}
+
+// add makes a session. It is taken out when it ends.
+func (e *Endpoint) add(k sessionKey) (*Session, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, ErrClosed
+	}
+	s := New(k.dialer, e.o)
+	s.gone = func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.sessions, k)
+	}
+	e.sessions[k] = s
+	return s, nil
+}
+
+// Serve takes in a link that a peer has dialed, and gives it to its session.
+// fresh is the session where it is a new one, else nil. peer is who the link's
+// certificate says it is.
+func (e *Endpoint) Serve(c net.Conn, peer string) (fresh *Session, err error) {
+	fresh, err = e.serve(c, peer)
+	if err != nil {
+		c.Close()
+	}
+	return fresh, err
+}
+
+func (e *Endpoint) serve(c net.Conn, peer string) (fresh *Session, err error) {
+	if err := c.SetDeadline(time.Now().Add(helloTime)); err != nil {
+		return nil, err
+	}
+	h, flags, err := frame.ReadHello(c)
+	if err != nil {
+		return nil, err
+	}
+	refuse := func(code uint32, err error) error {
+		_, werr := c.Write((&frame.GoAwayError{Code: code, Text: err.Error()}).Encode())
+		return errors.Join(err, werr)
+	}
+	if _, err := h.Agree(); err != nil {
+		return nil, refuse(1, err)
+	}
+	k := sessionKey{peer, h.Session, false}
+	e.mu.Lock()
+	s := e.sessions[k]
+	e.mu.Unlock()
+	if s == nil {
+		if flags&frame.FlagResume != 0 {
+			return nil, refuse(codeUnknown, errors.New("the session is not known here; this node has restarted, or given it up"))
+		}
+		if s, err = e.add(k); err != nil {
+			return nil, err
+		}
+		fresh = s
+	}
+	_, err = c.Write(frame.HelloBody{Min: frame.MinVersion, Max: frame.MaxVersion, Session: h.Session, Life: e.life}.Encode(0))
+	if err == nil {
+		err = c.SetDeadline(time.Time{})
+	}
+	if err == nil {
+		err = s.AddLink(c)
+	}
+	if err != nil && fresh != nil {
+		fresh.Close()
+		return nil, err
+	}
+	return fresh, err
+}
+
+// Dialer makes a link to the peer, authenticated. n counts the links that a
+// session has asked for, so that it can go another way when one fails.
+type Dialer func(ctx context.Context, n int) (net.Conn, error)
+
+const (
+	firstBackoff = 100 * time.Millisecond
+	lastBackoff  = 5 * time.Second
+)
+
+// Dial makes a session of the given number of links, and keeps their number.
+// It returns when the first one is there.
+func (e *Endpoint) Dial(ctx context.Context, peer string, links int, dial Dialer) (*Session, error) {
+	k := sessionKey{peer: peer, dialer: true}
+	rand.Read(k.id[:]) // never fails (crypto/rand.Read)
+	s, err := e.add(k)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.dial(ctx, s, k, dial, 0, 0); err != nil {
+		s.Close()
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return s, nil // it is being closed
+	}
+	e.wg.Go(func() { e.maintain(s, k, links, dial) })
+	return s, nil
+}
+
+// dial adds one link to a session.
+func (e *Endpoint) dial(ctx context.Context, s *Session, k sessionKey, dial Dialer, n int, flags uint8) error {
+	c, err := dial(ctx, n)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	err = c.SetDeadline(time.Now().Add(helloTime))
+	if err == nil {
+		_, err = c.Write(frame.HelloBody{Min: frame.MinVersion, Max: frame.MaxVersion, Session: k.id, Life: e.life}.Encode(flags))
+	}
+	var h frame.HelloBody
+	if err == nil {
+		h, _, err = frame.ReadHello(c)
+	}
+	if err == nil && h.Session != k.id {
+		err = fmt.Errorf("%w: it answers for another session", frame.ErrProtocol)
+	}
+	if err == nil {
+		_, err = h.Agree()
+	}
+	if err == nil {
+		err = c.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		c.Close()
+		return err
+	}
+	return s.AddLink(c)
+}
+
+// maintain dials links as long as there are too few.
+func (e *Endpoint) maintain(s *Session, k sessionKey, links int, dial Dialer) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-s.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	backoff := firstBackoff
+	for n := 1; ; {
+		if s.missing(ctx, links) != nil {
+			return
+		}
+		attempt, stop := context.WithTimeout(ctx, helloTime)
+		err := e.dial(attempt, s, k, dial, n, frame.FlagResume)
+		stop()
+		n++
+		var bye *frame.GoAwayError
+		if errors.As(err, &bye) && bye.Code == codeUnknown {
+			s.end(fmt.Errorf("%w: %w", ErrLost, err), nil)
+			return
+		}
+		if err == nil {
+			backoff = firstBackoff
+			continue
+		}
+		t := time.NewTimer(backoff)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+		}
+		backoff = min(2*backoff, lastBackoff)
+	}
+}
+
+// missing returns when the session has fewer than n links.
+func (s *Session) missing(ctx context.Context, n int) error {
+	for {
+		s.mu.Lock()
+		have, lost := len(s.links), s.lost
+		s.mu.Unlock()
+		if have < n {
+			return ctx.Err()
+		}
+		select {
+		case <-lost:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

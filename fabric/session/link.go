@@ -1,0 +1,445 @@
+package session
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/spacestore/space/fabric/frame"
+)
+
+// link is one connection that a session has. The session's lock guards it.
+type link struct {
+	s      *Session
+	conn   net.Conn
+	wakeup chan struct{} // holds one token when there may be something to send
+
+	high, low bool // carries the classes above bulk; bulk and below
+	closed    bool
+	out       [][]byte // frames for this link alone
+	heard     time.Time
+	pinged    time.Time // when the ping under way was sent; zero: none is
+	measured  time.Time // when the last one was
+	ping      uint64
+	rtt       time.Duration // smoothed
+}
+
+const (
+	readBuffer  = 64 << 10
+	writeBatch  = 16 << 10 // small frames go out together up to here
+	maxOut      = 64
+	windowBatch = 128
+	shutTime    = 5 * time.Second
+	maxPayload  = 1 << 20 // of a Data frame; this version sends less
+)
+
+func (l *link) carries(c frame.Class) bool {
+	if c >= frame.Bulk {
+		return l.low
+	}
+	return l.high
+}
+
+func (l *link) wake() {
+	select {
+	case l.wakeup <- struct{}{}:
+	default:
+	}
+}
+
+// shut closes the connection, and tells the peer why if it can.
+func (l *link) shut(bye *frame.GoAwayError) {
+	l.s.mu.Lock()
+	l.closed = true
+	l.s.mu.Unlock()
+	l.wake()
+	if bye == nil {
+		l.conn.Close()
+		return
+	}
+	l.conn.SetDeadline(time.Now().Add(shutTime))
+	go func() {
+		// Best effort: the peer may be gone, or the writer in the middle of a
+		// frame, and then the connection's end has to do.
+		_, _ = l.conn.Write(bye.Encode())
+		l.conn.Close()
+	}()
+}
+
+// read takes in frames until the link ends.
+func (l *link) read() {
+	err := l.frames(bufio.NewReaderSize(l.conn, readBuffer))
+	l.conn.Close()
+	l.s.lose(l, err)
+	l.wake() // the writer ends with it
+}
+
+func (l *link) frames(r *bufio.Reader) error {
+	for {
+		h, err := frame.ReadHead(r)
+		if err != nil {
+			return err
+		}
+		if err := l.frame(r, h); err != nil {
+			return err
+		}
+		l.s.mu.Lock()
+		l.heard = time.Now()
+		l.s.mu.Unlock()
+	}
+}
+
+func (l *link) frame(r *bufio.Reader, h frame.Head) error {
+	s := l.s
+	switch h.Type {
+	case frame.Data:
+		id, off, open, n, err := frame.ReadData(r, h)
+		if err != nil {
+			return err
+		}
+		if n > maxPayload {
+			return fmt.Errorf("%w: %d bytes of payload in a frame", frame.ErrProtocol, n)
+		}
+		p := newPiece(off, n)
+		if _, err := io.ReadFull(r, p.b); err != nil {
+			return err
+		}
+		return s.arrive(id, p, open, h.Flags&frame.FlagFin != 0, h.Class)
+	case frame.Window:
+		es, err := frame.ReadWindow(r, h)
+		if err != nil {
+			return err
+		}
+		return s.acknowledged(es)
+	case frame.Reset:
+		b, err := frame.ReadReset(r, h)
+		if err != nil {
+			return err
+		}
+		answer, err := s.wasReset(b, h.Flags&frame.FlagAnswer != 0)
+		if err != nil || answer == nil {
+			return err
+		}
+		return l.reply(answer)
+	case frame.Packets:
+		tunnel, packets, err := frame.ReadPackets(r, h)
+		if err != nil {
+			return err
+		}
+		if s.o.Packets != nil {
+			s.o.Packets(tunnel, packets)
+		}
+		return nil
+	case frame.Ping:
+		n, err := frame.ReadNumber(r, h)
+		if err != nil {
+			return err
+		}
+		return l.reply(frame.Number(frame.Pong, n))
+	case frame.Pong:
+		n, err := frame.ReadNumber(r, h)
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if n == l.ping && !l.pinged.IsZero() {
+			d := max(time.Since(l.pinged), time.Microsecond)
+			if l.rtt == 0 {
+				l.rtt = d
+			} else {
+				l.rtt += (d - l.rtt) / 4
+			}
+			l.pinged = time.Time{}
+		}
+		return nil
+	case frame.Command:
+		b, err := frame.ReadBody(r, h, frame.MaxCommand)
+		if err != nil {
+			return err
+		}
+		if s.o.Command != nil {
+			s.o.Command(b)
+		}
+		return nil
+	case frame.GoAway:
+		return frame.ReadGoAway(r, h)
+	}
+	_, err := r.Discard(h.Length) // of a newer node
+	return err
+}
+
+// reply queues a frame for this link alone.
+func (l *link) reply(b []byte) error {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	if len(l.out) >= maxOut {
+		return fmt.Errorf("%w: it asks and does not read the answers", frame.ErrProtocol)
+	}
+	l.out = append(l.out, b)
+	l.wake()
+	return nil
+}
+
+// write sends what there is to send until the link ends.
+func (l *link) write() {
+	batch := make([]byte, 0, writeBatch+headRoom+quantum)
+	for range l.wakeup {
+		for {
+			whole, batch, held := l.next(batch[:0])
+			if whole == nil && len(batch) == 0 {
+				break
+			}
+			var err error
+			if len(batch) > 0 {
+				_, err = l.conn.Write(batch)
+			}
+			if whole != nil && err == nil {
+				_, err = l.conn.Write(whole)
+			}
+			if held != nil {
+				l.s.mu.Lock()
+				held.refs--
+				l.s.mu.Unlock()
+			}
+			if err != nil {
+				l.conn.Close() // the reader tells the session
+				return
+			}
+		}
+		l.s.mu.Lock()
+		over := l.closed || !l.listed()
+		l.s.mu.Unlock()
+		if over {
+			return
+		}
+	}
+}
+
+// listed reports whether the session still counts on the link.
+func (l *link) listed() bool {
+	for _, other := range l.s.links {
+		if other == l {
+			return true
+		}
+	}
+	return false
+}
+
+// next collects what to write now: small frames in batch, then perhaps a whole
+// block, in place, of which held must be let go after the write.
+func (l *link) next(batch []byte) (whole, _ []byte, held *block) {
+	s := l.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.closed || !l.listed() {
+		return nil, batch, nil
+	}
+	for _, b := range l.out {
+		batch = append(batch, b...)
+	}
+	l.out = l.out[:0]
+	if l.high {
+		batch = l.control(batch)
+	}
+	for len(batch) < writeBatch {
+		c, ok := s.turn(l)
+		if !ok {
+			return nil, batch, nil
+		}
+		if c == frame.Packet && len(s.packets) > 0 {
+			f := s.packets[0]
+			s.packets[0] = nil
+			s.packets = s.packets[1:]
+			s.queued -= len(f)
+			s.stats.Sent[c] += int64(len(f))
+			batch = append(batch, f...)
+			continue
+		}
+		if whole, batch, held = l.data(batch, c); whole != nil {
+			return whole, batch, held
+		}
+	}
+	return nil, batch, nil
+}
+
+// control collects the session's own frames.
+func (l *link) control(batch []byte) []byte {
+	s := l.s
+	for _, r := range s.unsent {
+		if s.resets[r.body.Stream] == r {
+			r.link = l
+			batch = append(batch, r.body.Encode(0)...)
+		}
+	}
+	s.unsent = nil
+	for len(s.windows)+len(s.final) > 0 && len(batch) < writeBatch {
+		var body []byte
+		n := 0
+		for ; len(s.final) > 0 && n < windowBatch; n++ {
+			body = frame.AppendWindow(body, s.final[0])
+			s.final = s.final[1:]
+		}
+		for ; len(s.windows) > 0 && n < windowBatch; n++ {
+			st := s.windows[0]
+			s.windows[0] = nil
+			s.windows = s.windows[1:]
+			st.toSay = false
+			st.promise()
+			body = frame.AppendWindow(body, st.entry())
+		}
+		batch = frame.Append(batch, frame.Head{Type: frame.Window, Class: frame.Control}, body)
+	}
+	for _, c := range s.command {
+		batch = append(batch, c...)
+	}
+	s.command = nil
+	return batch
+}
+
+// turn says which class goes next on a link.
+func (s *Session) turn(l *link) (frame.Class, bool) {
+	s.turns++
+	pick, found := frame.Class(0), false
+	for c := range frame.Classes {
+		if !l.carries(c) || len(s.ready[c]) == 0 && (c != frame.Packet || len(s.packets) == 0) {
+			continue
+		}
+		if pick, found = c, true; s.turns%floorTurns != 0 {
+			break
+		}
+	}
+	return pick, found
+}
+
+// data collects one Data frame of a class: whole is a block in place.
+func (l *link) data(batch []byte, c frame.Class) (whole, _ []byte, held *block) {
+	s := l.s
+	st := s.ready[c][0]
+	s.ready[c][0] = nil
+	s.ready[c] = s.ready[c][1:]
+	st.queued = false
+	if !st.sendable() {
+		return nil, batch, nil
+	}
+	limit := uint64(quantum)
+	if c >= frame.Bulk && s.higherActive() {
+		limit = small
+	}
+	sp, b, fin := st.nextSpan(limit)
+	h := frame.Head{Version: frame.MaxVersion, Type: frame.Data, Class: st.class}
+	var open []byte
+	if sp.off == 0 && !st.openAcked && !st.remote() {
+		h.Flags |= frame.FlagOpen
+		open = st.open
+		st.openSaid, st.openLink = true, l
+	}
+	if fin {
+		h.Flags |= frame.FlagFin
+		st.finSent, st.finEver, st.finLink = true, true, l
+	}
+	n := int(sp.end - sp.off)
+	if n > 0 {
+		st.flights = append(st.flights, flight{sp, l})
+	}
+	s.stats.Sent[c] += int64(n)
+	h.Length = frame.DataSize + len(open) + n
+	if n == quantum && open == nil && b.refs == 0 {
+		b.refs++
+		h.Put(b.b)
+		frame.PutData(b.b[frame.HeadSize:], st.id, sp.off)
+		s.enqueue(st)
+		return b.b[:headRoom+quantum], batch, b
+	}
+	var head [headRoom]byte
+	h.Put(head[:])
+	frame.PutData(head[frame.HeadSize:], st.id, sp.off)
+	batch = append(append(batch, head[:]...), open...)
+	if n > 0 {
+		from := headRoom + int(sp.off-b.off)
+		batch = append(batch, b.b[from:from+n]...)
+	}
+	s.enqueue(st)
+	return nil, batch, nil
+}
+
+// higherActive reports whether a class above bulk had something to send lately.
+func (s *Session) higherActive() bool {
+	now := time.Now()
+	for c := range frame.Bulk {
+		if now.Sub(s.active[c]) < activeFor {
+			return true
+		}
+	}
+	return false
+}
+
+const (
+	pingBusy = time.Second      // between two pings while something is under way
+	pingIdle = 15 * time.Second // and while nothing is
+	deadTime = 2 * time.Second  // and three round trips, without a word: the link is dead
+)
+
+// keep measures the links, gives up dead ones, and the session when it has
+// been without one for too long.
+func (s *Session) keep() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-s.done:
+			return
+		case <-s.rekeep:
+		case <-timer.C:
+		}
+		timer.Reset(s.look(time.Now()))
+	}
+}
+
+// look does what is due, and says when to look again.
+func (s *Session) look(now time.Time) time.Duration {
+	s.mu.Lock()
+	if len(s.links) == 0 {
+		left := s.o.Resume - now.Sub(s.alone)
+		s.mu.Unlock()
+		if left <= 0 {
+			s.end(ErrLost, nil)
+		}
+		return max(left, 0)
+	}
+	defer s.mu.Unlock()
+	next := pingIdle
+	busy := false
+	for _, st := range s.streams {
+		if len(st.flights) > 0 || !st.openAcked && !st.remote() {
+			busy = true
+			break
+		}
+	}
+	for _, l := range s.links {
+		limit := deadTime + 3*max(l.rtt, time.Second/3)
+		switch {
+		case !l.pinged.IsZero():
+			if quiet := min(now.Sub(l.pinged), now.Sub(l.heard)); quiet >= limit {
+				go l.conn.Close() // the reader tells the session; closing may wait for the writer
+				continue
+			} else {
+				next = min(next, limit-quiet)
+			}
+		case now.Sub(l.measured) >= pingIdle || busy && now.Sub(l.measured) >= pingBusy:
+			l.ping++
+			l.pinged, l.measured = now, now
+			l.out = append(l.out, frame.Number(frame.Ping, l.ping))
+			l.wake()
+			next = min(next, limit)
+		default:
+			next = min(next, pingIdle-now.Sub(l.measured))
+		}
+		if busy {
+			next = min(next, pingBusy)
+		}
+	}
+	return max(next, 10*time.Millisecond)
+}

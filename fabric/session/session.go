@@ -1,0 +1,573 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/spacestore/space/fabric/frame"
+)
+
+// Options are for a session; the zero value is usable.
+type Options struct {
+	MaxStreams int           // at a time; 0: 4096
+	Backlog    int           // opened by the peer and not accepted; 0: 256
+	MaxWindow  int           // bytes of a stream's window; 0: 16 MiB
+	Resume     time.Duration // how long streams live without a link; 0: a minute
+	// Packets takes in packets; they are its own. nil: they are dropped. It is
+	// called by a link's reader, which waits for it.
+	Packets func(tunnel [16]byte, packets [][]byte)
+	// Command takes in a signed control command, like Packets.
+	Command func(command []byte)
+}
+
+func (o Options) filled() Options {
+	if o.MaxStreams == 0 {
+		o.MaxStreams = 4096
+	}
+	if o.Backlog == 0 {
+		o.Backlog = 256
+	}
+	if o.MaxWindow == 0 {
+		o.MaxWindow = 16 << 20
+	}
+	if o.Resume == 0 {
+		o.Resume = time.Minute
+	}
+	return o
+}
+
+const (
+	firstWindow = 256 << 10 // of a stream, by agreement, until the peer says otherwise
+	quantum     = 64 << 10  // payload of a Data frame
+	small       = 16 << 10  // of one of class bulk or background while a higher class is active
+	activeFor   = time.Second
+	floorTurns  = 32 // every so many turns, the lowest class that waits is next
+
+	ackDelay = 2 * time.Millisecond // how long bulk may wait for its acknowledgement
+
+	maxQueuedPackets = frame.MaxPacketBytes // bytes; older ones are dropped
+	maxCommands      = 256
+)
+
+// Errors that callers tell apart.
+var (
+	// ErrClosed is of a session that was closed here, and of its streams.
+	ErrClosed = errors.New("fabric: the session is closed")
+	// ErrLost ends a session that has been without a link for too long.
+	ErrLost = errors.New("fabric: the peer could not be reached any more")
+	// ErrBusy refuses a stream beyond the limit of them.
+	ErrBusy = errors.New("fabric: too many streams in this session; end some first")
+	// ErrNoReader is a write's answer when the peer has closed the stream.
+	ErrNoReader = errors.New("fabric: the peer does not read from the stream any more")
+)
+
+// ResetError ends a stream that one of its ends has given up.
+type ResetError struct {
+	Code   uint32
+	Text   string
+	Remote bool // the peer has
+}
+
+func (e *ResetError) Error() string {
+	who := "here"
+	if e.Remote {
+		who = "by the peer"
+	}
+	return fmt.Sprintf("fabric: the stream was reset %s: %s (code %d)", who, e.Text, e.Code)
+}
+
+// Codes of resets that this package sends.
+const (
+	CodeCanceled = 1
+	CodeBusy     = 2
+)
+
+// Session is what two nodes have in common. It may be used from many goroutines.
+type Session struct {
+	o         Options
+	initiator bool
+	accept    chan *Stream
+	done      chan struct{}
+
+	mu      sync.Mutex
+	err     error // why it has ended
+	links   []*link
+	alone   time.Time // since when there has been no link
+	gone    func()    // called once, when it has ended
+	streams map[uint64]*Stream
+	next    uint64              // ID of the next stream to open
+	highest uint64              // of the peer's streams that have been heard of
+	skipped map[uint64]struct{} // below highest, and not yet heard of
+	turns   int
+	active  [frame.Classes]time.Time // when a class last had something to send
+	ready   [frame.Classes][]*Stream // with something to send, each once
+	windows []*Stream                // of which to say what has come
+	final   []frame.WindowEntry      // of streams that are forgotten here
+	resets  map[uint64]*reset
+	unsent  []*reset
+	command [][]byte
+	packets [][]byte // whole frames
+	queued  int      // bytes of them
+	stats   Stats
+	lazy    *time.Timer // runs while windows are to be told that need no hurry
+	rekeep  chan struct{}
+	lost    chan struct{} // closed and made anew when a link is lost
+}
+
+// Stats are counts of a session's life.
+type Stats struct {
+	Links          int // now
+	Streams        int // now
+	Sent, Received [frame.Classes]int64
+	Resent         int64 // payload bytes that went twice, after a link's end
+	Duplicate      int64 // payload bytes that came twice
+	LostLinks      int64
+	DroppedPackets int64
+	RTT            time.Duration // the best link's, smoothed; 0: not measured yet
+}
+
+// reset is a stream's end, until the peer has answered.
+type reset struct {
+	body frame.ResetBody
+	link *link // over which it was sent; nil: not sent
+}
+
+// New returns a session without links. One end of it is the initiator.
+func New(initiator bool, o Options) *Session {
+	s := &Session{o: o.filled(), initiator: initiator, done: make(chan struct{}), streams: map[uint64]*Stream{},
+		skipped: map[uint64]struct{}{}, resets: map[uint64]*reset{}, alone: time.Now(), rekeep: make(chan struct{}, 1), lost: make(chan struct{}), gone: func() {}}
+	s.accept = make(chan *Stream, s.o.Backlog)
+	s.next = 2
+	if initiator {
+		s.next = 1
+	}
+	go s.keep()
+	return s
+}
+
+// Done is closed when the session has ended.
+func (s *Session) Done() <-chan struct{} { return s.done }
+
+// Err returns why the session has ended, or nil.
+func (s *Session) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// Stats returns the counts.
+func (s *Session) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.stats
+	st.Links, st.Streams = len(s.links), len(s.streams)
+	for _, l := range s.links {
+		if l.rtt > 0 && (st.RTT == 0 || l.rtt < st.RTT) {
+			st.RTT = l.rtt
+		}
+	}
+	return st
+}
+
+// Close ends the session and its streams at both ends.
+func (s *Session) Close() error {
+	s.end(ErrClosed, &frame.GoAwayError{Text: "the session was closed"})
+	return nil
+}
+
+// end ends the session; the peer, if it can be reached, is told why.
+func (s *Session) end(err error, bye *frame.GoAwayError) {
+	s.mu.Lock()
+	if s.err != nil {
+		s.mu.Unlock()
+		return
+	}
+	s.err = err
+	links, gone := s.links, s.gone
+	s.links = nil
+	for _, st := range s.streams {
+		st.fail(err)
+	}
+	clear(s.streams)
+	s.mu.Unlock()
+	close(s.done)
+	for _, l := range links {
+		l.shut(bye)
+	}
+	gone()
+}
+
+// Open opens a stream. It returns at once; whether the peer takes it shows in
+// the first read or write. header is what the peer's Accept tells of it, at
+// most frame.MaxOpen bytes.
+func (s *Session) Open(class frame.Class, header []byte) (*Stream, error) {
+	if len(header) > frame.MaxOpen || class >= frame.Classes {
+		return nil, fmt.Errorf("fabric: a stream of class %d with a header of %d bytes; the limit is %d", class, len(header), frame.MaxOpen)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return nil, s.err
+	}
+	if len(s.streams) >= s.o.MaxStreams {
+		return nil, ErrBusy
+	}
+	st := newStream(s, s.next, class)
+	st.open = append([]byte{byte(len(header) >> 8), byte(len(header))}, header...)
+	s.next += 2
+	s.streams[st.id] = st
+	s.enqueue(st)
+	return st, nil
+}
+
+// Accept returns the next stream that the peer has opened.
+func (s *Session) Accept(ctx context.Context) (*Stream, error) {
+	select {
+	case st := <-s.accept:
+		return st, nil
+	default:
+	}
+	select {
+	case st := <-s.accept:
+		return st, nil
+	case <-s.done:
+		return nil, s.Err()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// SendCommand sends a signed control command. It may be lost with a link; who
+// needs an answer asks again.
+func (s *Session) SendCommand(b []byte) error {
+	if len(b) > frame.MaxCommand {
+		return fmt.Errorf("fabric: a command of %d bytes; the limit is %d", len(b), frame.MaxCommand)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return s.err
+	}
+	if len(s.command) >= maxCommands {
+		return ErrBusy
+	}
+	s.command = append(s.command, frame.Append(nil, frame.Head{Type: frame.Command, Class: frame.Control}, b))
+	s.wake(frame.Control)
+	return nil
+}
+
+// SendPackets sends packets of a tunnel. Packets are lost where the way is too
+// slow for them, the oldest first, and with links.
+func (s *Session) SendPackets(tunnel [16]byte, packets [][]byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return s.err
+	}
+	for len(packets) > 0 {
+		body, n := tunnel[:], 0
+		for ok := true; n < len(packets) && n < frame.MaxPackets && ok && len(body) < quantum; {
+			if body, ok = frame.AppendPacket(body, packets[n]); ok {
+				n++
+			}
+		}
+		if n == 0 {
+			return fmt.Errorf("fabric: a packet of %d bytes", len(packets[0]))
+		}
+		f := frame.Append(nil, frame.Head{Type: frame.Packets, Class: frame.Packet}, body)
+		s.packets = append(s.packets, f)
+		s.queued += len(f)
+		packets = packets[n:]
+		for s.queued > maxQueuedPackets {
+			s.queued -= len(s.packets[0])
+			s.packets = s.packets[1:]
+			s.stats.DroppedPackets++
+		}
+	}
+	s.active[frame.Packet] = time.Now()
+	s.wake(frame.Packet)
+	return nil
+}
+
+// AddLink gives the session a link, on which both ends have said Hello. The
+// session closes it.
+func (s *Session) AddLink(c net.Conn) error {
+	l := &link{s: s, conn: c, wakeup: make(chan struct{}, 1), heard: time.Now()}
+	s.mu.Lock()
+	if s.err != nil {
+		s.mu.Unlock()
+		c.Close()
+		return s.err
+	}
+	s.links = append(s.links, l)
+	s.share()
+	for _, st := range s.streams { // what was said over the lost one may not have come
+		s.say(st)
+	}
+	l.wake()
+	s.mu.Unlock()
+	select {
+	case s.rekeep <- struct{}{}:
+	default:
+	}
+	go l.read()
+	go l.write()
+	return nil
+}
+
+// share divides the classes among the links: with more than one, the first is
+// kept for what must not wait behind bulk.
+func (s *Session) share() {
+	for i, l := range s.links {
+		l.high, l.low = i == 0, i > 0 || len(s.links) == 1
+		l.wake()
+	}
+}
+
+// lose takes a link out. What was sent over it and is not acknowledged is sent
+// again over others.
+func (s *Session) lose(l *link, err error) {
+	var bye *frame.GoAwayError
+	if errors.As(err, &bye) {
+		s.end(fmt.Errorf("%w: %w", ErrClosed, err), nil)
+		return
+	}
+	if errors.Is(err, frame.ErrProtocol) {
+		s.end(err, &frame.GoAwayError{Code: 1, Text: err.Error()})
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, other := range s.links {
+		if other != l {
+			continue
+		}
+		s.links = append(s.links[:i:i], s.links[i+1:]...)
+		s.stats.LostLinks++
+		close(s.lost)
+		s.lost = make(chan struct{})
+		if len(s.links) == 0 {
+			s.alone = time.Now()
+		}
+		s.share()
+		for _, st := range s.streams {
+			st.resend(l)
+		}
+		for _, r := range s.resets {
+			if r.link == l {
+				r.link = nil
+				s.unsent = append(s.unsent, r)
+			}
+		}
+		for _, st := range s.streams {
+			s.say(st)
+		}
+		select {
+		case s.rekeep <- struct{}{}:
+		default:
+		}
+		return
+	}
+}
+
+// wake has the links that carry a class look for something to send.
+func (s *Session) wake(c frame.Class) {
+	for _, l := range s.links {
+		if l.carries(c) {
+			l.wake()
+		}
+	}
+}
+
+// enqueue puts a stream among those with something to send.
+func (s *Session) enqueue(st *Stream) {
+	if !st.queued && st.sendable() {
+		st.queued = true
+		s.ready[st.class] = append(s.ready[st.class], st)
+	}
+	if st.queued {
+		s.active[st.class] = time.Now()
+		s.wake(st.class)
+	}
+}
+
+// say has the peer told what has come of a stream.
+func (s *Session) say(st *Stream) {
+	if !st.accepted && st.remote() {
+		return // it would acknowledge the open header, which has not come
+	}
+	if !st.toSay {
+		st.toSay = true
+		s.windows = append(s.windows, st)
+	}
+	s.wake(frame.Control)
+}
+
+// known returns the stream that a frame is about, which the peer may just have
+// opened; nil: it was forgotten.
+func (s *Session) known(id uint64, class frame.Class) (*Stream, error) {
+	if st := s.streams[id]; st != nil {
+		return st, nil
+	}
+	if (id%2 == 1) == s.initiator {
+		if id >= s.next {
+			return nil, fmt.Errorf("%w: stream %d, which was not opened", frame.ErrProtocol, id)
+		}
+		return nil, nil
+	}
+	first := uint64(1)
+	if s.initiator {
+		first = 2
+	}
+	if id > s.highest {
+		from := first
+		if s.highest > 0 {
+			from = s.highest + 2
+		}
+		if (id-from)/2+uint64(len(s.skipped)) > uint64(s.o.MaxStreams) {
+			return nil, fmt.Errorf("%w: stream %d after %d", frame.ErrProtocol, id, s.highest)
+		}
+		for k := from; k < id; k += 2 {
+			s.skipped[k] = struct{}{}
+		}
+		s.highest = id
+	} else if _, ok := s.skipped[id]; !ok {
+		return nil, nil
+	} else {
+		delete(s.skipped, id)
+	}
+	if len(s.streams) > 2*s.o.MaxStreams { // those beyond the limit are refused when their header comes
+		return nil, fmt.Errorf("%w: too many streams without a header", frame.ErrProtocol)
+	}
+	st := newStream(s, id, class)
+	st.openSaid = true
+	s.streams[id] = st
+	return st, nil
+}
+
+// arrive takes in bytes of a stream. It owns p.
+func (s *Session) arrive(id uint64, p piece, open []byte, fin bool, class frame.Class) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return s.err
+	}
+	s.stats.Received[class] += int64(len(p.b))
+	st, err := s.known(id, class)
+	if err != nil {
+		return err
+	}
+	if st == nil {
+		end := p.end()
+		if fin {
+			end++
+		}
+		s.stats.Duplicate += int64(len(p.b))
+		s.final = append(s.final, frame.WindowEntry{Stream: id, Received: end, Limit: frame.NoReader})
+		s.wake(frame.Control)
+		return nil
+	}
+	if open != nil && !st.accepted && st.remote() {
+		st.accepted, st.header = true, open
+		if len(s.streams) > s.o.MaxStreams {
+			s.refuse(st, "too many streams")
+			return nil
+		}
+		select {
+		case s.accept <- st:
+		default:
+			s.refuse(st, "nobody accepts the stream")
+			return nil
+		}
+	}
+	if err := st.arrive(p, fin); err != nil {
+		return err
+	}
+	if !st.accepted && st.remote() {
+		return nil // nor is anything acknowledged before the open header
+	}
+	if class < frame.Bulk || fin || open != nil || len(st.early) > 0 || st.got-st.said >= st.window/8 {
+		s.say(st)
+	} else if !st.toSay {
+		st.toSay = true // with the next one, or after a moment
+		s.windows = append(s.windows, st)
+		if s.lazy == nil {
+			s.lazy = time.AfterFunc(ackDelay, func() {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.lazy = nil
+				s.wake(frame.Control)
+			})
+		}
+	}
+	return nil
+}
+
+func (s *Session) refuse(st *Stream, why string) {
+	s.reset(st, frame.ResetBody{Stream: st.id, Code: CodeBusy, Text: why})
+}
+
+// reset ends a stream here and at the peer.
+func (s *Session) reset(st *Stream, body frame.ResetBody) {
+	if s.streams[st.id] != st {
+		return
+	}
+	delete(s.streams, st.id)
+	st.fail(&ResetError{Code: body.Code, Text: body.Text})
+	r := &reset{body: body}
+	s.resets[st.id] = r
+	s.unsent = append(s.unsent, r)
+	s.wake(frame.Control)
+}
+
+// wasReset takes in a Reset frame, and returns the answer to send.
+func (s *Session) wasReset(b frame.ResetBody, answer bool) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if answer {
+		delete(s.resets, b.Stream)
+		return nil, nil
+	}
+	st, err := s.known(b.Stream, frame.Control)
+	if err != nil {
+		return nil, err
+	}
+	if st != nil {
+		delete(s.streams, st.id)
+		st.fail(&ResetError{Code: b.Code, Text: b.Text, Remote: true})
+	}
+	return frame.ResetBody{Stream: b.Stream, Code: b.Code}.Encode(frame.FlagAnswer), nil
+}
+
+// acknowledged takes in a Window frame.
+func (s *Session) acknowledged(es []frame.WindowEntry) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range es {
+		st := s.streams[e.Stream]
+		if st == nil {
+			continue // forgotten, as it should be
+		}
+		if err := st.acknowledged(e); err != nil {
+			return err
+		}
+		s.enqueue(st)
+		s.forget(st)
+	}
+	return nil
+}
+
+// forget drops a stream of which both directions have ended and been
+// acknowledged.
+func (s *Session) forget(st *Stream) {
+	if st.over() && s.streams[st.id] == st {
+		delete(s.streams, st.id)
+		// The peer may not have heard that all has come.
+		s.final = append(s.final, st.entry())
+		s.wake(frame.Control)
+	}
+}
