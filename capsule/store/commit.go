@@ -457,6 +457,7 @@ func (t *tx) addPolicyRef(id policyID, text string, n int64) error {
 	if row.refs += n; row.refs <= 0 {
 		return t.b.delete(policyKey(id))
 	}
+	t.s.ownPolicies.Store(true)
 	return t.b.set(policyKey(id), row.encode())
 }
 

@@ -115,6 +115,9 @@ func (s *Store) put(ctx context.Context, req PutRequest, r io.Reader) (capsule.I
 // putPolicy returns the policy under which a put's bytes are sealed, and fails
 // early where the request cannot succeed as things are. The commit looks again.
 func (s *Store) putPolicy(req PutRequest) (*capsule.Policy, error) {
+	if req.Policy == nil && req.ID.IsZero() && !req.Exclusive && !s.ownPolicies.Load() {
+		return capsule.DefaultPolicy(), nil // whether it replaces something or not
+	}
 	var rec capsuleRecord
 	id, _, err := req.target(s.kv)
 	if err != nil {
