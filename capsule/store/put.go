@@ -119,7 +119,7 @@ func (s *Store) putPolicy(req PutRequest) (*capsule.Policy, error) {
 		return capsule.DefaultPolicy(), nil // whether it replaces something or not
 	}
 	var rec capsuleRecord
-	id, _, err := req.target(s.kv)
+	id, _, err := req.target(func(name string) (capsule.ID, error) { return lookupName(s.kv, name) })
 	if err != nil {
 		return nil, err
 	}
@@ -136,12 +136,12 @@ func (s *Store) putPolicy(req PutRequest) (*capsule.Policy, error) {
 
 // target returns the capsule that the request replaces; zero: it makes a new
 // one. newName tells that the capsule does not have the request's name yet.
-func (req *PutRequest) target(r kvReader) (id capsule.ID, newName bool, err error) {
+func (req *PutRequest) target(lookup func(name string) (capsule.ID, error)) (id capsule.ID, newName bool, err error) {
 	id = req.ID
 	if req.Name == "" {
 		return id, false, nil
 	}
-	have, err := lookupName(r, req.Name)
+	have, err := lookup(req.Name)
 	if err != nil {
 		return id, false, err
 	}
@@ -476,7 +476,7 @@ func (p *putter) commit(ctx context.Context, req PutRequest) (capsule.Info, erro
 	fresh := capsule.NewID(p.s.now())
 	var info capsule.Info
 	err := p.s.commit(synced, func(t *tx) error {
-		id, newName, err := req.target(t.b)
+		id, newName, err := req.target(t.findName)
 		if err == nil && newName {
 			err = t.checkFree(req.Name, id)
 		}
