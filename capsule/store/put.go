@@ -341,7 +341,7 @@ func (s *Store) appendSealed(c *coder, err error, room func(int64) error) error 
 		if err = room(int64(len(c.out))); err == nil {
 			log, off, err = s.logs.Append(c.out, func(log uint64) { s.pins.hold(log, c.sealed...) })
 		}
-		if ioKind(err) == capsule.NoSpace {
+		if err != nil && ioKind(err) == capsule.NoSpace {
 			s.spaceIsGone()
 		}
 	}
