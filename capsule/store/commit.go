@@ -171,6 +171,7 @@ type tx struct {
 	totals  totals
 	logs    map[uint64]logRow // changed rows
 	changes []Change
+	alone   string   // the name that findName found to be no other's beginning
 	after   []func() // to run when the round is over, whatever its end
 }
 
@@ -357,9 +358,28 @@ func getCapsule(r kvReader, id capsule.ID) (capsuleRecord, error) {
 func lookupName(r kvReader, name string) (id capsule.ID, err error) {
 	b, err := r.get(nameKey(name))
 	if err == nil && b != nil && copy(id[:], b) != len(id) {
-		err = capsule.Errorf(capsule.Damaged, "malformed name record of %q", name)
+		err = malformedName(name)
 	}
 	return id, err
+}
+
+// findName is lookupName for a name that is to be given if no capsule has it:
+// the same search tells checkFree, called next, that there is nothing below it.
+func (t *tx) findName(name string) (id capsule.ID, err error) {
+	k := nameKey(name)
+	t.alone = name
+	err = t.b.scan(k, prefixEnd(k), func(found, v []byte) (bool, error) {
+		t.alone = ""
+		if len(found) == len(k) && copy(id[:], v) != len(id) {
+			return false, malformedName(name)
+		}
+		return false, nil
+	})
+	return id, err
+}
+
+func malformedName(name string) error {
+	return capsule.Errorf(capsule.Damaged, "malformed name record of %q", name)
 }
 
 func nameTaken(name string, by capsule.ID) error {
@@ -368,7 +388,7 @@ func nameTaken(name string, by capsule.ID) error {
 
 // checkUnused fails if a capsule, self, cannot be given name.
 func (t *tx) checkUnused(name string, self capsule.ID) error {
-	if id, err := lookupName(t.b, name); err != nil {
+	if id, err := t.findName(name); err != nil {
 		return err
 	} else if !id.IsZero() {
 		return nameTaken(name, id)
@@ -387,6 +407,9 @@ func (t *tx) checkFree(name string, self capsule.ID) error {
 		if !id.IsZero() && id != self {
 			return capsule.Errorf(capsule.Exists, "%q is a capsule, so %q cannot be a name below it", dir, name)
 		}
+	}
+	if t.alone == name {
+		return nil
 	}
 	below := nameKey(name + "/")
 	return t.b.scan(below, prefixEnd(below), func(k, v []byte) (bool, error) {
@@ -435,6 +458,7 @@ func (t *tx) setName(id capsule.ID, from *string, to *string) error {
 	if *to == "" {
 		return t.b.set(unnamedKey(id), nil)
 	}
+	t.alone = ""
 	t.s.dirs.add(*to)
 	return t.b.set(nameKey(*to), id[:])
 }
@@ -457,6 +481,7 @@ func (t *tx) addPolicyRef(id policyID, text string, n int64) error {
 	if row.refs += n; row.refs <= 0 {
 		return t.b.delete(policyKey(id))
 	}
+	t.s.ownPolicies.Store(true)
 	return t.b.set(policyKey(id), row.encode())
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/sstable"
+	"github.com/cockroachdb/pebble/v2/vfs/atomicfs"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store/metafs"
@@ -67,6 +68,10 @@ func openKV(fsys *metafs.FS, dir string, memtable uint64, log *slog.Logger) (*kv
 		l.FilterType = pebble.TableFilter
 		l.Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
 	}
+	if err := markFormat(fsys, dir); err != nil {
+		k.cache.Unref()
+		return nil, kvError(err, "create metadata")
+	}
 	db, err := pebble.Open(dir, opts)
 	if err == nil && fsys.Err() != nil {
 		db.Close()
@@ -78,6 +83,24 @@ func openKV(fsys *metafs.FS, dir string, memtable uint64, log *slog.Logger) (*kv
 	}
 	k.db = db
 	return k, nil
+}
+
+// markFormat says in an empty directory that the engine to be made there has its
+// newest format. Else it makes the oldest and goes through all formats from
+// there, which costs four syncs each.
+func markFormat(fsys *metafs.FS, dir string) error {
+	if names, err := fsys.List(dir); err != nil || len(names) > 0 {
+		return err
+	}
+	marker, _, err := atomicfs.LocateMarkerInListing(fsys, dir, "format-version", nil)
+	if err != nil {
+		return err
+	}
+	err = marker.Move(pebble.FormatNewest.String())
+	if cerr := marker.Close(); err == nil {
+		err = cerr
+	}
+	return err
 }
 
 // failed returns the error after which the engine takes no more changes.

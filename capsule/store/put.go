@@ -115,8 +115,11 @@ func (s *Store) put(ctx context.Context, req PutRequest, r io.Reader) (capsule.I
 // putPolicy returns the policy under which a put's bytes are sealed, and fails
 // early where the request cannot succeed as things are. The commit looks again.
 func (s *Store) putPolicy(req PutRequest) (*capsule.Policy, error) {
+	if req.Policy == nil && req.ID.IsZero() && !req.Exclusive && !s.ownPolicies.Load() {
+		return capsule.DefaultPolicy(), nil // whether it replaces something or not
+	}
 	var rec capsuleRecord
-	id, _, err := req.target(s.kv)
+	id, _, err := req.target(func(name string) (capsule.ID, error) { return lookupName(s.kv, name) })
 	if err != nil {
 		return nil, err
 	}
@@ -133,12 +136,12 @@ func (s *Store) putPolicy(req PutRequest) (*capsule.Policy, error) {
 
 // target returns the capsule that the request replaces; zero: it makes a new
 // one. newName tells that the capsule does not have the request's name yet.
-func (req *PutRequest) target(r kvReader) (id capsule.ID, newName bool, err error) {
+func (req *PutRequest) target(lookup func(name string) (capsule.ID, error)) (id capsule.ID, newName bool, err error) {
 	id = req.ID
 	if req.Name == "" {
 		return id, false, nil
 	}
-	have, err := lookupName(r, req.Name)
+	have, err := lookup(req.Name)
 	if err != nil {
 		return id, false, err
 	}
@@ -338,7 +341,7 @@ func (s *Store) appendSealed(c *coder, err error, room func(int64) error) error 
 		if err = room(int64(len(c.out))); err == nil {
 			log, off, err = s.logs.Append(c.out, func(log uint64) { s.pins.hold(log, c.sealed...) })
 		}
-		if ioKind(err) == capsule.NoSpace {
+		if err != nil && ioKind(err) == capsule.NoSpace {
 			s.spaceIsGone()
 		}
 	}
@@ -473,7 +476,7 @@ func (p *putter) commit(ctx context.Context, req PutRequest) (capsule.Info, erro
 	fresh := capsule.NewID(p.s.now())
 	var info capsule.Info
 	err := p.s.commit(synced, func(t *tx) error {
-		id, newName, err := req.target(t.b)
+		id, newName, err := req.target(t.findName)
 		if err == nil && newName {
 			err = t.checkFree(req.Name, id)
 		}

@@ -559,7 +559,11 @@ func decodeTotals(b []byte) (t totals, err error) {
 }
 
 func key(kind byte, parts ...[]byte) []byte {
-	b := append(make([]byte, 0, 40), kind)
+	n := 1
+	for _, p := range parts {
+		n += len(p)
+	}
+	b := append(make([]byte, 0, n), kind)
 	for _, p := range parts {
 		b = append(b, p...)
 	}

@@ -88,6 +88,8 @@ type Store struct {
 	totalsMu sync.Mutex
 	shown    totals // what others see
 
+	ownPolicies atomic.Bool // false: every capsule has the default policy
+
 	lineages       lineages
 	sealers        sealers
 	overlay        *overlay
@@ -319,6 +321,11 @@ func (s *Store) recover() error {
 		}
 	}
 	s.shown = s.totals
+	policy, _, err := s.kv.seekLast([]byte{keyPolicy}, []byte{keyPolicy + 1})
+	if err != nil {
+		return err
+	}
+	s.ownPolicies.Store(policy != nil)
 	batch := s.kv.newBatch()
 	err = s.kv.scan([]byte{keyBuilding}, []byte{keyBuilding + 1}, func(k, _ []byte) (bool, error) {
 		c := content{pages: 1}
@@ -542,7 +549,16 @@ func (s *Store) makeBallast() error {
 	if st, err := s.fs.Stat(s.ballastPath()); err == nil && st.Size() == ballast {
 		return nil
 	}
-	return vfs.WriteFileAtomic(s.fs, s.ballastPath(), make([]byte, ballast))
+	f, err := s.fs.Create(s.ballastPath(), "space-file")
+	if err != nil {
+		return err
+	}
+	// Nothing of it needs to survive: one that is short is made again.
+	piece := make([]byte, 64<<10)
+	for n := 0; n < ballast && err == nil; n += len(piece) {
+		_, err = f.Write(piece)
+	}
+	return errors.Join(err, f.Close())
 }
 
 // fullDisk is called when a metadata write finds no room. Giving up the

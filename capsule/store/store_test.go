@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/cockroachdb/pebble/v2"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/internal/vfs/vfstest"
@@ -195,6 +198,8 @@ func TestPolicyDomains(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	s := newStore(t)
+	put(t, s, "di", []byte("a name that others begin with is free for all that"))
+	put(t, s, "dir-1", []byte("sorts between a directory and what is in it"))
 	a := put(t, s, "dir/a", []byte("a"))
 	for _, name := range []string{"dir", "dir/a/b"} {
 		_, err := s.Put(t.Context(), PutRequest{Name: name, Size: -1}, strings.NewReader("x"))
@@ -342,6 +347,54 @@ func TestStoreReopens(t *testing.T) {
 		t.Fatalf("%v, %v", m, err)
 	}
 	wantClean(t, s)
+}
+
+// A content that is replaced is sealed under the policy that its capsule got in
+// another life of the store, also if nothing has been said of policies in this one.
+func TestPolicyOutlivesTheProcess(t *testing.T) {
+	disk := vfstest.NewPowerCut()
+	policy := capsule.DefaultPolicy()
+	policy.Compression = "none"
+	for i := range 2 {
+		s, err := openOn(disk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := text(uint64(i), 300<<10) // shrinks where it is packed
+		info, err := s.Put(t.Context(), PutRequest{Name: "x", Size: -1, Policy: policy}, bytes.NewReader(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st, err := s.Stat(t.Context(), info.ID); err != nil || st.StoredBytes < int64(len(data)) {
+			t.Errorf("put %d: %d bytes not to be packed are stored as %d: %v", i, len(data), st.StoredBytes, err)
+		}
+		policy = nil // from now on the capsule's own
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A new store's engine has its newest format from the start, so that nothing
+// has to be migrated, and synced, on the way.
+func TestNewestFormatOfMetadata(t *testing.T) {
+	disk := vfstest.NewPowerCut()
+	s, err := openOn(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if got := s.kv.db.FormatMajorVersion(); got != pebble.FormatNewest {
+		t.Errorf("format %s, want %s", got, pebble.FormatNewest)
+	}
+	names, err := disk.List(s.path("meta"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	markers := slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, "marker.format-version.") })
+	if len(markers) != 1 || !strings.HasPrefix(markers[0], "marker.format-version.000001.") {
+		t.Errorf("the format was changed after the store was made: %v", markers)
+	}
 }
 
 func TestOneProcessAtATime(t *testing.T) {

@@ -246,20 +246,23 @@ func (d *dirPut) put(job *putJob) {
 		}
 	}
 	req := store.PutRequest{Name: job.name, Size: st.Size, Policy: d.policy, Taken: taken}
-	job.Info, job.Err = d.api.Put(d.ctx, req, &countingReader{fdReader(fd), d.progress})
+	job.Info, job.Err = d.api.Put(d.ctx, req, &countingReader{&fdReader{fd: fd, left: st.Size}, d.progress})
 	d.progress.Files.Add(1)
 }
 
-// fdReader reads a descriptor without the poller's bookkeeping, which costs
-// more than a small file's content.
-type fdReader int
+// fdReader reads a regular file's descriptor without the poller's bookkeeping,
+// which costs more than a small file's content.
+type fdReader struct {
+	fd   int
+	left int64 // bytes to come, as the file's size says
+}
 
-func (fd fdReader) Read(p []byte) (int, error) {
+func (r *fdReader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
 	for {
-		n, err := unix.Read(int(fd), p)
+		n, err := unix.Read(r.fd, p)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
@@ -267,6 +270,10 @@ func (fd fdReader) Read(p []byte) (int, error) {
 			return 0, FileError(err, "read")
 		case n == 0:
 			return 0, io.EOF
+		}
+		r.left -= int64(n)
+		if r.left == 0 && n < len(p) {
+			return n, io.EOF // there is no need to ask again
 		}
 		return n, nil
 	}
