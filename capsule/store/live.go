@@ -316,33 +316,42 @@ func (l *Live) Update(ctx context.Context, fn func(*Update) error) error {
 	if err := s.overlay.room(ctx, s.wakeCheckpointer); err != nil {
 		return err
 	}
-	l.line.family.mu.Lock()
-	defer l.line.family.mu.Unlock()
-	return s.update(l, l.line.view.Load(), fn)
+	number, err := func() (uint64, error) {
+		l.line.family.mu.Lock()
+		defer l.line.family.mu.Unlock()
+		return s.update(l, l.line.view.Load(), fn)
+	}()
+	if err == nil && s.push {
+		if err := s.journal.Push(number); err != nil {
+			s.fail(err)
+			return s.writable()
+		}
+	}
+	return err
 }
 
-// update is Update for a caller that holds the family's lock.
-func (s *Store) update(l *Live, v *view, fn func(*Update) error) error {
+// update is Update for a caller that holds the family's lock. It returns the
+// number of its record in the journal, 0 if there is nothing to be changed.
+func (s *Store) update(l *Live, v *view, fn func(*Update) error) (number uint64, err error) {
 	s.overlay.updating.RLock()
 	defer s.overlay.updating.RUnlock()
 	u := &Update{l: l, v: v, local: newRows()}
-	err := fn(u)
-	if err == nil && len(u.record) > 0 {
-		err = u.commit()
+	if err = fn(u); err == nil && len(u.record) > 0 {
+		number, err = u.commit()
 	}
 	if err != nil {
 		for _, p := range u.pins {
 			s.pins.release(p)
 		}
 	}
-	return err
+	return number, err
 }
 
 // commit makes an update's changes.
-func (u *Update) commit() error {
+func (u *Update) commit() (number uint64, err error) {
 	s := u.l.s
 	if err := s.writable(); err != nil {
-		return err
+		return 0, err
 	}
 	// The journal takes it now and the segments take it later; what only
 	// removes may use the reserve.
@@ -351,11 +360,11 @@ func (u *Update) commit() error {
 		check = s.checkSpace
 	}
 	if err := check(2 * int64(len(u.record))); err != nil {
-		return err
+		return 0, err
 	}
 	o := s.overlay
 	o.mu.Lock()
-	_, err := s.journal.Append(u.record)
+	number, err = s.journal.Append(u.record)
 	if err == nil {
 		u.local.Scan(func(r row) bool {
 			o.set(r)
@@ -370,12 +379,12 @@ func (u *Update) commit() error {
 	o.mu.Unlock()
 	if err != nil {
 		s.fail(err)
-		return s.writable()
+		return 0, s.writable()
 	}
 	if full {
 		s.wakeCheckpointer()
 	}
-	return nil
+	return number, nil
 }
 
 // Operations in the journal: one byte, the row's key with its length, and what

@@ -43,6 +43,11 @@ type Options struct {
 	// syncs stays not durable; 0: one second.
 	CommitInterval time.Duration
 
+	// Push hands each change of a volume or tree to the operating system before
+	// it is acknowledged: so the end of this process, however it comes, takes
+	// none, synced or not. Without it that may take what a power cut may.
+	Push bool
+
 	memtable uint64 // of the metadata engine, in bytes; tests make it small
 }
 
@@ -93,6 +98,7 @@ type Store struct {
 	overlay        *overlay
 	journal        *journal.Journal
 	commitInterval time.Duration
+	push           bool // see Options
 	checkpointing  sync.Mutex // one checkpoint at a time
 	checkpointWake chan struct{}
 	pruner         pruner
@@ -136,6 +142,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if o.LiveBytes == 0 {
 		o.LiveBytes = defaultLive
 	}
+	s.push = o.Push
 	if s.commitInterval = o.CommitInterval; s.commitInterval == 0 {
 		s.commitInterval = defaultCommitInterval
 	}
