@@ -207,11 +207,10 @@ func (s *Store) readBlock(b *liveBlock, off uint32, p []byte) error {
 		if q.mem != nil {
 			copy(dst, q.mem[at-q.off:])
 		} else {
-			seg, err := s.segment(extent{len: int64(q.segLen), id: q.id})
-			if err != nil {
+			x := extent{len: int64(q.segLen), id: q.id}
+			if err := s.readSegment(x, int64(q.segOff+at-q.off), dst); err != nil {
 				return &pieceError{q.off, q.n, q.id, err}
 			}
-			copy(dst, seg[q.segOff+at-q.off:])
 		}
 		at += n
 	}

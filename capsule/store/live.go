@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
+	"sync"
 
 	"github.com/tidwall/btree"
 
@@ -158,6 +160,48 @@ func (l *Live) ReadAt(ctx context.Context, file uint64, p []byte, off int64) (n 
 	if err := checkRange(off, int64(len(p))); err != nil {
 		return 0, err
 	}
+	workers := min(runtime.GOMAXPROCS(0), len(p)/readShare)
+	if workers < 2 {
+		return l.read(ctx, file, p, off)
+	}
+	// Each takes a run of blocks; the first part that fails says how far it went.
+	share := int64(len(p)/workers+BlockSize-1) / BlockSize * BlockSize
+	type part struct {
+		from, n int
+		err     error
+	}
+	parts := make([]part, 0, workers)
+	for from := 0; from < len(p); {
+		parts = append(parts, part{from: from})
+		from += int(share - (off+int64(from))%BlockSize)
+	}
+	var others sync.WaitGroup
+	for i := range parts {
+		part, to := &parts[i], len(p)
+		if i+1 < len(parts) {
+			to = parts[i+1].from
+		}
+		do := func() { part.n, part.err = l.read(ctx, file, p[part.from:to], off+int64(part.from)) }
+		if i+1 < len(parts) {
+			others.Go(do)
+		} else {
+			do()
+		}
+	}
+	others.Wait()
+	for _, part := range parts {
+		if n += part.n; part.err != nil {
+			return n, part.err
+		}
+	}
+	return n, nil
+}
+
+// readShare is how much each of several goroutines at least reads of a range.
+const readShare = 4 * BlockSize
+
+// read is ReadAt on one goroutine.
+func (l *Live) read(ctx context.Context, file uint64, p []byte, off int64) (n int, err error) {
 	for n < len(p) {
 		if err := ctx.Err(); err != nil {
 			return n, err

@@ -98,7 +98,7 @@ type Store struct {
 	overlay        *overlay
 	journal        *journal.Journal
 	commitInterval time.Duration
-	push           bool // see Options
+	push           bool       // see Options
 	checkpointing  sync.Mutex // one checkpoint at a time
 	checkpointWake chan struct{}
 	pruner         pruner

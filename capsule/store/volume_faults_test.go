@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -199,6 +200,68 @@ func TestVolumeFlippedBit(t *testing.T) {
 				t.Fatalf("%s: the volume shows what it never held", where)
 			}
 			s.Close()
+		}
+	}
+}
+
+// A large read is shared by several goroutines. It gives what is there, from
+// any place on, and where a block is damaged, all before it.
+func TestLargeReads(t *testing.T) {
+	disk := vfstest.NewPowerCut()
+	s, err := openSmall(disk, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	want := random(1, 3<<20)
+	v := newVolume(t, s, "v", int64(len(want)))
+	if _, err := v.WriteAt(want, 0); err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(1, 1))
+	for i := range uint64(50) {
+		off := r.IntN(len(want) - 5000)
+		copy(want[off:], random(i, 5000))
+		if _, err := v.WriteAt(want[off:off+5000], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(off, n int) (int, error) {
+		p := make([]byte, n)
+		n, err := v.ReadAt(p, int64(off))
+		if !bytes.Equal(p[:n], want[off:off+n]) {
+			t.Fatalf("wrong bytes in %d from %d on", n, off)
+		}
+		return n, err
+	}
+	for range 40 {
+		off := r.IntN(len(want))
+		n := r.IntN(len(want) - off)
+		if got, err := read(off, n); got != n || err != nil {
+			t.Fatalf("read %d of %d bytes from %d on: %v", got, n, off, err)
+		}
+	}
+	if err := s.checkpointAll(); err != nil {
+		t.Fatal(err)
+	}
+	const bad = 23 // a block
+	row, _, err := s.version(v.line.view.Load(), blockPrefix(v.line.family.id, volumeFile, bad))
+	if err != nil {
+		t.Fatal(err)
+	}
+	piece := row.block.pieces[0]
+	at, _, err := s.lookupSegment(piece.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flipBit(t, disk, fmt.Sprintf("/space/segments/%06x/%016x.seg", at.log>>8, at.log), int(8*(at.off+at.recordLen-20)))
+	s.cache = newSegmentCache(1)
+	for range 20 {
+		off := r.IntN(bad * BlockSize)
+		n := (bad+1)*BlockSize - off + r.IntN(len(want)-(bad+1)*BlockSize)
+		var damage *capsule.DamageError
+		if got, err := read(off, n); got != bad*BlockSize-off || !errors.As(err, &damage) || damage.Off/BlockSize != bad {
+			t.Fatalf("read %d of %d bytes from %d on, %d before the damage: %v", got, n, off, bad*BlockSize-off, err)
 		}
 	}
 }
