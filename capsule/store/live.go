@@ -379,7 +379,13 @@ func (l *Live) Update(ctx context.Context, fn func(*Update) error) error {
 func (s *Store) update(l *Live, v *view, fn func(*Update) error) (number uint64, err error) {
 	s.overlay.updating.RLock()
 	defer s.overlay.updating.RUnlock()
-	u := &Update{l: l, v: v, local: newRows()}
+	buf := updateRecords.Get().(*[]byte)
+	u := &Update{l: l, v: v, local: newRows(), record: (*buf)[:0]}
+	defer func() {
+		if *buf = u.record; cap(*buf) <= keptRecord {
+			updateRecords.Put(buf)
+		}
+	}()
 	if err = fn(u); err == nil && len(u.record) > 0 {
 		number, err = u.commit()
 	}
@@ -390,6 +396,12 @@ func (s *Store) update(l *Live, v *view, fn func(*Update) error) (number uint64,
 	}
 	return number, err
 }
+
+// updateRecords are buffers for the records of updates.
+var updateRecords = sync.Pool{New: func() any { return new([]byte) }}
+
+// keptRecord is how large a buffer may be to be used again.
+const keptRecord = 128 << 10
 
 // commit makes an update's changes.
 func (u *Update) commit() (number uint64, err error) {
