@@ -103,9 +103,10 @@ type Store struct {
 	checkpointWake chan struct{}
 	pruner         pruner
 
-	failure  atomic.Pointer[error]
-	space    spaceGauge
-	watchers *notify.Queue[Change]
+	failure     atomic.Pointer[error]
+	space       spaceGauge // for content
+	spaceToMove spaceGauge // for the rest
+	watchers    *notify.Queue[Change]
 
 	life     life
 	quit     context.Context
@@ -497,7 +498,19 @@ func (s *Store) reserve(total uint64) uint64 {
 // checkSpace fails with NoSpace if n more bytes of content would eat into the
 // reserve.
 func (s *Store) checkSpace(n int64) error {
-	g := &s.space
+	return s.space.take(s, n, 256<<20, s.reserve)
+}
+
+// checkSpaceToMove is checkSpace for garbage collection and for changes without
+// content, which may go into the reserve but leave metadata its part.
+func (s *Store) checkSpaceToMove(n int64) error {
+	return s.spaceToMove.take(s, n, 4<<20, func(total uint64) uint64 { return min(minReserve/4, total/64) })
+}
+
+// take takes n bytes of what the disk has beyond what is to be kept, which
+// depends on its size. The kernel is asked once a second, and once for each
+// most bytes, or an eighth of what there is.
+func (g *spaceGauge) take(s *Store, n, most int64, keep func(total uint64) uint64) error {
 	g.Lock()
 	defer g.Unlock()
 	if now := s.now(); g.budget < n || now.Sub(g.checked) > time.Second || now.Before(g.checked) {
@@ -505,28 +518,15 @@ func (s *Store) checkSpace(n int64) error {
 		if err != nil {
 			return nil // no such information here; the write itself will tell
 		}
-		keep := s.reserve(u.TotalBytes)
+		keep := keep(u.TotalBytes)
 		if u.AvailBytes < keep+uint64(n) {
 			g.budget = 0
 			return noSpace(u.AvailBytes, keep)
 		}
-		g.budget = min(int64(u.AvailBytes-keep), n+256<<20)
+		g.budget = min(int64(u.AvailBytes-keep), n+min(most, int64(u.AvailBytes-keep)/8))
 		g.checked = now
 	}
 	g.budget -= n
-	return nil
-}
-
-// checkSpaceToMove is checkSpace for garbage collection, which may go into the
-// reserve but leaves metadata its part.
-func (s *Store) checkSpaceToMove(n int64) error {
-	u, err := s.fs.GetDiskUsage(s.dir)
-	if err != nil {
-		return nil // no such information here; the write itself will tell
-	}
-	if keep := min(minReserve/4, u.TotalBytes/64); u.AvailBytes < keep+uint64(n) {
-		return noSpace(u.AvailBytes, keep)
-	}
 	return nil
 }
 
@@ -537,9 +537,11 @@ func noSpace(avail, keep uint64) error {
 
 // spaceIsGone forgets what was known of free space, after a write found none.
 func (s *Store) spaceIsGone() {
-	s.space.Lock()
-	defer s.space.Unlock()
-	s.space.budget = 0
+	for _, g := range []*spaceGauge{&s.space, &s.spaceToMove} {
+		g.Lock()
+		g.budget = 0
+		g.Unlock()
+	}
 }
 
 func (s *Store) ballastPath() string { return s.path("ballast") }

@@ -82,7 +82,7 @@
 // 4 MiB at a time, and frames overwrite them: so a sync of a few of them is
 // one write and one flush of the disk, without a new size and new blocks in the
 // journal of the file system below, which took as long again. No frame begins
-// with a zero. On a full disk a WAL grows frame by frame.
+// with a zero. On a full disk, and while syncs are rare, a WAL grows frame by frame.
 //
 // # Torn or damaged
 //

@@ -16,9 +16,11 @@ const (
 	maxSealed   = frameHeader + maxFrame + tagSize
 
 	// A WAL is extended ahead with zeros, first by firstStep, then by as much
-	// as it has, up to mostStep.
+	// as it has, up to mostStep, while less than rareSync is written from one
+	// sync to the next: else it is not worth it.
 	firstStep = 64 << 10
 	mostStep  = 4 << 20
+	rareSync  = 256 << 10
 )
 
 // zeros is what a WAL is extended with, as often as it takes.
@@ -152,11 +154,11 @@ func (w *logWriter) append(kind byte, content []byte) {
 // need not make durable more than what was written. Where the disk has no room
 // for that, the file grows with each write. w.mu is held.
 func (w *logWriter) extend(end int64) error {
-	if w.ready < 0 || end <= w.ready {
+	if w.ready < 0 || end <= w.ready || end-w.synced.Load() > rareSync {
 		return nil
 	}
 	from := max(w.ready, w.off)
-	to := max(end, w.ready+min(max(w.ready, firstStep), mostStep))
+	to := max(end, from+min(max(from, firstStep), mostStep))
 	for from < to {
 		n, err := w.File.WriteAt(zeros[:min(to-from, int64(len(zeros)))], from)
 		if isFull(err) {
