@@ -107,6 +107,7 @@ func (l *Live) ReadOnly() bool { return l.line.snapshot != "" }
 
 // Get returns a row's value, or nil where there is none.
 func (l *Live) Get(key []byte) ([]byte, error) {
+	l.s.idle.calls.Add(1)
 	v := l.line.view.Load()
 	r, _, err := l.s.version(v, metaPrefix(v.family, key))
 	if err != nil || r.state != rowData {
@@ -119,6 +120,7 @@ func (l *Live) Get(key []byte) ([]byte, error) {
 // false or an error. key and value are fn's only until it returns, and fn must
 // not call the store. No key may be the beginning of another, or of hi.
 func (l *Live) Scan(lo, hi []byte, fn func(key, value []byte) (bool, error)) error {
+	l.s.idle.calls.Add(1)
 	return l.s.scanMeta(l.line.view.Load(), lo, hi, nil, fn)
 }
 

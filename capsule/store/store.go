@@ -109,6 +109,7 @@ type Store struct {
 	watchers    *notify.Queue[Change]
 
 	life     life
+	idle     idleness
 	quit     context.Context
 	stop     context.CancelFunc
 	wg       sync.WaitGroup
@@ -125,6 +126,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	s := &Store{fs: o.FS, dir: o.Dir, log: o.Logger, clock: o.Clock, reapWake: make(chan struct{}, 1), dirs: dirCache{}, stuck: map[uint64]int64{}}
 	s.passes.Cond.L = &s.passes.Mutex
 	s.life.Cond.L = &s.life.Mutex
+	s.idle.wake = make(chan struct{}, 1)
 	if s.fs == nil {
 		s.fs = vfs.OS()
 	}
@@ -428,6 +430,13 @@ func (l *life) end() bool {
 	return true
 }
 
+// others returns how many calls are under way besides the caller's.
+func (l *life) others() int {
+	l.Lock()
+	defer l.Unlock()
+	return l.calls - 1
+}
+
 // enter begins a call; leave ends it.
 func (s *Store) enter() error {
 	s.life.Lock()
@@ -436,6 +445,7 @@ func (s *Store) enter() error {
 		return capsule.Errorf(capsule.Unavailable, "the store is closed")
 	}
 	s.life.calls++
+	s.idle.calls.Add(1)
 	return nil
 }
 
