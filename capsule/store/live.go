@@ -9,6 +9,7 @@ import (
 	"math"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"github.com/tidwall/btree"
 
@@ -308,13 +309,19 @@ func (l *Live) Sync(context.Context) error {
 }
 
 // syncJournal makes all changes so far durable: first the segments that the
-// journal's records name.
+// journal's records name. What else is in the segment logs, puts and a checkpoint
+// under way for example, is not waited for.
 func (s *Store) syncJournal() error {
 	if err := s.writable(); err != nil {
 		return err
 	}
 	last := s.journal.Last()
-	err := s.logs.Sync()
+	var err error
+	if named := s.named.records.Load(); named > s.named.synced.Load() {
+		if err = s.logs.Sync(); err == nil {
+			s.named.raise(named)
+		}
+	}
 	if err == nil {
 		err = s.journal.Sync(last)
 	}
@@ -323,6 +330,22 @@ func (s *Store) syncJournal() error {
 		return s.writable()
 	}
 	return nil
+}
+
+// namedSegments counts the journal's records that name segments which were new
+// then, and of how many the segments are durable.
+type namedSegments struct {
+	records atomic.Uint64 // raised before the journal has the record
+	synced  atomic.Uint64
+}
+
+func (n *namedSegments) raise(synced uint64) {
+	for {
+		old := n.synced.Load()
+		if synced <= old || n.synced.CompareAndSwap(old, synced) {
+			return
+		}
+	}
 }
 
 // Update is a change under way: all of it is made, or none. Its reads see its
@@ -421,6 +444,9 @@ func (u *Update) commit() (number uint64, err error) {
 		return 0, err
 	}
 	o := s.overlay
+	if len(u.pins) > 0 {
+		s.named.records.Add(1)
+	}
 	o.mu.Lock()
 	number, err = s.journal.Append(u.record)
 	if err == nil {
@@ -792,15 +818,16 @@ func (u *Update) Copy(dst uint64, dstOff int64, src uint64, srcOff, n int64) (do
 }
 
 // replay makes the changes of a journal record again: all of them, or, if it
-// returns [journal.ErrEnd], none.
-func (s *Store) replay(number uint64, rec []byte) error {
+// returns [journal.ErrEnd], none. durable has the segment logs that were made durable
+// for it.
+func (s *Store) replay(number uint64, rec []byte, durable map[uint64]bool) error {
 	d := decoder{b: rec}
 	o := s.overlay
 	local := newRows()
 	for len(d.b) > 0 && d.err == nil {
 		op := d.b[0]
 		d.b = d.b[1:]
-		r, err := s.replayOp(op, &d, local)
+		r, err := s.replayOp(op, &d, local, durable)
 		if err != nil {
 			return err
 		}
@@ -825,7 +852,7 @@ func (s *Store) replay(number uint64, rec []byte) error {
 }
 
 // replayOp returns what an operation makes of its row. A malformed one sets d.err.
-func (s *Store) replayOp(op byte, d *decoder, local *btree.BTreeG[row]) (r row, err error) {
+func (s *Store) replayOp(op byte, d *decoder, local *btree.BTreeG[row], durable map[uint64]bool) (r row, err error) {
 	r = row{key: d.string(), state: rowAbsent}
 	if d.err != nil {
 		return r, nil
@@ -840,7 +867,7 @@ func (s *Store) replayOp(op byte, d *decoder, local *btree.BTreeG[row]) (r row, 
 			return r, nil
 		}
 		if r, err = decodeRow(r.key, v); err == nil && op == opSealed {
-			err = s.replaySealed(d)
+			err = s.replaySealed(d, durable)
 		}
 		return r, err
 	case opDelete:
@@ -878,8 +905,9 @@ func (s *Store) replayOp(op byte, d *decoder, local *btree.BTreeG[row]) (r row, 
 	return r, err
 }
 
-// replaySealed pins the segments that a block names, if they are there.
-func (s *Store) replaySealed(d *decoder) error {
+// replaySealed pins the segments that a block names, if they are there. It has
+// them durable, as those who find them in the metadata take them to be.
+func (s *Store) replaySealed(d *decoder, durable map[uint64]bool) error {
 	for n := d.uint(); n > 0 && d.err == nil; n-- {
 		var id pipeline.SegmentID
 		d.bytes(id[:])
@@ -913,6 +941,12 @@ func (s *Store) replaySealed(d *decoder) error {
 		s.pins.settle(pin)
 		if err != nil {
 			return fmt.Errorf("%w: %w", journal.ErrEnd, err)
+		}
+		if !durable[at.log] {
+			if err := s.logs.SyncLog(at.log); err != nil {
+				return err
+			}
+			durable[at.log] = true
 		}
 	}
 	return nil

@@ -98,7 +98,8 @@ type Store struct {
 	overlay        *overlay
 	journal        *journal.Journal
 	commitInterval time.Duration
-	push           bool       // see Options
+	push           bool // see Options
+	named          namedSegments
 	checkpointing  sync.Mutex // one checkpoint at a time
 	checkpointWake chan struct{}
 	pruner         pruner
@@ -353,7 +354,11 @@ func (s *Store) openJournal() error {
 	if err != nil {
 		return err
 	}
-	if s.journal, err = journal.Open(s.metaFS, s.path("journal"), applied, s.replay); err != nil {
+	durable := map[uint64]bool{}
+	s.journal, err = journal.Open(s.metaFS, s.path("journal"), applied, func(number uint64, rec []byte) error {
+		return s.replay(number, rec, durable)
+	})
+	if err != nil {
 		return err
 	}
 	if err := s.checkpoint(); err != nil {

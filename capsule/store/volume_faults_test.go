@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/internal/vfs/vfstest"
@@ -263,5 +264,58 @@ func TestLargeReads(t *testing.T) {
 		if got, err := read(off, n); got != bad*BlockSize-off || !errors.As(err, &damage) || damage.Off/BlockSize != bad {
 			t.Fatalf("read %d of %d bytes from %d on, %d before the damage: %v", got, n, off, bad*BlockSize-off, err)
 		}
+	}
+}
+
+// A process is killed with changes that only the kernel has; the next one makes
+// them durable when it is asked to, though it has not written them itself.
+func TestSyncAfterKill(t *testing.T) {
+	for seed := range uint64(20) {
+		disk := vfstest.NewPowerCut()
+		first := vfstest.NewFaults(disk)
+		opts := Options{Dir: "/space", FS: first, Keys: testKey, Logger: quietLog(), LogBytes: 256 << 10, memtable: 16 << 10,
+			Push: true, CommitInterval: time.Hour}
+		s, err := Open(context.Background(), opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := newVolume(t, s, "v", 4<<20)
+		id := v.Info().ID
+		want := make([]byte, 4<<20)
+		r := rand.New(rand.NewPCG(seed, 1))
+		for i := range uint64(10) {
+			n := 1 + r.IntN(300<<10)
+			off := r.IntN(len(want) - n)
+			p := random(100*seed+i, n)
+			copy(want[off:], p)
+			if _, err := v.WriteAt(p, int64(off)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// The end of the process: nothing that it still tries is done.
+		first.Set(func(vfstest.Op) error { return syscall.EIO })
+		s.Close()
+		opts.FS = disk
+		s, err = Open(context.Background(), opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seed%2 == 0 {
+			err = openVolume(t, s, id, "").Flush(t.Context())
+		} else {
+			err = s.checkpointAll()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		after := disk.Clone(seed)
+		s.Close()
+		opts.FS = after
+		if s, err = Open(context.Background(), opts); err != nil {
+			t.Fatal(err)
+		}
+		wantBytes(t, openVolume(t, s, id, ""), want)
+		wantClean(t, s)
+		s.Close()
 	}
 }

@@ -107,13 +107,21 @@ func Open(fs FS, dir string, after uint64, replay func(number uint64, record []b
 	return j, nil
 }
 
-// replay goes through one file.
+// replay goes through one file, and makes durable what it has: the process that
+// wrote it may have ended before it did.
 func (j *Journal) replay(name string, after uint64, fn func(uint64, []byte) error) error {
 	f, err := j.fs.Open(name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if err := j.replayFile(f, fn); err != nil || j.last == after {
+		return err
+	}
+	return f.Sync()
+}
+
+func (j *Journal) replayFile(f vfs.File, fn func(uint64, []byte) error) error {
 	r := bufio.NewReaderSize(f, 256<<10)
 	var head [8]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
