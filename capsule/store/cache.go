@@ -151,7 +151,7 @@ type segmentBuffers [pipeline.MaxChunk / bufferStep][][]byte
 
 const (
 	bufferStep  = 16 << 10
-	buffersKept = 16 // of each size
+	buffersKept = 4 // of each size
 )
 
 // get returns an empty buffer with room for n bytes.
