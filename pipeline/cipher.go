@@ -68,9 +68,10 @@ func (c *Cipher) seal(nonce, p, ad []byte) []byte {
 	return c.aead(nonce).Seal(p[:0], nonce[12:], p, ad)
 }
 
-// open decrypts p in place and returns the plaintext.
-func (c *Cipher) open(nonce, p, ad []byte) ([]byte, error) {
-	q, err := c.aead(nonce).Open(p[:0], nonce[12:], p, ad)
+// open appends the plaintext of p to dst, which has room for it elsewhere or is
+// p[:0].
+func (c *Cipher) open(dst, nonce, p, ad []byte) ([]byte, error) {
+	q, err := c.aead(nonce).Open(dst, nonce[12:], p, ad)
 	if err != nil {
 		return nil, fmt.Errorf("%w: authentication failed", ErrCorrupt)
 	}

@@ -170,10 +170,22 @@ var zstdDecoder = sync.OnceValue(func() *zstd.Decoder {
 	return d
 })
 
+// sample is how many bytes Entropy looks at.
+const sample = 4 << 10
+
+// nLogN has n*log2(n): logarithms take longer than counting.
+var nLogN = sync.OnceValue(func() *[sample + 1]float64 {
+	var t [sample + 1]float64
+	for n := 2; n <= sample; n++ {
+		t[n] = float64(n) * math.Log2(float64(n))
+	}
+	return &t
+})
+
 // Entropy estimates the order-0 entropy of p in bits per byte from a sample
 // of at most 4 KiB.
 func Entropy(p []byte) float64 {
-	const pieces, piece = 16, 256
+	const pieces, piece = 16, sample / 16
 	var hist [256]uint32
 	total := 0
 	count := func(q []byte) {
@@ -190,12 +202,14 @@ func Entropy(p []byte) float64 {
 			count(p[i*step : i*step+piece])
 		}
 	}
-	var h float64
-	for _, n := range hist {
-		if n > 0 {
-			f := float64(n) / float64(total)
-			h -= f * math.Log2(f)
-		}
+	if total == 0 {
+		return 0
 	}
-	return h
+	// The sum of -f*log2(f) for f = n/total.
+	logs := nLogN()
+	var sum float64
+	for _, n := range hist {
+		sum += logs[n]
+	}
+	return math.Log2(float64(total)) - sum/float64(total)
 }

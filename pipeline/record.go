@@ -144,6 +144,25 @@ type Keys interface {
 // and its payload, still compressed, which lies in rec. Errors wrap
 // [ErrCorrupt]; then what was in rec is lost.
 func Unseal(rec []byte, keys Keys) (Header, []byte, error) {
+	h, c, err := whole(rec, keys)
+	if err != nil {
+		return h, nil, err
+	}
+	ad, payload := rec[:76], rec[HeaderSize:h.RecordLen()]
+	if h.Encrypted {
+		payload, err = c.open(payload[:0], h.nonce[:], payload, ad)
+		return h, payload, err
+	}
+	n := len(payload) - tagSize
+	if c.checksum(payload[:n], ad) != [tagSize]byte(payload[n:]) {
+		return h, nil, fmt.Errorf("%w: checksum", ErrCorrupt)
+	}
+	return h, payload[:n], nil
+}
+
+// whole returns the header of the record at the start of rec, all of which is
+// there, and the cipher that it names.
+func whole(rec []byte, keys Keys) (Header, *Cipher, error) {
 	h, err := ParseHeader(rec)
 	if err != nil {
 		return h, nil, err
@@ -155,23 +174,23 @@ func Unseal(rec []byte, keys Keys) (Header, []byte, error) {
 	if !ok {
 		return h, nil, fmt.Errorf("%w: sealed under data key %d, which this store does not have", ErrCorrupt, h.Key)
 	}
-	ad, payload := rec[:76], rec[HeaderSize:h.RecordLen()]
-	if h.Encrypted {
-		payload, err = c.open(h.nonce[:], payload, ad)
-		return h, payload, err
-	}
-	n := len(payload) - tagSize
-	if c.checksum(payload[:n], ad) != [tagSize]byte(payload[n:]) {
-		return h, nil, fmt.Errorf("%w: checksum", ErrCorrupt)
-	}
-	return h, payload[:n], nil
+	return h, c, nil
 }
 
 // Open verifies the record at the start of rec, which it overwrites, and
 // appends its plain bytes to dst. Errors wrap [ErrCorrupt]: nothing is
 // returned that was not sealed under one of the keys.
 func Open(dst, rec []byte, keys Keys) ([]byte, Header, error) {
-	h, payload, err := Unseal(rec, keys)
+	h, c, err := whole(rec, keys)
+	if err == nil && h.Encrypted && h.Codec == None && h.PayloadLen == h.PlainLen+tagSize {
+		// Nothing to decompress: decrypt to where it belongs.
+		dst, err = c.open(grow(dst, h.PlainLen), h.nonce[:], rec[HeaderSize:h.RecordLen()], rec[:76])
+		return dst, h, err
+	}
+	var payload []byte
+	if err == nil {
+		h, payload, err = Unseal(rec, keys)
+	}
 	if err != nil {
 		return nil, h, err
 	}

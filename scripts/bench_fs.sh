@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# usage: scripts/bench_fs.sh [-s SRC] [-d DIR] [TARGET...]
+# usage: scripts/bench_fs.sh [-s SRC] [-d DIR] [-l DURATION] [-o PATTERN] [TARGET...]
 # Compares a mounted tree with the file system below it (ext4) and gocryptfs, in
 # one run: seconds or rates, then the ratio to the first target. SRC is a source tree
 # (default: Go's cmd directory); everything happens under DIR (default: a new one in /tmp).
+# A rate is measured for DURATION (default 3s). PATTERN chooses tests by name (regular expression).
 # TARGETs: host space gocryptfs. Needs root; gocryptfs is left out where it is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-src=$(go env GOROOT)/src/cmd/compile base=
-while getopts s:d: o; do case $o in s) src=$OPTARG ;; d) base=$OPTARG ;; *) exit 2 ;; esac; done
+src=$(go env GOROOT)/src/cmd/compile base='' length=3s only=.
+while getopts s:d:l:o: o; do
+	case $o in s) src=$OPTARG ;; d) base=$OPTARG ;; l) length=$OPTARG ;; o) only=$OPTARG ;; *) exit 2 ;; esac
+done
 shift $((OPTIND - 1))
 targets=("$@")
 [ $# -gt 0 ] || targets=(host space gocryptfs)
@@ -57,7 +60,7 @@ run() { # one test in one target
 	case $1 in
 	"seq write+fsync MB/s" | "rand write 4K /s" | "rand write 4K+fsync /s" | "seq read cold MB/s" | "seq read warm MB/s" | "rand read 4K /s" | "create+fsync 1 /s" | "create+fsync 16 /s")
 		case $1 in *cold* | *"rand read"*) drop ;; esac
-		"$work/fsops" "$1" "$dir"
+		"$work/fsops" -for "$length" "$1" "$dir"
 		;;
 	"untar s") seconds untar "$dir" ;;
 	"stat all cold s") drop && seconds find "$dir/src" -printf %s ;;
@@ -71,6 +74,7 @@ printf '%-24s' "" "${targets[@]}"
 echo
 for test in "seq write+fsync MB/s" "seq read cold MB/s" "seq read warm MB/s" "rand read 4K /s" "rand write 4K /s" "rand write 4K+fsync /s" \
 	"create+fsync 1 /s" "create+fsync 16 /s" "untar s" "stat all cold s" "stat all warm s" "read all cold s" "rm -r s"; do
+	[[ $test =~ $only ]] || continue
 	printf '%-24s' "$test"
 	first=
 	for t in "${targets[@]}"; do

@@ -91,12 +91,22 @@ func (b *liveBlock) write(off uint32, p []byte) *liveBlock {
 	if b != nil {
 		for i := range b.pieces {
 			if q := &b.pieces[i]; q.mem != nil && q.end() == off {
-				mem := append(q.mem, p...)
+				mem := append(q.grown(len(p)), p...)
 				return b.replace(q.off, end, piece{off: q.off, n: uint32(len(mem)), mem: mem})
 			}
 		}
 	}
 	return b.replace(off, end, piece{off: off, n: uint32(len(p)), mem: slices.Clone(p)})
+}
+
+// grown returns the memory of a piece with room for n more bytes: it doubles,
+// up to what the block can hold, so that a file that is written bit by bit is
+// not copied often.
+func (p *piece) grown(n int) []byte {
+	if cap(p.mem)-len(p.mem) >= n {
+		return p.mem
+	}
+	return append(make([]byte, 0, min(max(2*cap(p.mem), len(p.mem)+n), BlockSize-int(p.off))), p.mem...)
 }
 
 // shared returns b so that neither it nor what it was made from can grow into
@@ -207,11 +217,10 @@ func (s *Store) readBlock(b *liveBlock, off uint32, p []byte) error {
 		if q.mem != nil {
 			copy(dst, q.mem[at-q.off:])
 		} else {
-			seg, err := s.segment(extent{len: int64(q.segLen), id: q.id})
-			if err != nil {
+			x := extent{len: int64(q.segLen), id: q.id}
+			if err := s.readSegment(x, int64(q.segOff+at-q.off), dst); err != nil {
 				return &pieceError{q.off, q.n, q.id, err}
 			}
-			copy(dst, seg[q.segOff+at-q.off:])
 		}
 		at += n
 	}

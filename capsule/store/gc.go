@@ -18,6 +18,9 @@ type GCOptions struct {
 	Recompress bool    // also pack with a denser codec what a put stored with a fast one
 
 	minAgain float64 // recompress logs of which at least this part is worth it
+	// background has it make way for other calls, unless space is short, and
+	// for other garbage collections.
+	background bool
 }
 
 // GCReport says what garbage collection did.
@@ -62,7 +65,7 @@ func (s *Store) GC(ctx context.Context, o GCOptions, progress func(done, total i
 	if o.MinDead == 0 {
 		o.MinDead = defaultMinDead
 	}
-	if err := s.moving.acquire(ctx); err != nil {
+	if err := s.acquireMoving(ctx, o.background); err != nil {
 		return rep, err
 	}
 	defer s.moving.release()
@@ -91,8 +94,12 @@ func (s *Store) collectGarbage(ctx context.Context, o GCOptions, rep *GCReport, 
 			s.logs.Rotate() // it must not take what is moved out of it
 		}
 	}
+	pace := func(context.Context) error { return nil }
+	if o.background && !s.spaceIsShort() {
+		pace = (&yielder{s: s}).step
+	}
 	for _, c := range todo {
-		left, err := s.moveLog(ctx, c.log, o, rep, func(at int64) {
+		left, err := s.moveLog(ctx, c.log, o, rep, pace, func(at int64) {
 			if progress != nil {
 				progress(done+at, total)
 			}
@@ -217,8 +224,9 @@ type moved struct {
 }
 
 // moveLog writes a log's live records again at the end of the active log. It
-// returns how many it had to leave because they are damaged.
-func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCReport, progress func(at int64)) (left int, err error) {
+// returns how many it had to leave because they are damaged. pace is called before
+// each.
+func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCReport, pace func(context.Context) error, progress func(at int64)) (left int, err error) {
 	var out []byte
 	var batch []moved
 	var z pipeline.Compressor
@@ -271,6 +279,9 @@ func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCRep
 			return false, err
 		}
 		if err := s.quit.Err(); err != nil {
+			return false, err
+		}
+		if err := pace(ctx); err != nil {
 			return false, err
 		}
 		progress(off)
@@ -391,11 +402,17 @@ func (s *Store) tidy() {
 				_ = s.makeBallast() // the next round tries again
 			}
 		}
-		_, err := s.GC(s.quit, GCOptions{MinDead: backgroundMinDead, Recompress: true, minAgain: backgroundMinAgain}, nil)
-		if err != nil && s.quit.Err() == nil {
+		_, err := s.GC(s.quit, GCOptions{MinDead: backgroundMinDead, Recompress: true, minAgain: backgroundMinAgain, background: true}, nil)
+		if err != nil && !errors.Is(err, errMakeWay) && s.quit.Err() == nil {
 			s.log.Warn("background garbage collection", "error", err)
 		}
 	}
+}
+
+// spaceIsShort reports whether the disk is so full that garbage cannot wait.
+func (s *Store) spaceIsShort() bool {
+	u, err := s.fs.GetDiskUsage(s.dir)
+	return err == nil && u.AvailBytes < 4*s.reserve(u.TotalBytes)
 }
 
 func (s *Store) ballastGone() bool {

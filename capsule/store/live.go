@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
+	"sync"
+	"sync/atomic"
 
 	"github.com/tidwall/btree"
 
@@ -105,6 +108,7 @@ func (l *Live) ReadOnly() bool { return l.line.snapshot != "" }
 
 // Get returns a row's value, or nil where there is none.
 func (l *Live) Get(key []byte) ([]byte, error) {
+	l.s.idle.calls.Add(1)
 	v := l.line.view.Load()
 	r, _, err := l.s.version(v, metaPrefix(v.family, key))
 	if err != nil || r.state != rowData {
@@ -117,6 +121,7 @@ func (l *Live) Get(key []byte) ([]byte, error) {
 // false or an error. key and value are fn's only until it returns, and fn must
 // not call the store. No key may be the beginning of another, or of hi.
 func (l *Live) Scan(lo, hi []byte, fn func(key, value []byte) (bool, error)) error {
+	l.s.idle.calls.Add(1)
 	return l.s.scanMeta(l.line.view.Load(), lo, hi, nil, fn)
 }
 
@@ -158,6 +163,48 @@ func (l *Live) ReadAt(ctx context.Context, file uint64, p []byte, off int64) (n 
 	if err := checkRange(off, int64(len(p))); err != nil {
 		return 0, err
 	}
+	workers := min(runtime.GOMAXPROCS(0), len(p)/readShare)
+	if workers < 2 {
+		return l.read(ctx, file, p, off)
+	}
+	// Each takes a run of blocks; the first part that fails says how far it went.
+	share := int64(len(p)/workers+BlockSize-1) / BlockSize * BlockSize
+	type part struct {
+		from, n int
+		err     error
+	}
+	parts := make([]part, 0, workers)
+	for from := 0; from < len(p); {
+		parts = append(parts, part{from: from})
+		from += int(share - (off+int64(from))%BlockSize)
+	}
+	var others sync.WaitGroup
+	for i := range parts {
+		part, to := &parts[i], len(p)
+		if i+1 < len(parts) {
+			to = parts[i+1].from
+		}
+		do := func() { part.n, part.err = l.read(ctx, file, p[part.from:to], off+int64(part.from)) }
+		if i+1 < len(parts) {
+			others.Go(do)
+		} else {
+			do()
+		}
+	}
+	others.Wait()
+	for _, part := range parts {
+		if n += part.n; part.err != nil {
+			return n, part.err
+		}
+	}
+	return n, nil
+}
+
+// readShare is how much each of several goroutines at least reads of a range.
+const readShare = 4 * BlockSize
+
+// read is ReadAt on one goroutine.
+func (l *Live) read(ctx context.Context, file uint64, p []byte, off int64) (n int, err error) {
 	for n < len(p) {
 		if err := ctx.Err(); err != nil {
 			return n, err
@@ -262,13 +309,19 @@ func (l *Live) Sync(context.Context) error {
 }
 
 // syncJournal makes all changes so far durable: first the segments that the
-// journal's records name.
+// journal's records name. What else is in the segment logs, puts and a checkpoint
+// under way for example, is not waited for.
 func (s *Store) syncJournal() error {
 	if err := s.writable(); err != nil {
 		return err
 	}
 	last := s.journal.Last()
-	err := s.logs.Sync()
+	var err error
+	if named := s.named.records.Load(); named > s.named.synced.Load() {
+		if err = s.logs.Sync(); err == nil {
+			s.named.raise(named)
+		}
+	}
 	if err == nil {
 		err = s.journal.Sync(last)
 	}
@@ -277,6 +330,22 @@ func (s *Store) syncJournal() error {
 		return s.writable()
 	}
 	return nil
+}
+
+// namedSegments counts the journal's records that name segments which were new
+// then, and of how many the segments are durable.
+type namedSegments struct {
+	records atomic.Uint64 // raised before the journal has the record
+	synced  atomic.Uint64
+}
+
+func (n *namedSegments) raise(synced uint64) {
+	for {
+		old := n.synced.Load()
+		if synced <= old || n.synced.CompareAndSwap(old, synced) {
+			return
+		}
+	}
 }
 
 // Update is a change under way: all of it is made, or none. Its reads see its
@@ -316,33 +385,54 @@ func (l *Live) Update(ctx context.Context, fn func(*Update) error) error {
 	if err := s.overlay.room(ctx, s.wakeCheckpointer); err != nil {
 		return err
 	}
-	l.line.family.mu.Lock()
-	defer l.line.family.mu.Unlock()
-	return s.update(l, l.line.view.Load(), fn)
+	number, err := func() (uint64, error) {
+		l.line.family.mu.Lock()
+		defer l.line.family.mu.Unlock()
+		return s.update(l, l.line.view.Load(), fn)
+	}()
+	if err == nil && s.push {
+		if err := s.journal.Push(number); err != nil {
+			s.fail(err)
+			return s.writable()
+		}
+	}
+	return err
 }
 
-// update is Update for a caller that holds the family's lock.
-func (s *Store) update(l *Live, v *view, fn func(*Update) error) error {
+// update is Update for a caller that holds the family's lock. It returns the
+// number of its record in the journal, 0 if there is nothing to be changed.
+func (s *Store) update(l *Live, v *view, fn func(*Update) error) (number uint64, err error) {
 	s.overlay.updating.RLock()
 	defer s.overlay.updating.RUnlock()
-	u := &Update{l: l, v: v, local: newRows()}
-	err := fn(u)
-	if err == nil && len(u.record) > 0 {
-		err = u.commit()
+	buf := updateRecords.Get().(*[]byte)
+	u := &Update{l: l, v: v, local: newRows(), record: (*buf)[:0]}
+	defer func() {
+		if *buf = u.record; cap(*buf) <= keptRecord {
+			updateRecords.Put(buf)
+		}
+	}()
+	if err = fn(u); err == nil && len(u.record) > 0 {
+		number, err = u.commit()
 	}
 	if err != nil {
 		for _, p := range u.pins {
 			s.pins.release(p)
 		}
 	}
-	return err
+	return number, err
 }
 
+// updateRecords are buffers for the records of updates.
+var updateRecords = sync.Pool{New: func() any { return new([]byte) }}
+
+// keptRecord is how large a buffer may be to be used again.
+const keptRecord = 128 << 10
+
 // commit makes an update's changes.
-func (u *Update) commit() error {
+func (u *Update) commit() (number uint64, err error) {
 	s := u.l.s
 	if err := s.writable(); err != nil {
-		return err
+		return 0, err
 	}
 	// The journal takes it now and the segments take it later; what only
 	// removes may use the reserve.
@@ -351,11 +441,14 @@ func (u *Update) commit() error {
 		check = s.checkSpace
 	}
 	if err := check(2 * int64(len(u.record))); err != nil {
-		return err
+		return 0, err
 	}
 	o := s.overlay
+	if len(u.pins) > 0 {
+		s.named.records.Add(1)
+	}
 	o.mu.Lock()
-	_, err := s.journal.Append(u.record)
+	number, err = s.journal.Append(u.record)
 	if err == nil {
 		u.local.Scan(func(r row) bool {
 			o.set(r)
@@ -370,12 +463,12 @@ func (u *Update) commit() error {
 	o.mu.Unlock()
 	if err != nil {
 		s.fail(err)
-		return s.writable()
+		return 0, s.writable()
 	}
 	if full {
 		s.wakeCheckpointer()
 	}
-	return nil
+	return number, nil
 }
 
 // Operations in the journal: one byte, the row's key with its length, and what
@@ -578,7 +671,7 @@ func (u *Update) writeBlocks(file uint64, off int64, p []byte) (grew int64, err 
 	key := s.keys.current().version
 	s.pins.useKey(key)
 	defer s.pins.unuseKey(key)
-	err = s.sealAll(jobs, BlockSize)
+	err = s.sealAll(jobs, 4*BlockSize)
 	for _, j := range jobs {
 		u.pins = append(u.pins, j.pins...)
 	}
@@ -725,15 +818,16 @@ func (u *Update) Copy(dst uint64, dstOff int64, src uint64, srcOff, n int64) (do
 }
 
 // replay makes the changes of a journal record again: all of them, or, if it
-// returns [journal.ErrEnd], none.
-func (s *Store) replay(number uint64, rec []byte) error {
+// returns [journal.ErrEnd], none. durable has the segment logs that were made durable
+// for it.
+func (s *Store) replay(number uint64, rec []byte, durable map[uint64]bool) error {
 	d := decoder{b: rec}
 	o := s.overlay
 	local := newRows()
 	for len(d.b) > 0 && d.err == nil {
 		op := d.b[0]
 		d.b = d.b[1:]
-		r, err := s.replayOp(op, &d, local)
+		r, err := s.replayOp(op, &d, local, durable)
 		if err != nil {
 			return err
 		}
@@ -758,7 +852,7 @@ func (s *Store) replay(number uint64, rec []byte) error {
 }
 
 // replayOp returns what an operation makes of its row. A malformed one sets d.err.
-func (s *Store) replayOp(op byte, d *decoder, local *btree.BTreeG[row]) (r row, err error) {
+func (s *Store) replayOp(op byte, d *decoder, local *btree.BTreeG[row], durable map[uint64]bool) (r row, err error) {
 	r = row{key: d.string(), state: rowAbsent}
 	if d.err != nil {
 		return r, nil
@@ -773,7 +867,7 @@ func (s *Store) replayOp(op byte, d *decoder, local *btree.BTreeG[row]) (r row, 
 			return r, nil
 		}
 		if r, err = decodeRow(r.key, v); err == nil && op == opSealed {
-			err = s.replaySealed(d)
+			err = s.replaySealed(d, durable)
 		}
 		return r, err
 	case opDelete:
@@ -811,8 +905,9 @@ func (s *Store) replayOp(op byte, d *decoder, local *btree.BTreeG[row]) (r row, 
 	return r, err
 }
 
-// replaySealed pins the segments that a block names, if they are there.
-func (s *Store) replaySealed(d *decoder) error {
+// replaySealed pins the segments that a block names, if they are there. It has
+// them durable, as those who find them in the metadata take them to be.
+func (s *Store) replaySealed(d *decoder, durable map[uint64]bool) error {
 	for n := d.uint(); n > 0 && d.err == nil; n-- {
 		var id pipeline.SegmentID
 		d.bytes(id[:])
@@ -846,6 +941,12 @@ func (s *Store) replaySealed(d *decoder) error {
 		s.pins.settle(pin)
 		if err != nil {
 			return fmt.Errorf("%w: %w", journal.ErrEnd, err)
+		}
+		if !durable[at.log] {
+			if err := s.logs.SyncLog(at.log); err != nil {
+				return err
+			}
+			durable[at.log] = true
 		}
 	}
 	return nil

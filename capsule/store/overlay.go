@@ -73,7 +73,7 @@ func (r *row) memory() int64 {
 	n := int64(len(r.key)+len(r.value)) + rowBytes
 	if r.block != nil {
 		for i := range r.block.pieces {
-			n += int64(len(r.block.pieces[i].mem)) + int64(unsafe.Sizeof(piece{}))
+			n += int64(cap(r.block.pieces[i].mem)) + int64(unsafe.Sizeof(piece{}))
 		}
 	}
 	return n

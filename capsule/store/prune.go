@@ -181,7 +181,7 @@ func (s *Store) pruneRows(f *family, lo []byte) (next []byte, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	target := f.targets()
-	err = s.update(&Live{s: s}, nil, func(u *Update) error {
+	_, err = s.update(&Live{s: s}, nil, func(u *Update) error {
 		next, err = s.pruneGroups(u, f.id, lo, target)
 		return err
 	})

@@ -169,11 +169,9 @@ func (r *Reader) ReadAt(p []byte, off int64) (n int, err error) {
 		if x.hole {
 			clear(want)
 		} else {
-			q, err := r.s.segment(x)
-			if err != nil {
+			if err := r.s.readSegment(x, at-start, want); err != nil {
 				return n, r.damage(err, start, x.len)
 			}
-			copy(want, q[at-start:])
 		}
 		n += len(want)
 	}
@@ -205,21 +203,50 @@ func (e *segmentError) Error() string {
 }
 func (e *segmentError) Unwrap() error { return e.err }
 
-// segment returns an extent's plain bytes, from the cache if they are there.
-func (s *Store) segment(x extent) ([]byte, error) {
-	p, err := s.cache.get(x.id, func() ([]byte, error) {
-		buf := records.Get().(*[]byte)
-		defer records.Put(buf)
-		row, err := s.readRecord(x.id, buf)
-		if err != nil {
-			return nil, err
-		}
-		return s.openRecord(make([]byte, 0, x.len), *buf, x, row)
-	})
-	if err == nil && int64(len(p)) != x.len {
-		err = capsule.Errorf(capsule.Damaged, "segment %s has %d bytes, an extent says %d", x.id, len(p), x.len)
+// readSegment fills p with an extent's plain bytes from off on. A whole one is
+// decoded in place, and kept only if it is read again soon: so whoever reads
+// much in order does not empty the cache for others, and saves a copy.
+func (s *Store) readSegment(x extent, off int64, p []byte) error {
+	if int64(len(p)) < x.len || s.cache.again(x.id) {
+		return s.segment(x, func(q []byte) { copy(p, q[off:]) })
 	}
-	return p, err
+	done := false
+	s.cache.peek(x.id, func(q []byte) {
+		if done = len(q) == len(p); done {
+			copy(p, q)
+		}
+	})
+	if done {
+		return nil
+	}
+	_, err := s.decode(p[:0:len(p)], x)
+	return err
+}
+
+// segment calls fn with an extent's plain bytes, from the cache if they are
+// there. They are fn's only until it returns.
+func (s *Store) segment(x extent, fn func(p []byte)) error {
+	var n int
+	err := s.cache.use(x.id, int(x.len), func(dst []byte) ([]byte, error) { return s.decode(dst, x) }, func(p []byte) {
+		if n = len(p); int64(n) == x.len {
+			fn(p)
+		}
+	})
+	if err == nil && int64(n) != x.len {
+		err = capsule.Errorf(capsule.Damaged, "segment %s has %d bytes, an extent says %d", x.id, n, x.len)
+	}
+	return err
+}
+
+// decode appends an extent's plain bytes to dst, which has room for them.
+func (s *Store) decode(dst []byte, x extent) ([]byte, error) {
+	buf := records.Get().(*[]byte)
+	defer records.Put(buf)
+	row, err := s.readRecord(x.id, buf)
+	if err != nil {
+		return nil, err
+	}
+	return s.openRecord(dst, *buf, x, row)
 }
 
 var records = sync.Pool{New: func() any {
@@ -317,7 +344,7 @@ func (r *Reader) Prefetch(off, n int64) {
 			pg, err := r.pageAt(at)
 			if err != nil {
 				r.s.leave()
-				return // the read itself will say it
+				return
 			}
 			i := pg.find(at)
 			x := pg.list[i]
@@ -330,7 +357,7 @@ func (r *Reader) Prefetch(off, n int64) {
 			wg.Go(func() {
 				defer r.s.leave()
 				defer limit.release()
-				_, _ = r.s.segment(x)
+				_ = r.s.segment(x, func([]byte) {}) // the read itself will say it
 			})
 		}
 	}()
@@ -482,10 +509,7 @@ func (r *Reader) decode(sp *span) error {
 			}
 			if err != nil {
 				// Moved, cut off or damaged: the careful way tells which.
-				var q []byte
-				if q, err = r.s.segment(x); err == nil {
-					p = append(sp.out[:good], q...)
-				}
+				err = r.s.segment(x, func(q []byte) { p = append(sp.out[:good], q...) })
 			}
 			if err != nil {
 				sp.out = sp.out[:good]

@@ -43,6 +43,11 @@ type Options struct {
 	// syncs stays not durable; 0: one second.
 	CommitInterval time.Duration
 
+	// Push hands each change of a volume or tree to the operating system before
+	// it is acknowledged: so the end of this process, however it comes, takes
+	// none, synced or not. Without it that may take what a power cut may.
+	Push bool
+
 	memtable uint64 // of the metadata engine, in bytes; tests make it small
 }
 
@@ -95,15 +100,19 @@ type Store struct {
 	overlay        *overlay
 	journal        *journal.Journal
 	commitInterval time.Duration
+	push           bool // see Options
+	named          namedSegments
 	checkpointing  sync.Mutex // one checkpoint at a time
 	checkpointWake chan struct{}
 	pruner         pruner
 
-	failure  atomic.Pointer[error]
-	space    spaceGauge
-	watchers *notify.Queue[Change]
+	failure     atomic.Pointer[error]
+	space       spaceGauge // for content
+	spaceToMove spaceGauge // for the rest
+	watchers    *notify.Queue[Change]
 
 	life     life
+	idle     idleness
 	quit     context.Context
 	stop     context.CancelFunc
 	wg       sync.WaitGroup
@@ -120,6 +129,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	s := &Store{fs: o.FS, dir: o.Dir, log: o.Logger, clock: o.Clock, reapWake: make(chan struct{}, 1), dirs: dirCache{}, stuck: map[uint64]int64{}}
 	s.passes.Cond.L = &s.passes.Mutex
 	s.life.Cond.L = &s.life.Mutex
+	s.idle.wake = make(chan struct{}, 1)
 	if s.fs == nil {
 		s.fs = vfs.OS()
 	}
@@ -138,6 +148,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if o.LiveBytes == 0 {
 		o.LiveBytes = defaultLive
 	}
+	s.push = o.Push
 	if s.commitInterval = o.CommitInterval; s.commitInterval == 0 {
 		s.commitInterval = defaultCommitInterval
 	}
@@ -350,7 +361,11 @@ func (s *Store) openJournal() error {
 	if err != nil {
 		return err
 	}
-	if s.journal, err = journal.Open(s.metaFS, s.path("journal"), applied, s.replay); err != nil {
+	durable := map[uint64]bool{}
+	s.journal, err = journal.Open(s.metaFS, s.path("journal"), applied, func(number uint64, rec []byte) error {
+		return s.replay(number, rec, durable)
+	})
+	if err != nil {
 		return err
 	}
 	if err := s.checkpoint(); err != nil {
@@ -427,6 +442,13 @@ func (l *life) end() bool {
 	return true
 }
 
+// others returns how many calls are under way besides the caller's.
+func (l *life) others() int {
+	l.Lock()
+	defer l.Unlock()
+	return l.calls - 1
+}
+
 // enter begins a call; leave ends it.
 func (s *Store) enter() error {
 	s.life.Lock()
@@ -435,6 +457,7 @@ func (s *Store) enter() error {
 		return capsule.Errorf(capsule.Unavailable, "the store is closed")
 	}
 	s.life.calls++
+	s.idle.calls.Add(1)
 	return nil
 }
 
@@ -497,7 +520,19 @@ func (s *Store) reserve(total uint64) uint64 {
 // checkSpace fails with NoSpace if n more bytes of content would eat into the
 // reserve.
 func (s *Store) checkSpace(n int64) error {
-	g := &s.space
+	return s.space.take(s, n, 256<<20, s.reserve)
+}
+
+// checkSpaceToMove is checkSpace for garbage collection and for changes without
+// content, which may go into the reserve but leave metadata its part.
+func (s *Store) checkSpaceToMove(n int64) error {
+	return s.spaceToMove.take(s, n, 4<<20, func(total uint64) uint64 { return min(minReserve/4, total/64) })
+}
+
+// take takes n bytes of what the disk has beyond what is to be kept, which
+// depends on its size. The kernel is asked once a second, and once for each
+// most bytes, or an eighth of what there is.
+func (g *spaceGauge) take(s *Store, n, most int64, keep func(total uint64) uint64) error {
 	g.Lock()
 	defer g.Unlock()
 	if now := s.now(); g.budget < n || now.Sub(g.checked) > time.Second || now.Before(g.checked) {
@@ -505,28 +540,15 @@ func (s *Store) checkSpace(n int64) error {
 		if err != nil {
 			return nil // no such information here; the write itself will tell
 		}
-		keep := s.reserve(u.TotalBytes)
+		keep := keep(u.TotalBytes)
 		if u.AvailBytes < keep+uint64(n) {
 			g.budget = 0
 			return noSpace(u.AvailBytes, keep)
 		}
-		g.budget = min(int64(u.AvailBytes-keep), n+256<<20)
+		g.budget = min(int64(u.AvailBytes-keep), n+min(most, int64(u.AvailBytes-keep)/8))
 		g.checked = now
 	}
 	g.budget -= n
-	return nil
-}
-
-// checkSpaceToMove is checkSpace for garbage collection, which may go into the
-// reserve but leaves metadata its part.
-func (s *Store) checkSpaceToMove(n int64) error {
-	u, err := s.fs.GetDiskUsage(s.dir)
-	if err != nil {
-		return nil // no such information here; the write itself will tell
-	}
-	if keep := min(minReserve/4, u.TotalBytes/64); u.AvailBytes < keep+uint64(n) {
-		return noSpace(u.AvailBytes, keep)
-	}
 	return nil
 }
 
@@ -537,9 +559,11 @@ func noSpace(avail, keep uint64) error {
 
 // spaceIsGone forgets what was known of free space, after a write found none.
 func (s *Store) spaceIsGone() {
-	s.space.Lock()
-	defer s.space.Unlock()
-	s.space.budget = 0
+	for _, g := range []*spaceGauge{&s.space, &s.spaceToMove} {
+		g.Lock()
+		g.budget = 0
+		g.Unlock()
+	}
 }
 
 func (s *Store) ballastPath() string { return s.path("ballast") }

@@ -76,7 +76,7 @@ func (s *Store) Verify(ctx context.Context, o VerifyOptions, progress func(done,
 		}
 	} else if o.ID.IsZero() {
 		// Moving segments while counting them would look like damage.
-		if err := s.moving.acquire(ctx); err != nil {
+		if err := s.acquireMoving(ctx, false); err != nil {
 			return rep, err
 		}
 		defer s.moving.release()

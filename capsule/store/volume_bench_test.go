@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -32,13 +33,21 @@ func fillVolume(b *testing.B, v *Volume, n int64) {
 	b.Helper()
 	p := random(1, 1<<20)
 	for off := int64(0); off < n; off += int64(len(p)) {
-		p[0] = byte(off >> 20)
+		fresh(p, off)
 		if _, err := v.WriteAt(p, off); err != nil {
 			b.Fatal(err)
 		}
 	}
 	if err := v.s.checkpointAll(); err != nil {
 		b.Fatal(err)
+	}
+}
+
+// fresh makes p differ from what it was in each block.
+func fresh(p []byte, i int64) {
+	for at := 0; at < len(p); at += BlockSize {
+		binary.LittleEndian.PutUint64(p[at:], uint64(i))
+		binary.LittleEndian.PutUint32(p[at+8:], uint32(at))
 	}
 }
 
@@ -150,13 +159,31 @@ func BenchmarkVolumeRandomRead(b *testing.B) {
 	}
 }
 
+// BenchmarkVolumeSequentialRead reads 1 MiB at a time, from one place on and in
+// order, of what no cache of ours has; the system's may.
+func BenchmarkVolumeSequentialRead(b *testing.B) {
+	v := benchVolume(b)
+	fillVolume(b, v, benchSpan)
+	p := make([]byte, 1<<20)
+	b.SetBytes(1 << 20)
+	b.ReportAllocs()
+	i := int64(0)
+	for b.Loop() {
+		if _, err := v.ReadAt(p, i%(benchSpan>>20)<<20); err != nil {
+			b.Fatal(err)
+		}
+		i++
+	}
+}
+
 func BenchmarkVolumeSequentialWrite(b *testing.B) {
 	v := benchVolume(b)
 	p := random(5, 1<<20)
 	b.SetBytes(1 << 20)
+	b.ReportAllocs()
 	i := int64(0)
 	for b.Loop() {
-		p[0], p[65536] = byte(i), byte(i>>8)
+		fresh(p, i)
 		if _, err := v.WriteAt(p, i%1024<<20); err != nil {
 			b.Fatal(err)
 		}

@@ -3,12 +3,14 @@ package store
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/internal/vfs/vfstest"
@@ -200,5 +202,120 @@ func TestVolumeFlippedBit(t *testing.T) {
 			}
 			s.Close()
 		}
+	}
+}
+
+// A large read is shared by several goroutines. It gives what is there, from
+// any place on, and where a block is damaged, all before it.
+func TestLargeReads(t *testing.T) {
+	disk := vfstest.NewPowerCut()
+	s, err := openSmall(disk, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	want := random(1, 3<<20)
+	v := newVolume(t, s, "v", int64(len(want)))
+	if _, err := v.WriteAt(want, 0); err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(1, 1))
+	for i := range uint64(50) {
+		off := r.IntN(len(want) - 5000)
+		copy(want[off:], random(i, 5000))
+		if _, err := v.WriteAt(want[off:off+5000], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(off, n int) (int, error) {
+		p := make([]byte, n)
+		n, err := v.ReadAt(p, int64(off))
+		if !bytes.Equal(p[:n], want[off:off+n]) {
+			t.Fatalf("wrong bytes in %d from %d on", n, off)
+		}
+		return n, err
+	}
+	for range 40 {
+		off := r.IntN(len(want))
+		n := r.IntN(len(want) - off)
+		if got, err := read(off, n); got != n || err != nil {
+			t.Fatalf("read %d of %d bytes from %d on: %v", got, n, off, err)
+		}
+	}
+	if err := s.checkpointAll(); err != nil {
+		t.Fatal(err)
+	}
+	const bad = 23 // a block
+	row, _, err := s.version(v.line.view.Load(), blockPrefix(v.line.family.id, volumeFile, bad))
+	if err != nil {
+		t.Fatal(err)
+	}
+	piece := row.block.pieces[0]
+	at, _, err := s.lookupSegment(piece.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flipBit(t, disk, fmt.Sprintf("/space/segments/%06x/%016x.seg", at.log>>8, at.log), int(8*(at.off+at.recordLen-20)))
+	s.cache = newSegmentCache(1)
+	for range 20 {
+		off := r.IntN(bad * BlockSize)
+		n := (bad+1)*BlockSize - off + r.IntN(len(want)-(bad+1)*BlockSize)
+		var damage *capsule.DamageError
+		if got, err := read(off, n); got != bad*BlockSize-off || !errors.As(err, &damage) || damage.Off/BlockSize != bad {
+			t.Fatalf("read %d of %d bytes from %d on, %d before the damage: %v", got, n, off, bad*BlockSize-off, err)
+		}
+	}
+}
+
+// A process is killed with changes that only the kernel has; the next one makes
+// them durable when it is asked to, though it has not written them itself.
+func TestSyncAfterKill(t *testing.T) {
+	for seed := range uint64(20) {
+		disk := vfstest.NewPowerCut()
+		first := vfstest.NewFaults(disk)
+		opts := Options{Dir: "/space", FS: first, Keys: testKey, Logger: quietLog(), LogBytes: 256 << 10, memtable: 16 << 10,
+			Push: true, CommitInterval: time.Hour}
+		s, err := Open(context.Background(), opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := newVolume(t, s, "v", 4<<20)
+		id := v.Info().ID
+		want := make([]byte, 4<<20)
+		r := rand.New(rand.NewPCG(seed, 1))
+		for i := range uint64(10) {
+			n := 1 + r.IntN(300<<10)
+			off := r.IntN(len(want) - n)
+			p := random(100*seed+i, n)
+			copy(want[off:], p)
+			if _, err := v.WriteAt(p, int64(off)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// The end of the process: nothing that it still tries is done.
+		first.Set(func(vfstest.Op) error { return syscall.EIO })
+		s.Close()
+		opts.FS = disk
+		s, err = Open(context.Background(), opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seed%2 == 0 {
+			err = openVolume(t, s, id, "").Flush(t.Context())
+		} else {
+			err = s.checkpointAll()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		after := disk.Clone(seed)
+		s.Close()
+		opts.FS = after
+		if s, err = Open(context.Background(), opts); err != nil {
+			t.Fatal(err)
+		}
+		wantBytes(t, openVolume(t, s, id, ""), want)
+		wantClean(t, s)
+		s.Close()
 	}
 }

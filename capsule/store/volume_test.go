@@ -7,6 +7,9 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
+
+	pebblevfs "github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/internal/vfs"
@@ -499,4 +502,46 @@ func TestEmptyRowValue(t *testing.T) {
 	}
 	want("on disk", l.Get)
 	l.Close()
+}
+
+// With Options.Push the end of the process, however it comes, takes no change
+// that was acknowledged, synced or not.
+func TestPushOutlivesTheProcess(t *testing.T) {
+	mem := pebblevfs.NewCrashableMem()
+	opts := Options{Dir: "/space", FS: mem, Keys: testKey, Logger: quietLog(), LogBytes: 256 << 10, memtable: 16 << 10,
+		Push: true, CommitInterval: time.Hour}
+	s, err := Open(context.Background(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	info, err := s.Create(context.Background(), CreateRequest{Kind: capsule.Volume, Size: 4 << 20}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := openVolume(t, s, info.ID, "")
+	want := make([]byte, 4<<20)
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := range uint64(60) {
+		n := 1 + r.IntN(300<<10)
+		off := r.IntN(len(want) - n)
+		p := random(i, n)
+		copy(want[off:], p)
+		if _, err := v.WriteAt(p, int64(off)); err != nil {
+			t.Fatal(err)
+		}
+		if i == 30 {
+			if err := s.checkpoint(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// What the kernel has stays when a process is killed.
+	opts.FS = mem.CrashClone(pebblevfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 1))})
+	s2, err := Open(context.Background(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s2.Close()
+	wantBytes(t, openVolume(t, s2, info.ID, ""), want)
 }

@@ -2,11 +2,15 @@ package tree_test
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/capsule/store/keyring"
 	"github.com/spacestore/space/capsule/tree"
@@ -54,6 +58,58 @@ func BenchmarkStoreCreate(b *testing.B) {
 		}
 		copy(p, fmt.Sprint("content of ", i))
 		if _, err := f.WriteAt(ctx, p, 0); err != nil {
+			b.Fatal(err)
+		}
+		f.Close()
+		i++
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "files/s")
+}
+
+// BenchmarkStoreUntar does for each file what tar on a FUSE mount does.
+func BenchmarkStoreUntar(b *testing.B) {
+	ctx := context.Background()
+	fs := benchTree(b)
+	root := &tree.Cred{}
+	p := make([]byte, 24<<10)
+	rand.NewChaCha8([32]byte{1}).Read(p)
+	dir := tree.Root
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		if i%20 == 0 {
+			a, err := fs.Mkdir(ctx, nil, tree.Root, fmt.Sprint("d", i), tree.New{Mode: 0o755})
+			if err != nil {
+				b.Fatal(err)
+			}
+			dir = a.Ino
+		}
+		name := fmt.Sprint("f", i)
+		if _, err := fs.Lookup(ctx, nil, dir, name); capsule.KindOf(err) != capsule.NotFound {
+			b.Fatal(err)
+		}
+		f, a, err := fs.Create(ctx, nil, dir, name, tree.New{Mode: 0o644}, tree.OpenRead|tree.OpenWrite|tree.OpenExcl)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := fs.GetXattr(ctx, nil, a.Ino, "security.capability"); err == nil {
+			b.Fatal("a new file has capabilities")
+		}
+		binary.LittleEndian.PutUint64(p, uint64(i))
+		// 10 KiB at a time, which the kernel cuts at pages.
+		at := 0
+		for _, end := range []int{8 << 10, 10 << 10, 12 << 10, 20 << 10, 24 << 10} {
+			if _, err := f.WriteAt(ctx, p[at:end], int64(at)); err != nil {
+				b.Fatal(err)
+			}
+			at = end
+		}
+		for _, set := range []tree.SetAttr{{Set: tree.SetMtime, Mtime: time.Unix(1, 2)}, {Set: tree.SetUID | tree.SetGID}, {Set: tree.SetMode, Mode: 0o600}} {
+			if _, err := fs.SetAttr(ctx, root, a.Ino, set); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if _, err := fs.GetAttr(ctx, a.Ino); err != nil {
 			b.Fatal(err)
 		}
 		f.Close()

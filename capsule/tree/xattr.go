@@ -87,6 +87,9 @@ func (fs *FS) GetXattr(ctx context.Context, cred *Cred, ino uint64, name string)
 	if err := fs.checkXattr(fs.capsule, in, cred, name, false); err != nil {
 		return nil, err
 	}
+	if in.xattrs == 0 { // as with most files; the kernel asks for each that is written
+		return nil, noAttribute(name)
+	}
 	b, err := fs.capsule.Get(xattrKey(ino, name))
 	if b == nil && err == nil {
 		err = noAttribute(name)

@@ -14,5 +14,5 @@
 //   - After a failed Sync nothing is known of the file: never sync it again and
 //     believe the answer.
 //   - Write may scribble on the buffer it is given.
-//   - WriteAt works on files from OpenReadWrite.
+//   - WriteAt works on files from Create and OpenReadWrite.
 package vfs

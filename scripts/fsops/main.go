@@ -2,6 +2,7 @@
 package main
 
 import (
+	"flag"
 	"fmt"
 	"log"
 	"math/rand/v2"
@@ -13,17 +14,20 @@ import (
 )
 
 const (
-	size   = 256 << 20
-	piece  = 1 << 20
-	page   = 4 << 10
-	length = 3 * time.Second
+	size  = 256 << 20
+	piece = 1 << 20
+	page  = 4 << 10
 )
 
+// length is how long a rate is measured.
+var length = flag.Duration("for", 3*time.Second, "how long to measure a rate")
+
 func main() {
-	if len(os.Args) != 3 {
-		log.Fatal("usage: fsops TEST DIR")
+	flag.Parse()
+	if flag.NArg() != 2 {
+		log.Fatal("usage: fsops [-for DURATION] TEST DIR")
 	}
-	test, dir := os.Args[1], os.Args[2]
+	test, dir := flag.Arg(0), flag.Arg(1)
 	file := filepath.Join(dir, "content")
 	switch test {
 	case "seq write+fsync MB/s":
@@ -123,7 +127,7 @@ func rate(threads int, fn func(thread, i int)) float64 {
 	t0 := time.Now()
 	for thread := range threads {
 		running.Go(func() {
-			for i := 0; time.Since(t0) < length; i++ {
+			for i := 0; time.Since(t0) < *length; i++ {
 				fn(thread, i)
 				done.Add(1)
 			}

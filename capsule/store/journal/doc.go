@@ -4,7 +4,8 @@
 //
 //   - [Open] replays what the process before left behind and returns a [Journal].
 //   - [Journal.Append] takes a record; [Journal.Sync] makes it durable, for all
-//     who wait together (group commit); [Journal.Cut] begins a new file and
+//     who wait together (group commit), and [Journal.Push] writes it, which is
+//     enough for it to outlive the process; [Journal.Cut] begins a new file and
 //     [Journal.Release] removes files whose records are no longer needed.
 //
 // # Durability
@@ -24,7 +25,9 @@
 //
 // # Locking
 //
-// One mutex orders appends, which only copy; a second flag lets one caller at a
-// time write and sync, outside of the mutex. Memory is bounded: an append that
-// finds [bufferLimit] bytes waiting writes them first.
+// One mutex orders appends, which only copy. One caller at a time writes, in
+// order, and one at a time syncs, both outside of the mutex: what comes while the
+// disk syncs is written by then, and needs only the next sync. Ending a file
+// takes both. Memory is bounded: an append that finds [bufferLimit] bytes waiting
+// writes them first.
 package journal

@@ -43,10 +43,13 @@ type Journal struct {
 	dir string
 
 	mu      sync.Mutex
-	flushed sync.Cond // signals the end of a flush
-	busy    bool      // somebody flushes
+	moved   sync.Cond // signals that somebody has written or synced
+	writing bool      // somebody writes what was queued
+	syncing bool      // somebody syncs or ends a file
 	last    uint64    // number of the last record appended
+	written uint64    // all records up to this one are written
 	synced  uint64    // all records up to this one are durable
+	current vfs.File  // has record number written, if that is not durable
 	queue   []chunk   // what is to be written; the last one grows
 	buffers [][]byte  // used ones, to grow again
 	files   []file    // oldest first; the last one takes records
@@ -75,7 +78,7 @@ type file struct {
 // records that are there is damage.
 func Open(fs FS, dir string, after uint64, replay func(number uint64, record []byte) error) (*Journal, error) {
 	j := &Journal{fs: fs, dir: dir, last: after}
-	j.flushed.L = &j.mu
+	j.moved.L = &j.mu
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -100,17 +103,25 @@ func Open(fs FS, dir string, after uint64, replay func(number uint64, record []b
 		}
 		j.files = append(j.files, file{name: name, last: j.last})
 	}
-	j.synced = j.last
+	j.written, j.synced = j.last, j.last
 	return j, nil
 }
 
-// replay goes through one file.
+// replay goes through one file, and makes durable what it has: the process that
+// wrote it may have ended before it did.
 func (j *Journal) replay(name string, after uint64, fn func(uint64, []byte) error) error {
 	f, err := j.fs.Open(name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if err := j.replayFile(f, fn); err != nil || j.last == after {
+		return err
+	}
+	return f.Sync()
+}
+
+func (j *Journal) replayFile(f vfs.File, fn func(uint64, []byte) error) error {
 	r := bufio.NewReaderSize(f, 256<<10)
 	var head [8]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
@@ -164,7 +175,7 @@ func (j *Journal) Append(record []byte) (uint64, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for j.waiting() > bufferLimit {
-		if err := j.flush(false); err != nil {
+		if err := j.write(); err != nil {
 			return 0, err
 		}
 	}
@@ -241,60 +252,103 @@ func (j *Journal) Sync(number uint64) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for j.synced < number {
-		if err := j.flush(true); err != nil {
+		step := j.write
+		if j.written >= number {
+			step = j.sync
+		}
+		if err := step(); err != nil {
 			return err
 		}
 	}
 	return j.fs.Err()
 }
 
-// flush writes what is queued, and syncs it if sync is set, or waits for
-// somebody else's flush to end. j.mu is held, but not meanwhile.
-func (j *Journal) flush(sync bool) error {
-	if j.busy {
-		j.flushed.Wait()
+// Push returns when all records up to number are the operating system's: they
+// outlive this process, if not a power cut.
+func (j *Journal) Push(number uint64) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for j.written < number {
+		if err := j.write(); err != nil {
+			return err
+		}
+	}
+	return j.fs.Err()
+}
+
+// write writes what is queued, or waits if somebody else is at it. j.mu is
+// held, but not meanwhile.
+func (j *Journal) write() error {
+	if j.writing {
+		j.moved.Wait()
 		return j.fs.Err()
 	}
-	j.busy = true
+	j.writing = true
 	queue := j.queue
 	j.queue = nil
 	if n := len(queue); n > 0 && !queue[n-1].end {
 		j.queue = append(j.queue, chunk{w: queue[n-1].w, b: j.buffer(), last: queue[n-1].last})
 	}
-	j.mu.Unlock()
-
 	var err error
 	for _, c := range queue {
 		if len(c.b) > 0 {
-			if _, werr := c.w.Write(c.b); err == nil {
-				err = werr
-			}
+			j.mu.Unlock()
+			_, err = c.w.Write(c.b)
+			j.mu.Lock()
 		}
+		if err == nil {
+			err = j.fs.Err()
+		}
+		if err != nil {
+			break
+		}
+		j.written, j.current = c.last, c.w
 		if c.end { // Close syncs
-			if cerr := c.w.Close(); err == nil {
-				err = cerr
-			}
-		} else if sync {
-			if serr := c.w.SyncData(); err == nil {
-				err = serr
+			if err = j.settle(c.w.Close); err != nil {
+				break
 			}
 		}
-	}
-	if ferr := j.fs.Err(); ferr != nil {
-		err = ferr
-	}
-
-	j.mu.Lock()
-	j.busy = false
-	if err == nil && sync && len(queue) > 0 {
-		j.synced = queue[len(queue)-1].last
 	}
 	for _, c := range queue {
 		if cap(c.b) <= 2*bufferLimit && len(j.buffers) < 4 {
 			j.buffers = append(j.buffers, c.b)
 		}
 	}
-	j.flushed.Broadcast()
+	j.writing = false
+	j.moved.Broadcast()
+	return err
+}
+
+// sync makes durable what is written, or waits if somebody else is at it. What
+// is queued meanwhile is written meanwhile, for the next sync. j.mu is held, but
+// not meanwhile.
+func (j *Journal) sync() error {
+	if j.syncing {
+		j.moved.Wait()
+		return j.fs.Err()
+	}
+	return j.settle(j.current.SyncData)
+}
+
+// settle makes durable what is written to the current file, by a method of it,
+// once nobody else is at it.
+func (j *Journal) settle(how func() error) error {
+	for j.syncing {
+		j.moved.Wait()
+	}
+	j.syncing = true
+	number := j.written
+	j.mu.Unlock()
+	err := how()
+	if ferr := j.fs.Err(); ferr != nil {
+		err = ferr
+	}
+	j.mu.Lock()
+	j.syncing = false
+	if err == nil {
+		j.synced = max(j.synced, number)
+	}
+	j.moved.Broadcast()
 	return err
 }
 
@@ -346,7 +400,7 @@ func (j *Journal) Release(number uint64) error {
 
 // queued reports whether something is still to be written to a file.
 func (j *Journal) queued(w vfs.File) bool {
-	return w != nil && (j.busy || slices.ContainsFunc(j.queue, func(c chunk) bool { return c.w == w }))
+	return w != nil && (j.writing || slices.ContainsFunc(j.queue, func(c chunk) bool { return c.w == w }))
 }
 
 // Close writes and syncs what is left.
@@ -354,6 +408,9 @@ func (j *Journal) Close() error {
 	err := j.Sync(j.Last())
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	for j.writing || j.syncing {
+		j.moved.Wait()
+	}
 	j.closed = true
 	if n := len(j.files); n > 0 && j.files[n-1].w != nil {
 		if cerr := j.files[n-1].w.Close(); err == nil {

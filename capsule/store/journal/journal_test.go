@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 
+	pebblevfs "github.com/cockroachdb/pebble/v2/vfs"
+
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store/journal"
 	"github.com/spacestore/space/capsule/store/metafs"
@@ -207,6 +209,126 @@ func TestGroupCommit(t *testing.T) {
 	done.Wait()
 	if n := faults.Count(vfstest.Sync) - before; n > 10 {
 		t.Errorf("%d syncs for 50 callers", n)
+	}
+}
+
+// gate is a file system whose syncs of files are held up from close(shut) to
+// close(open).
+type gate struct {
+	vfs.FS
+	shut, open, met chan struct{}
+	once            sync.Once
+}
+
+type gateFile struct {
+	vfs.File
+	g *gate
+}
+
+func (g *gate) Create(name string, c vfs.Category) (vfs.File, error) {
+	f, err := g.FS.Create(name, c)
+	return gateFile{f, g}, err
+}
+
+func (f gateFile) SyncData() error {
+	select {
+	case <-f.g.shut:
+		f.g.once.Do(func() { close(f.g.met) })
+		<-f.g.open
+	default:
+	}
+	return f.File.SyncData()
+}
+
+// While the disk syncs, what comes is written: once it is pushed, the end of
+// the process does not take it.
+func TestPushDuringSync(t *testing.T) {
+	mem := pebblevfs.NewMem()
+	g := &gate{FS: mem, shut: make(chan struct{}), open: make(chan struct{}), met: make(chan struct{})}
+	j, _, err := open(t, g, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add(t, j, 1, 10)
+	if err := j.Sync(10); err != nil {
+		t.Fatal(err)
+	}
+	close(g.shut)
+	add(t, j, 11, 20)
+	synced := make(chan error)
+	go func() { synced <- j.Sync(20) }()
+	<-g.met
+	add(t, j, 21, 30)
+	if err := j.Push(30); err != nil {
+		t.Fatal(err)
+	}
+	_, got, err := open(t, mem, 0) // as the next process would
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantRecords(t, got, 1, 30)
+	close(g.open)
+	if err := <-synced; err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Many who append, push, sync, cut and release at once, with the power cut in
+// the middle: each finds what it synced, and all is in order.
+func TestPowerCutAmongMany(t *testing.T) {
+	for seed := range uint64(60) {
+		disk := vfstest.NewPowerCut()
+		j, _, err := open(t, disk, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		disk.CutAt(disk.Ops() + rand.New(rand.NewPCG(seed, 1)).IntN(120))
+		var mu sync.Mutex
+		var synced uint64
+		var all sync.WaitGroup
+		for w := range uint64(6) {
+			all.Go(func() {
+				r := rand.New(rand.NewPCG(seed, 2+w))
+				for range 30 {
+					mu.Lock()
+					n, err := j.Append(record(int(j.Last() + 1)))
+					mu.Unlock()
+					if err != nil {
+						return
+					}
+					switch r.IntN(4) {
+					case 0:
+						if j.Push(n) != nil {
+							return
+						}
+					case 1:
+						if j.Sync(n) != nil {
+							return
+						}
+						mu.Lock()
+						synced = max(synced, n)
+						mu.Unlock()
+					}
+					if w == 0 && r.IntN(8) == 0 { // as the checkpointer does, alone
+						if _, err := j.Cut(); err != nil {
+							return
+						}
+					}
+				}
+			})
+		}
+		all.Wait()
+		_, got, err := open(t, disk.Clone(seed), 0)
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		if uint64(len(got)) < synced {
+			t.Fatalf("seed %d: %d records of %d synced", seed, len(got), synced)
+		}
+		wantRecords(t, got, 1, len(got))
 	}
 }
 

@@ -78,10 +78,16 @@
 // except in a WAL (.log), which is synced at every commit, the mark is synced
 // too. Close writes and syncs an end frame.
 //
+// A WAL is extended ahead with zeros, 64 KiB and then as much as it has, up to
+// 4 MiB at a time, and frames overwrite them: so a sync of a few of them is
+// one write and one flush of the disk, without a new size and new blocks in the
+// journal of the file system below, which took as long again. No frame begins
+// with a zero. On a full disk, and while syncs are rare, a WAL grows frame by frame.
+//
 // # Torn or damaged
 //
 // A power cut may leave any rubbish at the end of a log, from the first byte
-// that was not synced. Pebble expects to read up to there and then io.EOF.
+// that was not synced, and zeros in any place where a frame was not synced. Pebble expects to read up to there and then io.EOF.
 // Damage to what had been synced looks the same at first. So when a frame does
 // not verify, the reader looks for a check word further on, at any offset, that
 // is right for its place: if one says that the bad place had been synced, the

@@ -136,7 +136,9 @@ func TestLogTornOrDamaged(t *testing.T) {
 		want   int // records, or -1 for damage
 	}{
 		{"nothing", nil, false, func(b []byte) []byte { return b }, n},
-		{"unsynced tail cut", []int{5}, false, func(b []byte) []byte { return b[:len(b)-5] }, n - 1},
+		{"unsynced tail cut", []int{5}, false, func(b []byte) []byte { return b[:frameOffset(n, 1)-5] }, n - 1},
+		{"zeros ahead cut", []int{5}, false, func(b []byte) []byte { return b[:frameOffset(n, 1)] }, n},
+		{"rubbish for zeros ahead", []int{5}, false, func(b []byte) []byte { return append(b[:frameOffset(n, 1)], bytes.Repeat([]byte{1, 9, 0}, 999)...) }, n},
 		{"unsynced tail zeroed", []int{5}, false, func(b []byte) []byte { clear(b[frameOffset(8, 1):]); return b }, 8},
 		{"unsynced record, later ones good", []int{5}, false, func(b []byte) []byte { b[frameOffset(7, 1)+20] ^= 1; return b }, 7},
 		{"synced record", []int{5}, false, func(b []byte) []byte { b[frameOffset(2, 0)+20] ^= 1; return b }, -1},
@@ -171,6 +173,34 @@ func TestLogTornOrDamaged(t *testing.T) {
 					t.Errorf("error does not name the file: %v", err)
 				}
 			})
+		}
+	}
+}
+
+// A WAL's syncs find its size as it was, but for few; where the disk has no
+// room ahead, it goes on as long as there is room for what is written.
+func TestExtendedAhead(t *testing.T) {
+	const n, room = 2000, 1 << 20
+	for _, budget := range []int64{room, 180 << 10, 64 + n*(12+34+34)} {
+		disk := vfstest.NewDiskFull(pebblevfs.NewMem(), budget)
+		fs := metafs.New(disk, newKeys(1), nil)
+		f, err := fs.Create(walName, "test")
+		must(t, err)
+		sizes := map[int64]bool{}
+		for i := range n {
+			_, err := fmt.Fprintf(f, "record %04d;", i)
+			must(t, err)
+			must(t, f.SyncData())
+			fi, err := disk.Stat(walName)
+			must(t, err)
+			sizes[fi.Size()] = true
+		}
+		must(t, fs.Err())
+		if got, err := readAll(fs, walName); err != nil || records(got) != n {
+			t.Errorf("with room for %d bytes: read %d records, %v", budget, records(got), err)
+		}
+		if budget == room && len(sizes) > 3 {
+			t.Errorf("%d synced writes found the file in %d sizes", n, len(sizes))
 		}
 	}
 }

@@ -391,12 +391,12 @@ func (fs *FS) oldestWriting() uint32 {
 	return oldest
 }
 
-// write writes all of p, or says why not. A write that
+// writeAt writes all of p, or says why not. A write that
 // found no room goes on where it stopped, with the same bytes.
-func (fs *FS) write(f vfs.File, name string, p []byte) error {
+func (fs *FS) writeAt(f vfs.File, name string, p []byte, off int64) error {
 	n := 0
 	err := fs.retry(func() error {
-		m, err := f.Write(p[n:])
+		m, err := f.WriteAt(p[n:], off+int64(n))
 		n += m
 		return err
 	})

@@ -14,7 +14,17 @@ const (
 	maxFrame    = 64 << 10 // content of a log's frame
 	frameHeader = 18
 	maxSealed   = frameHeader + maxFrame + tagSize
+
+	// A WAL is extended ahead with zeros, first by firstStep, then by as much
+	// as it has, up to mostStep, while less than rareSync is written from one
+	// sync to the next: else it is not worth it.
+	firstStep = 64 << 10
+	mostStep  = 4 << 20
+	rareSync  = 256 << 10
 )
+
+// zeros is what a WAL is extended with, as often as it takes.
+var zeros [64 << 10]byte
 
 // Kinds of log frame.
 const (
@@ -80,6 +90,7 @@ type logWriter struct {
 
 	mu     sync.Mutex // held while writing
 	off    int64      // in the sealed file
+	ready  int64      // the sealed file has zeros from off up to here; -1: it is not extended
 	data   int64      // end of the last data frame in it
 	size   int64      // of the content
 	buf    []byte
@@ -89,7 +100,10 @@ type logWriter struct {
 // newLogWriter writes and syncs the header.
 func newLogWriter(fs *FS, f vfs.File, name string, h []byte, s *sealer) (*logWriter, error) {
 	w := &logWriter{File: f, fs: fs, name: name, wal: isWAL(name), s: s, off: headerSize}
-	if err := fs.write(f, name, h); err != nil {
+	if !w.wal {
+		w.ready = -1
+	}
+	if err := fs.writeAt(f, name, h, 0); err != nil {
 		return nil, err
 	}
 	if err := f.SyncData(); err != nil {
@@ -121,7 +135,11 @@ func (w *logWriter) append(kind byte, content []byte) {
 		return
 	}
 	w.buf = w.s.appendLogFrame(w.buf[:0], w.off, logFrame{kind, len(content), w.synced.Load()}, content)
-	if err := w.fs.write(w.File, w.name, w.buf); err != nil {
+	err := w.extend(w.off + int64(len(w.buf)))
+	if err == nil {
+		err = w.fs.writeAt(w.File, w.name, w.buf, w.off)
+	}
+	if err != nil {
 		w.fs.Fail(err)
 		return
 	}
@@ -129,6 +147,31 @@ func (w *logWriter) append(kind byte, content []byte) {
 	if kind == frameData {
 		w.data = w.off
 	}
+}
+
+// extend makes sure that a WAL has room up to end, zeros that were written
+// before: so most syncs find the file's size and its blocks as they were, and
+// need not make durable more than what was written. Where the disk has no room
+// for that, the file grows with each write. w.mu is held.
+func (w *logWriter) extend(end int64) error {
+	if w.ready < 0 || end <= w.ready || end-w.synced.Load() > rareSync {
+		return nil
+	}
+	from := max(w.ready, w.off)
+	to := max(end, from+min(max(from, firstStep), mostStep))
+	for from < to {
+		n, err := w.File.WriteAt(zeros[:min(to-from, int64(len(zeros)))], from)
+		if isFull(err) {
+			w.ready = -1
+			return nil
+		}
+		if err != nil {
+			return ioError(err, "write", w.name)
+		}
+		from += int64(n)
+	}
+	w.ready = to
+	return nil
 }
 
 // written returns how far there is content that a sync must make durable.
@@ -423,6 +466,9 @@ func (r *logReader) judge(off int64) error {
 			break
 		}
 		for ; len(b) >= frameHeader; b, q = b[1:], q+1 {
+			if b[0] == 0 { // as most are of what is extended ahead
+				continue
+			}
 			if f, ok := parseLogFrame(b, q); ok && f.synced > off {
 				if _, ok := r.header(b, q); ok {
 					return damaged(r.name, off, "the frame does not verify, though it was safely stored")

@@ -43,6 +43,7 @@ type tableWriter struct {
 	frames   uint64 // sealed so far
 	frame    []byte // the frame being filled; never sealed before more content comes
 	out      []byte // sealed, not written
+	off      int64  // of out in the sealed file
 	err      error
 	done     func(error) // if not nil, called by Close
 }
@@ -81,7 +82,8 @@ func (w *tableWriter) seal(use byte) {
 
 func (w *tableWriter) flush() {
 	if w.err == nil {
-		w.err = w.fs.write(w.File, w.name, w.out)
+		w.err = w.fs.writeAt(w.File, w.name, w.out, w.off)
+		w.off += int64(len(w.out))
 		w.out = w.out[:0]
 	}
 }

@@ -300,6 +300,28 @@ func (s *Set) Sync() error {
 	return nil
 }
 
+// SyncLog makes durable a log of the process before, which may have ended before
+// it did. What this one appends is Sync's business.
+func (s *Set) SyncLog(log uint64) error {
+	f, err := s.fs.Open(s.path(log))
+	if err != nil {
+		return err
+	}
+	err = f.Sync()
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("sync %s: %w", s.path(log), err)
+	}
+	for _, d := range []string{s.dir, s.subdir(log)} {
+		if err := vfs.SyncDir(s.fs, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // ReadAt fills p from a log. A log that is gone gives fs.ErrNotExist, one that
 // ends early io.ErrUnexpectedEOF.
 func (s *Set) ReadAt(log uint64, p []byte, off int64) error {

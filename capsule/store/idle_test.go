@@ -1,0 +1,118 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/spacestore/space/internal/clock"
+	"github.com/spacestore/space/internal/vfs/vfstest"
+)
+
+// handClock hands timers of one length to its test, which lets them end. Others
+// do not end.
+type handClock struct {
+	clock.Clock
+	length time.Duration
+	timers chan chan time.Time
+}
+
+func newHandClock(length time.Duration) *handClock {
+	return &handClock{clock.System(), length, make(chan chan time.Time)}
+}
+
+func (c *handClock) After(d time.Duration) <-chan time.Time {
+	if d != c.length {
+		return nil
+	}
+	t := make(chan time.Time, 1)
+	c.timers <- t
+	return t
+}
+
+// next waits for a timer.
+func (c *handClock) next(t *testing.T) chan time.Time {
+	t.Helper()
+	select {
+	case timer := <-c.timers:
+		return timer
+	case <-time.After(time.Minute):
+		t.Fatal("no timer is set")
+		return nil
+	}
+}
+
+func storeWithClock(t *testing.T, c clock.Clock) *Store {
+	t.Helper()
+	s, err := Open(context.Background(), Options{Dir: "/space", FS: vfstest.NewPowerCut(), Keys: testKey, Logger: quietLog(),
+		LogBytes: 256 << 10, Clock: c, CommitInterval: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// Background work waits while the store is called, for some time before each
+// step, and not at all in an idle store.
+func TestBackgroundMakesWay(t *testing.T) {
+	c := newHandClock(idleAfter)
+	s := storeWithClock(t, c)
+	if err := s.enter(); err != nil { // as background work is a call itself
+		t.Fatal(err)
+	}
+	defer s.leave()
+	y := &yielder{s: s}
+	step := func() chan error {
+		done := make(chan error)
+		go func() { done <- y.step(t.Context()) }()
+		return done
+	}
+	call := func() {
+		if _, err := s.Usage(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	call()
+	done := step()
+	c.next(t) <- time.Time{} // and nobody called meanwhile
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if err := <-step(); err != nil { // sets no timer, or would hang
+		t.Fatal(err)
+	}
+	call()
+	done = step()
+	for range longestPause / idleAfter {
+		timer := c.next(t)
+		call()
+		timer <- time.Time{}
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Whoever collects garbage himself does not wait for what makes way for others.
+func TestBackgroundMakesWayForGC(t *testing.T) {
+	c := newHandClock(idleAfter)
+	s := storeWithClock(t, c)
+	want := text(1, 1<<20)
+	id := put(t, s, "x", want).ID
+	background := make(chan error)
+	go func() {
+		_, err := s.GC(t.Context(), GCOptions{Recompress: true, background: true}, nil)
+		background <- err
+	}()
+	c.next(t) // never ends
+	rep, err := s.GC(t.Context(), GCOptions{Recompress: true}, nil)
+	if err != nil || rep.Recompressed == 0 {
+		t.Errorf("%d segments are recompressed, %v", rep.Recompressed, err)
+	}
+	if err := <-background; !errors.Is(err, errMakeWay) {
+		t.Errorf("in the background: %v", err)
+	}
+	wantContent(t, s, id, want)
+}
