@@ -107,24 +107,20 @@ func (t *Trees) release(k shareKey, s *share) {
 
 // Check is [Check] for a tree of the store. Without repair it looks at a
 // snapshot, so whoever uses the tree goes on. With it nobody may have the tree open.
-func (t *Trees) Check(ctx context.Context, id capsule.ID, repair bool, report func(Problem)) (err error) {
-	snapshot := ""
-	if repair {
-		if err := t.reserve(id); err != nil {
-			return err
-		}
-		defer t.unreserve(id)
-	} else {
-		snapshot = "fsck-" + capsule.NewID(time.Now()).String()
-		if _, err := t.store.Snapshot(ctx, id, snapshot); err != nil {
-			return err
-		}
-		defer func() {
-			if derr := t.store.DeleteSnapshot(context.WithoutCancel(ctx), id, snapshot); err == nil {
-				err = derr
-			}
-		}()
+func (t *Trees) Check(ctx context.Context, id capsule.ID, repair bool, report func(Problem)) error {
+	if !repair {
+		return t.AtRest(ctx, id, "fsck", func(snapshot string) error { return t.check(ctx, id, snapshot, report) })
 	}
+	if err := t.reserve(id); err != nil {
+		return err
+	}
+	defer t.unreserve(id)
+	return t.check(ctx, id, "", report)
+}
+
+// check checks a snapshot, or if that is "" the tree itself, which it repairs.
+func (t *Trees) check(ctx context.Context, id capsule.ID, snapshot string, report func(Problem)) error {
+	repair := snapshot == ""
 	l, err := t.store.OpenLive(ctx, id, snapshot)
 	if err != nil {
 		return err
@@ -137,6 +133,40 @@ func (t *Trees) Check(ctx context.Context, id capsule.ID, repair bool, report fu
 		return err
 	}
 	return l.Sync(ctx)
+}
+
+// AtRest calls fn with the name of a snapshot that is there while fn runs: the
+// tree at one moment, whoever goes on with it. The name begins with why.
+func (t *Trees) AtRest(ctx context.Context, id capsule.ID, why string, fn func(snapshot string) error) (err error) {
+	snapshot := why + "-" + capsule.NewID(time.Now()).String()
+	if _, err := t.store.Snapshot(ctx, id, snapshot); err != nil {
+		return err
+	}
+	defer func() {
+		if derr := t.store.DeleteSnapshot(context.WithoutCancel(ctx), id, snapshot); err == nil {
+			err = derr
+		}
+	}()
+	return fn(snapshot)
+}
+
+// Diff is [Diff] for two snapshots of a tree of the store; to may be "": the
+// tree as it is.
+func (t *Trees) Diff(ctx context.Context, id capsule.ID, from, to string, fn func(Difference) error) error {
+	if to == "" {
+		return t.AtRest(ctx, id, "diff", func(now string) error { return t.Diff(ctx, id, from, now, fn) })
+	}
+	old, done, err := t.Open(ctx, id, from)
+	if err != nil {
+		return err
+	}
+	defer done()
+	new, done, err := t.Open(ctx, id, to)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return Diff(ctx, old, new, fn)
 }
 
 // reserve keeps a tree for a check alone.
