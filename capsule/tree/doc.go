@@ -50,7 +50,7 @@
 // # Memory
 //
 // The inode cache, the queues of watchers and of the reclaimer, and directory
-// pages are bounded by constants; open files and locks by [MaxOpen] and [MaxLocks].
+// pages are bounded by constants; open files and locks by [MaxOpen] and lock.Max.
 //
 // # Locking
 //

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/lock"
 	"github.com/spacestore/space/internal/clock"
 	"github.com/spacestore/space/internal/notify"
 )
@@ -32,7 +33,7 @@ type FS struct {
 
 	nodes     nodeTable
 	open      atomic.Int64 // files
-	locks     lockTable
+	locks     lock.Table
 	watchers  *notify.Queue[Event]
 	watching  sync.WaitGroup // for the watchers to end
 	reclaimer reclaimer
@@ -128,6 +129,9 @@ func (fs *FS) Sync(ctx context.Context) error { return fs.capsule.Sync(ctx) }
 
 // ReadOnly tells whether the tree takes no changes: it is a snapshot.
 func (fs *FS) ReadOnly() bool { return fs.capsule.ReadOnly() }
+
+// Locks are the locks on the tree's files, by inode.
+func (fs *FS) Locks() *lock.Table { return &fs.locks }
 
 // Usage tells what the tree holds.
 func (fs *FS) Usage() Usage {

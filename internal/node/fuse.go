@@ -45,8 +45,12 @@ func (s fuseStore) OpenTree(ctx context.Context, id capsule.ID, snapshot string)
 	return s.trees.Open(ctx, id, snapshot)
 }
 
-func (s fuseStore) OpenVolume(ctx context.Context, id capsule.ID, snapshot string) (fuse.Volume, error) {
-	v, err := s.Store.OpenVolume(ctx, id, snapshot)
+func (s fuseStore) OpenVolume(ctx context.Context, id capsule.ID, snapshot string, write bool) (fuse.Volume, error) {
+	mode := store.ReadVolume
+	if write {
+		mode = store.WriteVolume
+	}
+	v, err := s.Store.OpenVolume(ctx, id, snapshot, mode)
 	if err != nil {
 		return nil, err // and not a nil *store.Volume
 	}

@@ -20,8 +20,12 @@ func (s realStore) OpenTree(ctx context.Context, id capsule.ID, snapshot string)
 	return s.trees.Open(ctx, id, snapshot)
 }
 
-func (s realStore) OpenVolume(ctx context.Context, id capsule.ID, snapshot string) (Volume, error) {
-	v, err := s.Store.OpenVolume(ctx, id, snapshot)
+func (s realStore) OpenVolume(ctx context.Context, id capsule.ID, snapshot string, write bool) (Volume, error) {
+	mode := store.ReadVolume
+	if write {
+		mode = store.WriteVolume
+	}
+	v, err := s.Store.OpenVolume(ctx, id, snapshot, mode)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/lock"
 	"github.com/spacestore/space/capsule/tree"
 )
 
@@ -15,7 +16,7 @@ type Store interface {
 	// OpenTree returns the tree that all views of a capsule share, or of its
 	// snapshot unless that is "", and what to call when it is needed no more.
 	OpenTree(ctx context.Context, id capsule.ID, snapshot string) (t *tree.FS, done func(), err error)
-	OpenVolume(ctx context.Context, id capsule.ID, snapshot string) (Volume, error)
+	OpenVolume(ctx context.Context, id capsule.ID, snapshot string, write bool) (Volume, error)
 	Info(ctx context.Context, id capsule.ID) (capsule.Info, error)
 	Policy(ctx context.Context, id capsule.ID) (*capsule.Policy, error)
 	// ReadDir lists up to limit entries of a directory of the namespace ("" is
@@ -53,6 +54,11 @@ type Volume interface {
 	Flush(ctx context.Context) error
 	Trim(ctx context.Context, off, n int64) error
 	NextData(ctx context.Context, off int64) (start, end int64, err error)
+	// Locks are shared by all views of the volume.
+	Locks() *lock.Table
+	// Watch calls fn, on a goroutine of its own, after what others changed,
+	// until cancel has returned: n bytes from off on, or the size.
+	Watch(fn func(off, n int64)) (cancel func())
 	Close() error
 }
 

@@ -161,15 +161,12 @@ func (f *treeSystem) append(h *treeFile, data []byte, end int64) (int, error) {
 
 // Flush comes with every close of a descriptor, which ends POSIX locks.
 func (f *treeSystem) Flush(_ <-chan struct{}, in *gofuse.FlushIn) gofuse.Status {
-	f.tree.Unlock(in.NodeId, tree.POSIX, lockOwner{f, in.LockOwner}, 0, math.MaxInt64)
+	f.locks.flush(in)
 	return gofuse.OK
 }
 
 func (f *treeSystem) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
-	const releaseFlock = 1 << 1 // FUSE_RELEASE_FLOCK_UNLOCK, which go-fuse has no name for
-	if in.ReleaseFlags&releaseFlock != 0 {
-		f.tree.Unlock(in.NodeId, tree.Flock, lockOwner{f, in.LockOwner}, 0, math.MaxInt64)
-	}
+	f.locks.release(in)
 	f.files.close(in.Fh)
 }
 
