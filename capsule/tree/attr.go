@@ -132,6 +132,8 @@ const (
 	OpenExcl            // Create: an error if the name is taken
 )
 
+func (f OpenFlags) writes() bool { return f&(OpenWrite|OpenTrunc) != 0 }
+
 // RenameFlags change what Rename does; the numbers are those of renameat2(2).
 type RenameFlags uint8
 

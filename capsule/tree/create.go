@@ -22,7 +22,7 @@ func (fs *FS) Create(ctx context.Context, cred *Cred, dir uint64, name string, n
 	for {
 		in, err := fs.create(ctx, cred, dir, name, Regular, new)
 		if err == nil {
-			f, err := fs.openNode(in.Ino, nil, flags&^OpenTrunc)
+			f, err := fs.openUnleased(ctx, in.Ino, nil, flags&^OpenTrunc)
 			if err == nil {
 				f.cred = cred
 			}

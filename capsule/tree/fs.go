@@ -34,6 +34,7 @@ type FS struct {
 	nodes     nodeTable
 	open      atomic.Int64 // files
 	locks     lock.Table
+	leases    leases
 	watchers  *notify.Queue[Event]
 	watching  sync.WaitGroup // for the watchers to end
 	reclaimer reclaimer
@@ -115,9 +116,10 @@ func Open(ctx context.Context, c Capsule, opt Options) (*FS, error) {
 	return fs, nil
 }
 
-// Close ends background work and waits for it. Open files and locks are
+// Close ends background work and waits for it. Open files, locks and leases are
 // forgotten; orphans go when the tree is opened next.
 func (fs *FS) Close() error {
+	fs.leases.close()
 	fs.reclaimer.close()
 	fs.watchers.Stop()
 	fs.watching.Wait()
