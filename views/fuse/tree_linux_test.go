@@ -365,6 +365,48 @@ func TestTreeLocks(t *testing.T) {
 	}
 }
 
+// TestTmpfile makes files without a name, of which some get one.
+func TestTmpfile(t *testing.T) {
+	s, id := newTreeStore(t, tree.Quota{Inodes: 3})
+	_, dir := mountAt(t, s, Options{Capsule: id})
+	open := func(flags int) (fd int, link func(name string) error) {
+		t.Helper()
+		fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC|flags, 0o640)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Write(fd, []byte("text")); err != nil {
+			t.Fatal(err)
+		}
+		return fd, func(name string) error {
+			return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, filepath.Join(dir, name), unix.AT_SYMLINK_FOLLOW)
+		}
+	}
+	fd, link := open(0)
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("the directory has %v, %v", entries, err)
+	}
+	if err := link("f"); err != nil {
+		t.Errorf("a name for it: %v", err)
+	}
+	unix.Close(fd)
+	if st, err := os.Stat(filepath.Join(dir, "f")); err != nil || st.Mode() != 0o640 || string(readFile(t, filepath.Join(dir, "f"))) != "text" {
+		t.Errorf("the file is %v, %v", st, err)
+	}
+	fd, link = open(unix.O_EXCL)
+	if err := link("g"); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a name for one that never gets any: %v", err)
+	}
+	if _, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR, 0o600); !errors.Is(err, unix.EDQUOT) {
+		t.Errorf("beyond the quota: %v", err)
+	}
+	unix.Close(fd)
+	eventually(t, "what nobody uses any more is gone", func() bool {
+		var st unix.Statfs_t
+		return unix.Statfs(dir, &st) == nil && st.Files-st.Ffree == 2
+	})
+}
+
 // TestOpenFileLocks takes locks that belong to open files rather than processes.
 func TestOpenFileLocks(t *testing.T) {
 	dir := mountTree(t)
