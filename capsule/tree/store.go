@@ -66,9 +66,16 @@ func (t *Trees) Open(ctx context.Context, id capsule.ID, snapshot string) (fs *F
 		return nil, nil, capsule.Errorf(capsule.Conflict, "capsule %s is being repaired; try again when that is done", id)
 	}
 	k := shareKey{id, snapshot}
+	l, err := t.store.OpenLive(ctx, id, snapshot)
+	if err != nil {
+		return nil, nil, err
+	}
 	s := t.open[k]
-	if s == nil {
-		if s, err = t.share(ctx, k); err != nil {
+	if s != nil && s.live.Same(l) {
+		l.Close()
+	} else { // of a snapshot: another one may have had the name
+		if s, err = newShare(ctx, l); err != nil {
+			l.Close()
 			return nil, nil, err
 		}
 		t.open[k] = s
@@ -77,19 +84,14 @@ func (t *Trees) Open(ctx context.Context, id capsule.ID, snapshot string) (fs *F
 	return s.fs, sync.OnceFunc(func() { t.release(k, s) }), nil
 }
 
-func (t *Trees) share(ctx context.Context, k shareKey) (*share, error) {
-	l, err := t.store.OpenLive(ctx, k.id, k.snapshot)
-	if err != nil {
-		return nil, err
-	}
-	if kind := l.Info().Kind; kind != capsule.Tree {
-		l.Close()
-		return nil, capsule.Errorf(capsule.Unsupported, "capsule %s is a %s and no tree", k.id, kind)
+func newShare(ctx context.Context, l *store.Live) (*share, error) {
+	info := l.Info()
+	if info.Kind != capsule.Tree {
+		return nil, capsule.Errorf(capsule.Unsupported, "capsule %s is a %s and no tree", info.ID, info.Kind)
 	}
 	fs, err := Open(ctx, live{l}, Options{})
 	if err != nil {
-		l.Close()
-		return nil, capsule.Wrap(capsule.Other, err, "capsule %s", k.id)
+		return nil, capsule.Wrap(capsule.Other, err, "capsule %s", info.ID)
 	}
 	return &share{fs: fs, live: l}, nil
 }
@@ -100,7 +102,9 @@ func (t *Trees) release(k shareKey, s *share) {
 	if s.uses--; s.uses > 0 {
 		return
 	}
-	delete(t.open, k)
+	if t.open[k] == s {
+		delete(t.open, k)
+	}
 	s.fs.Close()
 	s.live.Close()
 }
