@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -534,4 +535,28 @@ func TestQuotaInMidWrite(t *testing.T) {
 	}
 	b.must("project", "unmount", dir)
 	b.must("fsck")
+}
+
+var fsxFor = flag.Duration("fsx-time", 0, "for how long TestFsx works (0: 1500 operations)")
+
+// TestFsx has the checker of file contents work in a mount, and remount it.
+func TestFsx(t *testing.T) {
+	t.Parallel()
+	b, dir := workTree(t)
+	fsx := filepath.Join(t.TempDir(), "fsx")
+	if out, err := exec.Command("go", "build", "-o", fsx, "github.com/spacestore/space/scripts/fsx").CombinedOutput(); err != nil {
+		t.Fatalf("build fsx: %v\n%s", err, out)
+	}
+	s := b.serve()
+	b.must("project", "mount", "work", "--target", dir)
+	how := "-ops 1500"
+	if *fsxFor > 0 {
+		how = fmt.Sprintf("-time %v", *fsxFor)
+	}
+	t.Log(b.shFor(*fsxFor+hung, t.TempDir(), fmt.Sprintf(`
+		%[1]s -dir %[2]s -seed %[3]d %[4]s -remount 'spacectl project unmount %[2]s && spacectl project mount work --target %[2]s'
+		spacectl project unmount %[2]s
+		spacectl fsck
+		spacectl verify`, fsx, dir, logSeed(t).Uint64(), how)))
+	s.stop(unix.SIGTERM)
 }
