@@ -560,3 +560,28 @@ func TestFsx(t *testing.T) {
 		spacectl verify`, fsx, dir, logSeed(t).Uint64(), how)))
 	s.stop(unix.SIGTERM)
 }
+
+// TestCrashesAgainstHost does the same random operations in a mount and on the
+// host, as several users, and kills the node between: what was synced is the
+// same as on the host still, and they go on from there.
+func TestCrashesAgainstHost(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("changing users takes root")
+	}
+	b, dir := workTree(t)
+	beside := filepath.Join(t.TempDir(), "beside")
+	if out, err := exec.Command("go", "build", "-o", beside, "github.com/spacestore/space/scripts/beside").CombinedOutput(); err != nil {
+		t.Fatalf("build beside: %v\n%s", err, out)
+	}
+	host := filepath.Join(openTempDir(t), "r")
+	r := logSeed(t)
+	for range 4 {
+		s := b.serve()
+		b.must("project", "mount", "work", "--target", dir, "--allow-other")
+		b.sh(dir, fmt.Sprintf("%s -dir r -host %s -threads 2 -ops 500 -seed %d", beside, host, r.Uint64()))
+		s.stop(unix.SIGKILL)
+		b.must("project", "unmount", dir)
+	}
+	b.must("fsck")
+}

@@ -442,8 +442,9 @@ func TestTwoMounts(t *testing.T) {
 	in := func(dir, name string) func() string {
 		return func() string {
 			b, err := os.ReadFile(filepath.Join(dir, name))
-			if err != nil {
-				return errnoName(err)
+			var e unix.Errno
+			if errors.As(err, &e) {
+				return unix.ErrnoName(e)
 			}
 			return string(b)
 		}
