@@ -2,6 +2,7 @@ package fuse
 
 import (
 	"context"
+	"io"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
@@ -18,6 +19,10 @@ func newRealStore(s *store.Store) realStore { return realStore{s, tree.NewTrees(
 
 func (s realStore) OpenTree(ctx context.Context, id capsule.ID, snapshot string) (*tree.FS, func(), error) {
 	return s.trees.Open(ctx, id, snapshot)
+}
+
+func (s realStore) Replace(ctx context.Context, id capsule.ID, version uint64, r io.Reader, size int64) (capsule.Info, error) {
+	return s.Store.Put(ctx, store.PutRequest{ID: id, Version: version, Size: size}, r)
 }
 
 func (s realStore) OpenVolume(ctx context.Context, id capsule.ID, snapshot string, write bool) (Volume, error) {

@@ -13,6 +13,9 @@ import (
 type Store interface {
 	// Open pins the capsule's current version until the Reader is closed.
 	Open(ctx context.Context, id capsule.ID) (Reader, error)
+	// Replace stores a new version of an object, of size bytes from r. Unless
+	// version is 0 it is a Conflict if the current one is not that.
+	Replace(ctx context.Context, id capsule.ID, version uint64, r io.Reader, size int64) (capsule.Info, error)
 	// OpenTree returns the tree that all views of a capsule share, or of its
 	// snapshot unless that is "", and what to call when it is needed no more.
 	OpenTree(ctx context.Context, id capsule.ID, snapshot string) (t *tree.FS, done func(), err error)

@@ -23,7 +23,7 @@ const volumeNode = gofuse.FUSE_ROOT_ID + 1
 // volumeSystem shows a volume as a file of its size that can be written in
 // place. The kernel keeps pages until it is told that another view changed them.
 type volumeSystem struct {
-	gofuse.RawFileSystem // ENOSYS for all that isn't here
+	noEntries
 
 	volume   Volume
 	id       capsule.ID
@@ -49,16 +49,16 @@ func newVolumeSystem(ctx context.Context, store Store, o Options) (system, error
 		return nil, err
 	}
 	return &volumeSystem{
-		RawFileSystem: gofuse.NewDefaultRawFileSystem(),
-		volume:        v,
-		id:            o.Capsule,
-		ro:            v.ReadOnly(),
-		log:           o.Logger,
-		uid:           uint32(os.Geteuid()),
-		gid:           uint32(os.Getegid()),
-		created:       info.Created,
-		store:         store,
-		locks:         locks{Table: v.Locks()},
+		noEntries: noEntries{gofuse.NewDefaultRawFileSystem()},
+		volume:    v,
+		id:        o.Capsule,
+		ro:        v.ReadOnly(),
+		log:       o.Logger,
+		uid:       uint32(os.Geteuid()),
+		gid:       uint32(os.Getegid()),
+		created:   info.Created,
+		store:     store,
+		locks:     locks{Table: v.Locks()},
 	}, nil
 }
 
