@@ -585,3 +585,36 @@ func TestCrashesAgainstHost(t *testing.T) {
 	}
 	b.must("fsck")
 }
+
+// TestObjectInPlace edits an object in a mount. Nothing of it lies in the clear
+// on the disk meanwhile.
+func TestObjectInPlace(t *testing.T) {
+	t.Parallel()
+	needFUSE(t)
+	b := newBox(t)
+	dir := t.TempDir()
+	unmountAll(t, filepath.Join(dir, "d"))
+	s := b.serve()
+	out := b.sh(dir, `
+		echo 'views: ["fuse:rw"]' > policy
+		head -c 3000000 /dev/zero | tr '\0' x > f
+		spacectl put f --name o --policy-file policy > /dev/null
+		mkdir d
+		spacectl project mount o --target d
+		(cat f; echo "what must not be seen") > want
+		echo "what must not be seen" >> d/content
+		cmp want d/content
+		spacectl get o | cmp - want
+		exec 5<> d/content
+		echo "nor this must be seen" >&5
+		if grep -r "must be seen" "$SPACE_HOME" || grep -r "must not be seen" "$SPACE_HOME"; then exit 1; fi
+		spacectl get o | cmp - want
+		exec 5>&-
+		spacectl get o | head -n 1 | head -c 21
+		spacectl project unmount d
+		spacectl verify > /dev/null`)
+	if out != "nor this must be seen" {
+		t.Errorf("it says %q", out)
+	}
+	s.stop(unix.SIGTERM)
+}

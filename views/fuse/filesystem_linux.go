@@ -361,7 +361,7 @@ func (f *fileSystem) openVersion(ctx context.Context, n *node) (Reader, error) {
 func (f *fileSystem) fail(what, p string, err error) gofuse.Status {
 	errno := errnoOf(err)
 	switch errno {
-	case syscall.ENOENT, syscall.EACCES, syscall.EINTR:
+	case syscall.ENOENT, syscall.EACCES, syscall.EROFS, syscall.EINTR:
 	default:
 		if f.messages.allow(what + "\x00" + p + "\x00" + err.Error()) {
 			// Names stay out of it: the log may lie beside data that is encrypted.

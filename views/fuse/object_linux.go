@@ -241,21 +241,23 @@ func (f *objectSystem) fillDraft(a *gofuse.Attr, d *draft) {
 }
 
 func (f *objectSystem) Lookup(cancel <-chan struct{}, req *gofuse.InHeader, name string, out *gofuse.EntryOut) gofuse.Status {
-	if name != contentName || !f.writers.expected(req.Pid, contentName) {
-		status := f.fileSystem.Lookup(cancel, req, name, out)
-		out.SetEntryTimeout(0) // somebody else may be given the draft by this name
-		return status
-	}
-	return f.do("begin a draft", req, cancel, func(ctx context.Context) error {
-		d, err := f.begin(ctx, 0)
-		if err != nil {
-			f.writers.take(req.Pid, 0) // that was its second try
+	if name == contentName && f.writers.expected(req.Pid, contentName) {
+		status := f.do("begin a draft", req, cancel, func(ctx context.Context) error {
+			d, err := f.begin(ctx, 0)
+			if err == nil {
+				out.NodeId = d.node
+				f.fillDraft(&out.Attr, d)
+			}
 			return err
+		})
+		if status.Ok() || status == gofuse.EINTR {
+			return status
 		}
-		out.NodeId = d.node
-		f.fillDraft(&out.Attr, d)
-		return nil
-	})
+		// The open that follows meets the error again, and can say so.
+	}
+	status := f.fileSystem.Lookup(cancel, req, name, out)
+	out.SetEntryTimeout(0) // somebody else may be given the draft by this name
+	return status
 }
 
 func (f *objectSystem) Forget(id, count uint64) {
