@@ -1,9 +1,13 @@
 package fuse
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -63,6 +67,7 @@ type draft struct {
 type draftHandle struct {
 	f    *objectSystem
 	d    *draft
+	by   int          // the process; 0: it is out of sight
 	refs atomic.Int32 // the open itself and the requests under way, some of which may outlast it
 }
 
@@ -371,7 +376,7 @@ func (f *objectSystem) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofu
 	})
 	switch {
 	case status.Ok():
-		h := &draftHandle{f: f, d: d}
+		h := &draftHandle{f: f, d: d, by: processOf(in.Pid)}
 		h.refs.Store(1)
 		out.Fh = draftHandles + f.written.add(h)
 		if out.OpenFlags = gofuse.FOPEN_KEEP_CACHE; d.node != in.NodeId {
@@ -449,12 +454,37 @@ func (f *objectSystem) Fsync(cancel <-chan struct{}, in *gofuse.FsyncIn) gofuse.
 }
 
 // Flush comes with every close, which is where a program learns whether its
-// writes are stored.
+// writes are stored. Children that a writer forks close the file as well, when
+// they end or run another program; that is none of its doing.
 func (f *objectSystem) Flush(cancel <-chan struct{}, in *gofuse.FlushIn) gofuse.Status {
 	if in.Fh < draftHandles {
 		return gofuse.OK
 	}
-	return f.with("close", in.Fh, &in.InHeader, cancel, func(ctx context.Context, d *draft) error { return f.publish(ctx, d, true) })
+	h := f.written.use(in.Fh - draftHandles)
+	if h == nil {
+		return gofuse.EBADF
+	}
+	defer h.close()
+	if by := processOf(in.Pid); by != h.by && by != 0 && h.by != 0 {
+		return gofuse.OK
+	}
+	return f.do("close", &in.InHeader, cancel, func(ctx context.Context) error { return f.publish(ctx, h.d, true) })
+}
+
+// processOf returns the process that a thread belongs to, or 0 where it is out
+// of sight.
+func processOf(thread uint32) int {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", thread))
+	if err != nil || thread == 0 {
+		return 0
+	}
+	for line := range bytes.Lines(status) {
+		if id, ok := bytes.CutPrefix(line, []byte("Tgid:")); ok {
+			n, _ := strconv.Atoi(string(bytes.TrimSpace(id)))
+			return n
+		}
+	}
+	return 0
 }
 
 func (f *objectSystem) Release(cancel <-chan struct{}, in *gofuse.ReleaseIn) {
