@@ -68,8 +68,9 @@ func (d *Duration) UnmarshalText(b []byte) error {
 	return err
 }
 
-// Views lists the views that may expose a capsule. Nil is every view, those of
-// later versions included; an empty, non-nil list is none.
+// Views lists the views that may expose a capsule, each by its name or as
+// NAME:ro or NAME:rw. Nil is every view, those of later versions included; an
+// empty, non-nil list is none.
 type Views []string
 
 // MarshalJSON spells nil out as the full list, for a reader would take null for none.
@@ -131,7 +132,23 @@ func (p *Policy) Codec() (name string, level int) {
 
 // AllowsView reports whether the named view may expose the capsule.
 func (p *Policy) AllowsView(view string) bool {
-	return p.Views == nil || slices.Contains(p.Views, view)
+	return p.Views == nil || slices.ContainsFunc(p.Views, func(v string) bool {
+		name, _, _ := strings.Cut(v, ":")
+		return name == view
+	})
+}
+
+// AllowsWriting reports whether a capsule of a kind may be written through a
+// view that may expose it: NAME:rw and NAME:ro say so, and NAME alone means
+// volumes and trees, which are there to be changed in place, and not objects.
+func (p *Policy) AllowsWriting(view string, kind Kind) bool {
+	switch {
+	case slices.Contains(p.Views, view+":rw"):
+		return true
+	case slices.Contains(p.Views, view+":ro"):
+		return false
+	}
+	return kind != Object
 }
 
 // NotEnforced returns the keys that ask for something no engine of this version

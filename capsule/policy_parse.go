@@ -401,19 +401,32 @@ func (p *policyParser) number(path string, n *yaml.Node, limit uint64, out *uint
 func (p *policyParser) views(path string, n *yaml.Node, out *Views) {
 	given := map[string]bool{}
 	if !p.eachItem(path, n, len(viewNames), func(path string, item *yaml.Node) {
-		var view string
-		p.oneOf(path, item, viewNames, &view)
-		if view != "" && given[view] {
-			p.fail(item, "%s: %s is in the list already", path, view)
+		want := "one of: " + strings.Join(viewNames, ", ")
+		view, ok := p.text(path, item, want)
+		name, mode, more := strings.Cut(view, ":")
+		switch {
+		case !ok:
+		case !slices.Contains(viewNames, name):
+			p.fail(item, "%s: \"%s\" is not a value of this key; want %s", path, show(view), want)
+		case more && mode != "ro" && mode != "rw":
+			p.fail(item, "%s: \"%s\" is not a value of this key; want %[3]s, %[3]s:ro or %[3]s:rw", path, show(view), name)
+		case given[name]:
+			p.fail(item, "%s: %s is in the list already", path, name)
+		default:
+			given[name], given[view] = true, true
 		}
-		given[view] = true
 	}) {
 		return
 	}
 	*out = Views{} // in one order, whatever the file's
-	for _, view := range viewNames {
-		if given[view] {
-			*out = append(*out, view)
+	for _, name := range viewNames {
+		switch {
+		case given[name+":ro"]:
+			*out = append(*out, name+":ro")
+		case given[name+":rw"]:
+			*out = append(*out, name+":rw")
+		case given[name]:
+			*out = append(*out, name)
 		}
 	}
 }

@@ -168,6 +168,32 @@ func TestPolicyViews(t *testing.T) {
 	}
 }
 
+func TestPolicyViewModes(t *testing.T) {
+	for in, want := range map[string][2]bool{ // may an object be written through FUSE, may a tree
+		"dedupe: true":                 {false, true},
+		"views: [fuse]":                {false, true},
+		"views: ['fuse:ro']":           {false, false},
+		"views: [nfs, 'fuse:rw', csi]": {true, true},
+		"views: ['nfs:rw', fuse]":      {false, true},
+	} {
+		p, err := ParsePolicy("p", []byte(in))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := [2]bool{p.AllowsWriting("fuse", Object), p.AllowsWriting("fuse", Tree)}; got != want || !p.AllowsView("fuse") {
+			t.Errorf("%s: %v, want %v", in, got, want)
+		}
+		if again, err := ParsePolicy("p", p.YAML()); err != nil || !again.Equal(p) {
+			t.Errorf("%s: does not survive its own YAML %q: %v", in, p.YAML(), err)
+		}
+	}
+	for _, in := range []string{"views: ['fuse:rx']", "views: ['smb:ro']", "views: [fuse, 'fuse:ro']", "views: ['fuse:']"} {
+		if _, err := ParsePolicy("p", []byte(in)); err == nil {
+			t.Errorf("%s is taken", in)
+		}
+	}
+}
+
 func TestPolicyNotEnforced(t *testing.T) {
 	for in, want := range map[string]string{
 		"":                               "[]",

@@ -31,12 +31,12 @@ func (s *Store) Diff(ctx context.Context, id capsule.ID, from, to string, fn fun
 	if rec.kind == capsule.Object {
 		return s.diffObject(ctx, id, from, to, fn)
 	}
-	a, err := s.OpenVolume(ctx, id, from)
+	a, err := s.OpenVolume(ctx, id, from, ReadVolume)
 	if err != nil {
 		return err
 	}
 	defer a.Close()
-	b, err := s.OpenVolume(ctx, id, to)
+	b, err := s.OpenVolume(ctx, id, to, ReadVolume)
 	if err != nil {
 		return err
 	}

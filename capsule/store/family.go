@@ -58,7 +58,8 @@ type lineage struct {
 	family   *family
 	view     atomic.Pointer[view]
 	size     atomic.Int64 // of a volume
-	refs     int          // under Store.lineages' lock
+	users    volumeUsers
+	refs     int // under Store.lineages' lock
 }
 
 // view is a node and its ancestors, nearest first.

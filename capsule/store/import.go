@@ -41,7 +41,7 @@ func (s *Store) Import(ctx context.Context, req CreateRequest, r DataReader) (ca
 		}
 	}
 	return s.makeLiving(ctx, req, func(l *Live) error {
-		end, err := (&Volume{l}).fill(ctx, r, req.Size)
+		end, err := (&Volume{Live: l, mode: WriteVolume}).fill(ctx, r, req.Size)
 		if err != nil || !fit {
 			return err
 		}

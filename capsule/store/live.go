@@ -106,6 +106,10 @@ func (l *Live) Info() capsule.Info { return l.info }
 // ReadOnly reports whether this is a snapshot.
 func (l *Live) ReadOnly() bool { return l.line.snapshot != "" }
 
+// Same reports whether both are the same capsule, or the same snapshot and not
+// two that had its name.
+func (l *Live) Same(o *Live) bool { return l.line == o.line }
+
 // Get returns a row's value, or nil where there is none.
 func (l *Live) Get(key []byte) ([]byte, error) {
 	l.s.idle.calls.Add(1)

@@ -18,6 +18,7 @@ import (
 type PutRequest struct {
 	ID        capsule.ID      // whose content to replace; zero: the capsule that has Name, or a new one
 	Name      string          // "": unnamed, or unchanged where ID is given
+	Version   uint64          // fail with Conflict unless this is what ID has and would be replaced; 0: any
 	Exclusive bool            // fail with Exists where Name is taken, instead of replacing
 	Size      int64           // length of the stream, or -1 if unknown; any other length is an error
 	Policy    *capsule.Policy // nil: the capsule's own; for a new one the default
@@ -494,6 +495,9 @@ func (p *putter) commit(ctx context.Context, req PutRequest) (capsule.Info, erro
 			}
 			if rec.kind != capsule.Object {
 				return capsule.Errorf(capsule.Invalid, "capsule %s is a %s; only objects are replaced by put", id, rec.kind)
+			}
+			if req.Version != 0 && rec.version != req.Version {
+				return capsule.Errorf(capsule.Conflict, "capsule %s was replaced meanwhile", id)
 			}
 			was := rec
 			old = &was

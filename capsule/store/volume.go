@@ -3,8 +3,10 @@ package store
 import (
 	"context"
 	"io"
+	"sync"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/lock"
 )
 
 // volumeFile is the file that holds a volume's bytes.
@@ -12,10 +14,15 @@ const volumeFile = 1
 
 // Volume is an open volume, or a snapshot of one. It may be used from many
 // goroutines. Writes of up to 1 MiB are whole or not there after a power cut.
-type Volume struct{ *Live }
+type Volume struct {
+	*Live
+	mode VolumeMode
+	once sync.Once
+}
 
-// OpenVolume opens a volume, or a snapshot of it if snapshot is not "".
-func (s *Store) OpenVolume(ctx context.Context, id capsule.ID, snapshot string) (*Volume, error) {
+// OpenVolume opens a volume, or a snapshot of it if snapshot is not "". A
+// snapshot is open for reading whatever the mode says.
+func (s *Store) OpenVolume(ctx context.Context, id capsule.ID, snapshot string, mode VolumeMode) (*Volume, error) {
 	l, err := s.OpenLive(ctx, id, snapshot)
 	if err != nil {
 		return nil, err
@@ -24,8 +31,35 @@ func (s *Store) OpenVolume(ctx context.Context, id capsule.ID, snapshot string) 
 		l.Close()
 		return nil, capsule.Errorf(capsule.Unsupported, "capsule %s is a %s and no volume", id, l.info.Kind)
 	}
-	return &Volume{l}, nil
+	if l.ReadOnly() {
+		mode = ReadVolume
+	}
+	if err := l.line.users.join(mode); err != nil {
+		l.Close()
+		return nil, capsule.Wrap(capsule.Other, err, "capsule %s", id)
+	}
+	return &Volume{Live: l, mode: mode}, nil
 }
+
+// Close lets go of the volume. Who watched it must have stopped.
+func (v *Volume) Close() (err error) {
+	v.once.Do(func() {
+		v.line.users.leave(v.mode)
+		err = v.Live.Close()
+	})
+	return err
+}
+
+// ReadOnly reports whether the volume takes no writes through v.
+func (v *Volume) ReadOnly() bool { return v.mode == ReadVolume }
+
+// Locks are the locks on ranges of the volume, under lock.Content.
+func (v *Volume) Locks() *lock.Table { return &v.line.users.locks }
+
+// Watch calls fn after each change that was not made through v, until cancel
+// has returned: n bytes from off on are others, or the size is. fn runs on a
+// goroutine of its own. When it falls behind, it is told of everything at once.
+func (v *Volume) Watch(fn func(off, n int64)) (cancel func()) { return v.line.users.watch(v, fn) }
 
 // Size returns the volume's size in bytes, which grows when it is resized.
 func (v *Volume) Size() int64 { return v.line.size.Load() }
@@ -63,6 +97,10 @@ func (v *Volume) WriteAt(p []byte, off int64) (n int, err error) {
 	if err := v.check(off, int64(len(p))); err != nil {
 		return 0, err
 	}
+	if v.ReadOnly() {
+		return 0, readOnlyVolume()
+	}
+	defer func() { v.line.users.changed(v, off, int64(n)) }()
 	for n < len(p) {
 		part := p[n:min(len(p), n+maxUpdate)]
 		err := v.Update(context.Background(), func(u *Update) error {
@@ -83,6 +121,10 @@ func (v *Volume) Trim(ctx context.Context, off, n int64) error {
 	if err := v.check(off, n); err != nil {
 		return err
 	}
+	if v.ReadOnly() {
+		return readOnlyVolume()
+	}
+	defer v.line.users.changed(v, off, n)
 	for end := off + n; off < end; {
 		err := v.Update(ctx, func(u *Update) (err error) {
 			off, _, err = u.Punch(volumeFile, off, end)
@@ -93,6 +135,10 @@ func (v *Volume) Trim(ctx context.Context, off, n int64) error {
 		}
 	}
 	return nil
+}
+
+func readOnlyVolume() error {
+	return capsule.Errorf(capsule.ReadOnly, "the volume is open for reading")
 }
 
 // Flush returns when all writes that had returned before the call are durable.
@@ -131,7 +177,8 @@ func (s *Store) ResizeVolume(ctx context.Context, id capsule.ID, size int64) (ca
 			return t.b.set(capsuleKey(id), rec.encode())
 		})
 		if line := s.lineages.open[lineageKey{capsule: id}]; err == nil && line != nil {
-			line.size.Store(size)
+			old := line.size.Swap(size)
+			line.users.changed(nil, old, size-old)
 		}
 		return err
 	})

@@ -189,7 +189,7 @@ func TestVolumeFlippedBit(t *testing.T) {
 				continue
 			}
 			got := make([]byte, len(state))
-			v, err := s.OpenVolume(context.Background(), id, "")
+			v, err := s.OpenVolume(context.Background(), id, "", WriteVolume)
 			if err == nil {
 				_, err = v.ReadAt(got, 0)
 			}

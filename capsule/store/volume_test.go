@@ -34,7 +34,7 @@ func newVolume(t testing.TB, s *Store, name string, size int64) *Volume {
 
 func openVolume(t testing.TB, s *Store, id capsule.ID, snapshot string) *Volume {
 	t.Helper()
-	v, err := s.OpenVolume(context.Background(), id, snapshot)
+	v, err := s.OpenVolume(context.Background(), id, snapshot, WriteVolume)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +293,7 @@ func volumeWorkload(t *testing.T, disk *vfstest.PowerCut, seed uint64) (run volu
 		return run
 	}
 	run.id = info.ID
-	v, err := s.OpenVolume(ctx, info.ID, "")
+	v, err := s.OpenVolume(ctx, info.ID, "", WriteVolume)
 	if err != nil {
 		return run
 	}
@@ -359,7 +359,7 @@ func (run *volumeRun) check(t *testing.T, s *Store) {
 	if run.id.IsZero() {
 		return
 	}
-	v, err := s.OpenVolume(ctx, run.id, "")
+	v, err := s.OpenVolume(ctx, run.id, "", WriteVolume)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,6 @@ const (
 	MaxSize   = 1 << 60  // bytes of a file
 	MaxLinks  = 1 << 30  // links to an inode; a directory has one for each subdirectory
 	MaxOpen   = 1 << 20  // open files
-	MaxLocks  = 1 << 16  // file locks held and waited for
 	maxWrite  = 1 << 20  // content written by one update
 	maxCache  = 32 << 10 // inodes in memory that nobody holds open
 	permBits  = 0o7777   // what chmod can change
@@ -132,6 +131,8 @@ const (
 	OpenTrunc           // make it empty; needs OpenWrite
 	OpenExcl            // Create: an error if the name is taken
 )
+
+func (f OpenFlags) writes() bool { return f&(OpenWrite|OpenTrunc) != 0 }
 
 // RenameFlags change what Rename does; the numbers are those of renameat2(2).
 type RenameFlags uint8

@@ -240,10 +240,11 @@ func (k *checker) xattrs(in *inode) error {
 	if size > maxXattrList {
 		return k.problem(in.Ino, nil, "its attributes are too many")
 	}
-	if size == in.xattrs && flags == in.flags&^hasTrim {
+	const other = hasTrim | unborn
+	if size == in.xattrs && flags == in.flags&^other {
 		return nil
 	}
-	return k.problem(in.Ino, set(in.Ino, func(in *inode) { in.xattrs, in.flags = size, flags|in.flags&hasTrim }),
+	return k.problem(in.Ino, set(in.Ino, func(in *inode) { in.xattrs, in.flags = size, flags|in.flags&other }),
 		"what it says of its extended attributes is not so")
 }
 

@@ -22,7 +22,7 @@ func (fs *FS) Create(ctx context.Context, cred *Cred, dir uint64, name string, n
 	for {
 		in, err := fs.create(ctx, cred, dir, name, Regular, new)
 		if err == nil {
-			f, err := fs.openNode(in.Ino, nil, flags&^OpenTrunc)
+			f, err := fs.openUnleased(ctx, in.Ino, nil, flags&^OpenTrunc)
 			if err == nil {
 				f.cred = cred
 			}
@@ -39,6 +39,44 @@ func (fs *FS) Create(ctx context.Context, cred *Cred, dir uint64, name string, n
 			return nil, Attr{}, err
 		}
 	}
+}
+
+// Tmpfile makes a regular file without a name in a directory and opens it, as
+// O_TMPFILE does. With OpenExcl it never gets one; without, Link can give it one
+// while it is open.
+func (fs *FS) Tmpfile(ctx context.Context, cred *Cred, dir uint64, new New, flags OpenFlags) (*File, Attr, error) {
+	var in *inode
+	var held *node // so that the file is not taken for one that nobody needs
+	err := fs.update(ctx, func(t *txn) error {
+		d, err := t.dir(dir, cred)
+		if err != nil {
+			return err
+		}
+		if err := t.writable(d, cred); err != nil {
+			return err
+		}
+		if in, err = t.newInode(Regular); err != nil {
+			return err
+		}
+		in.Nlink = 0
+		in.setFlag(unborn, flags&OpenExcl == 0)
+		held = fs.nodes.hold(in.Ino)
+		if err := t.inherit(d, in, cred, new); err != nil {
+			return err
+		}
+		return t.tx.Set(reclaimKey(in.Ino), []byte{rowVersion})
+	})
+	if held != nil {
+		defer fs.release(held)
+	}
+	if err != nil {
+		return nil, Attr{}, err
+	}
+	f, err := fs.openUnleased(ctx, in.Ino, nil, flags&^(OpenTrunc|OpenExcl))
+	if err == nil {
+		f.cred = cred
+	}
+	return f, in.Attr, err
 }
 
 func (fs *FS) openExisting(ctx context.Context, cred *Cred, a Attr, flags OpenFlags) (*File, Attr, error) {
@@ -224,7 +262,7 @@ func (fs *FS) Link(ctx context.Context, cred *Cred, ino, dir uint64, name string
 			return err
 		case in.Type == Directory:
 			return capsule.Errorf(capsule.NotPermitted, "inode %d is a directory: it has one name", ino)
-		case in.Nlink == 0:
+		case in.Nlink == 0 && !in.has(unborn):
 			return capsule.Errorf(capsule.NotFound, "inode %d has been removed", ino)
 		case in.Nlink >= MaxLinks:
 			return tooManyLinks(in)
@@ -232,6 +270,14 @@ func (fs *FS) Link(ctx context.Context, cred *Cred, ino, dir uint64, name string
 		in.Nlink++
 		t.changed(in)
 		t.event(Event{Kind: Changed, Ino: ino})
+		if in.has(unborn) {
+			in.setFlag(unborn, false)
+			if !in.has(hasTrim) {
+				if err := t.tx.Delete(reclaimKey(ino)); err != nil {
+					return err
+				}
+			}
+		}
 		return t.add(d, name, in)
 	})
 	return attrOf(in, err)

@@ -3,6 +3,7 @@ package tree
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"maps"
 	"strings"
 
@@ -19,6 +20,20 @@ const (
 	DiffModified // content, attributes or extended attributes
 	DiffRenamed  // and perhaps modified too
 )
+
+func (k DiffKind) String() string {
+	switch k {
+	case DiffAdded:
+		return "added"
+	case DiffRemoved:
+		return "removed"
+	case DiffModified:
+		return "modified"
+	case DiffRenamed:
+		return "renamed"
+	}
+	return fmt.Sprintf("difference(%d)", uint8(k))
+}
 
 // Difference is a path that two views of a tree do not have in common.
 type Difference struct {

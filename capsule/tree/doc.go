@@ -50,13 +50,19 @@
 // # Memory
 //
 // The inode cache, the queues of watchers and of the reclaimer, and directory
-// pages are bounded by constants; open files and locks by [MaxOpen] and [MaxLocks].
+// pages are bounded by constants; open files, leases and locks by [MaxOpen], [MaxLeases] and lock.Max.
+//
+// # Leases
+//
+// A view may get a lease on a file ([FS.Lease]): while it lasts, nobody else
+// changes the file, or opens it at all. Operations of other origins have it
+// recalled and wait for that, [LeaseTime] at most.
 //
 // # Locking
 //
 // Lock order: a file's content (node.data; of two files the lower number first),
 // then the capsule's update, then the tree's metadata (FS.mu), then the leaf
-// locks: node table, locks, watchers, reclaimer's queue. FS.mu is taken for
+// locks: leases before node table, locks, watchers, reclaimer's queue. FS.mu is taken for
 // writing inside an update after its content was written, and held until the
 // update is visible and the cache has it; readers of metadata never wait for
 // content or for the disk.

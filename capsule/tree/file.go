@@ -11,11 +11,12 @@ import (
 
 // File is an open file. It keeps the inode from being freed.
 type File struct {
-	fs    *FS
-	node  *node
-	cred  *Cred
-	flags OpenFlags
-	once  sync.Once
+	fs     *FS
+	node   *node
+	cred   *Cred
+	flags  OpenFlags
+	origin any // who opened it
+	once   sync.Once
 }
 
 const toEnd = math.MaxInt64 // length of a range that ends with the file
@@ -24,7 +25,7 @@ const toEnd = math.MaxInt64 // length of a range that ends with the file
 // synced, not read or written. An orphan can be opened while somebody holds it,
 // or while Options.HoldOrphans keeps it.
 func (fs *FS) Open(ctx context.Context, cred *Cred, ino uint64, flags OpenFlags) (*File, error) {
-	f, err := fs.openNode(ino, cred, flags)
+	f, err := fs.openUnleased(ctx, ino, cred, flags)
 	if err != nil || flags&OpenTrunc == 0 {
 		return f, err
 	}
@@ -35,7 +36,16 @@ func (fs *FS) Open(ctx context.Context, cred *Cred, ino uint64, flags OpenFlags)
 	return f, nil
 }
 
-func (fs *FS) openNode(ino uint64, cred *Cred, flags OpenFlags) (*File, error) {
+// openUnleased is openNode once no lease is in the way.
+func (fs *FS) openUnleased(ctx context.Context, ino uint64, cred *Cred, flags OpenFlags) (f *File, err error) {
+	err = fs.unleased(ctx, func() (err error) {
+		f, err = fs.openNode(ino, cred, flags, originOf(ctx))
+		return err
+	})
+	return f, err
+}
+
+func (fs *FS) openNode(ino uint64, cred *Cred, flags OpenFlags, origin any) (*File, error) {
 	fs.mu.RLock()
 	defer fs.mu.RUnlock()
 	in, err := fs.load(fs.capsule, ino)
@@ -49,7 +59,7 @@ func (fs *FS) openNode(ino uint64, cred *Cred, flags OpenFlags) (*File, error) {
 	if flags&OpenRead != 0 {
 		want |= MayRead
 	}
-	if flags&(OpenWrite|OpenTrunc) != 0 {
+	if flags.writes() {
 		want |= MayWrite
 		if in.Type == Directory {
 			return nil, isDir(ino)
@@ -65,7 +75,13 @@ func (fs *FS) openNode(ino uint64, cred *Cred, flags OpenFlags) (*File, error) {
 		fs.open.Add(-1)
 		return nil, capsule.Errorf(capsule.Busy, "%d files are open, the limit", MaxOpen)
 	}
-	return &File{fs: fs, node: fs.nodes.hold(ino), cred: cred, flags: flags}, nil
+	n := fs.nodes.hold(ino)
+	if err := fs.opened(n, origin, flags.writes()); err != nil {
+		fs.open.Add(-1)
+		fs.release(n)
+		return nil, err
+	}
+	return &File{fs: fs, node: n, cred: cred, flags: flags, origin: origin}, nil
 }
 
 // Ino returns the file's inode number.
@@ -76,6 +92,7 @@ func (f *File) Ino() uint64 { return f.node.ino }
 func (f *File) Close() error {
 	f.once.Do(func() {
 		f.fs.open.Add(-1)
+		f.fs.closed(f.node, f.origin, f.flags.writes())
 		f.fs.release(f.node)
 	})
 	return nil

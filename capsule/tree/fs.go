@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/lock"
 	"github.com/spacestore/space/internal/clock"
 	"github.com/spacestore/space/internal/notify"
 )
@@ -32,7 +33,8 @@ type FS struct {
 
 	nodes     nodeTable
 	open      atomic.Int64 // files
-	locks     lockTable
+	locks     lock.Table
+	leases    leases
 	watchers  *notify.Queue[Event]
 	watching  sync.WaitGroup // for the watchers to end
 	reclaimer reclaimer
@@ -114,9 +116,10 @@ func Open(ctx context.Context, c Capsule, opt Options) (*FS, error) {
 	return fs, nil
 }
 
-// Close ends background work and waits for it. Open files and locks are
+// Close ends background work and waits for it. Open files, locks and leases are
 // forgotten; orphans go when the tree is opened next.
 func (fs *FS) Close() error {
+	fs.leases.close()
 	fs.reclaimer.close()
 	fs.watchers.Stop()
 	fs.watching.Wait()
@@ -128,6 +131,9 @@ func (fs *FS) Sync(ctx context.Context) error { return fs.capsule.Sync(ctx) }
 
 // ReadOnly tells whether the tree takes no changes: it is a snapshot.
 func (fs *FS) ReadOnly() bool { return fs.capsule.ReadOnly() }
+
+// Locks are the locks on the tree's files, by inode.
+func (fs *FS) Locks() *lock.Table { return &fs.locks }
 
 // Usage tells what the tree holds.
 func (fs *FS) Usage() Usage {

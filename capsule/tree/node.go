@@ -8,6 +8,11 @@ type node struct {
 	ino  uint64
 	data sync.RWMutex // the content and the size
 
+	// Under leases.mu, of a node that is held:
+	openers []opener
+	leases  []*Lease
+	recalls int // under way
+
 	// Under nodeTable.mu:
 	refs       int
 	in         *inode // nil: not loaded, or the inode is gone
@@ -116,9 +121,16 @@ func (t *nodeTable) release(n *node) (orphan bool) {
 	return orphan
 }
 
-func (t *nodeTable) held(ino uint64) bool {
+// peek returns a node if somebody holds it.
+func (t *nodeTable) peek(ino uint64) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := t.m[ino]
-	return n != nil && n.refs > 0
+	if n := t.m[ino]; n != nil && n.refs > 0 {
+		return n
+	}
+	return nil
+}
+
+func (t *nodeTable) held(ino uint64) bool {
+	return t.peek(ino) != nil
 }

@@ -138,6 +138,7 @@ const (
 	hasACL                    // there is an access ACL beyond what Mode says
 	hasDefaultACL             //
 	hasCaps                   // there is a security.capability, which a write takes away
+	unborn                    // made without a name, and may get one still
 	allFlags      = 1<<iota - 1
 )
 

@@ -20,6 +20,11 @@ func (fs *FS) setAttr(ctx context.Context, cred *Cred, ino uint64, set SetAttr, 
 		if set.Size > MaxSize {
 			return Attr{}, tooLarge()
 		}
+		// Whoever has a lease may have to write before it returns it, for
+		// which it needs the file's data lock.
+		if err := fs.unleased(ctx, func() error { return fs.leased(ino, originOf(ctx), true) }); err != nil {
+			return Attr{}, err
+		}
 		n := fs.nodes.hold(ino)
 		defer fs.release(n)
 		n.data.Lock()

@@ -66,9 +66,16 @@ func (t *Trees) Open(ctx context.Context, id capsule.ID, snapshot string) (fs *F
 		return nil, nil, capsule.Errorf(capsule.Conflict, "capsule %s is being repaired; try again when that is done", id)
 	}
 	k := shareKey{id, snapshot}
+	l, err := t.store.OpenLive(ctx, id, snapshot)
+	if err != nil {
+		return nil, nil, err
+	}
 	s := t.open[k]
-	if s == nil {
-		if s, err = t.share(ctx, k); err != nil {
+	if s != nil && s.live.Same(l) {
+		l.Close()
+	} else { // of a snapshot: another one may have had the name
+		if s, err = newShare(ctx, l); err != nil {
+			l.Close()
 			return nil, nil, err
 		}
 		t.open[k] = s
@@ -77,19 +84,14 @@ func (t *Trees) Open(ctx context.Context, id capsule.ID, snapshot string) (fs *F
 	return s.fs, sync.OnceFunc(func() { t.release(k, s) }), nil
 }
 
-func (t *Trees) share(ctx context.Context, k shareKey) (*share, error) {
-	l, err := t.store.OpenLive(ctx, k.id, k.snapshot)
-	if err != nil {
-		return nil, err
-	}
-	if kind := l.Info().Kind; kind != capsule.Tree {
-		l.Close()
-		return nil, capsule.Errorf(capsule.Unsupported, "capsule %s is a %s and no tree", k.id, kind)
+func newShare(ctx context.Context, l *store.Live) (*share, error) {
+	info := l.Info()
+	if info.Kind != capsule.Tree {
+		return nil, capsule.Errorf(capsule.Unsupported, "capsule %s is a %s and no tree", info.ID, info.Kind)
 	}
 	fs, err := Open(ctx, live{l}, Options{})
 	if err != nil {
-		l.Close()
-		return nil, capsule.Wrap(capsule.Other, err, "capsule %s", k.id)
+		return nil, capsule.Wrap(capsule.Other, err, "capsule %s", info.ID)
 	}
 	return &share{fs: fs, live: l}, nil
 }
@@ -100,31 +102,29 @@ func (t *Trees) release(k shareKey, s *share) {
 	if s.uses--; s.uses > 0 {
 		return
 	}
-	delete(t.open, k)
+	if t.open[k] == s {
+		delete(t.open, k)
+	}
 	s.fs.Close()
 	s.live.Close()
 }
 
 // Check is [Check] for a tree of the store. Without repair it looks at a
 // snapshot, so whoever uses the tree goes on. With it nobody may have the tree open.
-func (t *Trees) Check(ctx context.Context, id capsule.ID, repair bool, report func(Problem)) (err error) {
-	snapshot := ""
-	if repair {
-		if err := t.reserve(id); err != nil {
-			return err
-		}
-		defer t.unreserve(id)
-	} else {
-		snapshot = "fsck-" + capsule.NewID(time.Now()).String()
-		if _, err := t.store.Snapshot(ctx, id, snapshot); err != nil {
-			return err
-		}
-		defer func() {
-			if derr := t.store.DeleteSnapshot(context.WithoutCancel(ctx), id, snapshot); err == nil {
-				err = derr
-			}
-		}()
+func (t *Trees) Check(ctx context.Context, id capsule.ID, repair bool, report func(Problem)) error {
+	if !repair {
+		return t.AtRest(ctx, id, "fsck", func(snapshot string) error { return t.check(ctx, id, snapshot, report) })
 	}
+	if err := t.reserve(id); err != nil {
+		return err
+	}
+	defer t.unreserve(id)
+	return t.check(ctx, id, "", report)
+}
+
+// check checks a snapshot, or if that is "" the tree itself, which it repairs.
+func (t *Trees) check(ctx context.Context, id capsule.ID, snapshot string, report func(Problem)) error {
+	repair := snapshot == ""
 	l, err := t.store.OpenLive(ctx, id, snapshot)
 	if err != nil {
 		return err
@@ -137,6 +137,40 @@ func (t *Trees) Check(ctx context.Context, id capsule.ID, repair bool, report fu
 		return err
 	}
 	return l.Sync(ctx)
+}
+
+// AtRest calls fn with the name of a snapshot that is there while fn runs: the
+// tree at one moment, whoever goes on with it. The name begins with why.
+func (t *Trees) AtRest(ctx context.Context, id capsule.ID, why string, fn func(snapshot string) error) (err error) {
+	snapshot := why + "-" + capsule.NewID(time.Now()).String()
+	if _, err := t.store.Snapshot(ctx, id, snapshot); err != nil {
+		return err
+	}
+	defer func() {
+		if derr := t.store.DeleteSnapshot(context.WithoutCancel(ctx), id, snapshot); err == nil {
+			err = derr
+		}
+	}()
+	return fn(snapshot)
+}
+
+// Diff is [Diff] for two snapshots of a tree of the store; to may be "": the
+// tree as it is.
+func (t *Trees) Diff(ctx context.Context, id capsule.ID, from, to string, fn func(Difference) error) error {
+	if to == "" {
+		return t.AtRest(ctx, id, "diff", func(now string) error { return t.Diff(ctx, id, from, now, fn) })
+	}
+	old, done, err := t.Open(ctx, id, from)
+	if err != nil {
+		return err
+	}
+	defer done()
+	new, done, err := t.Open(ctx, id, to)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return Diff(ctx, old, new, fn)
 }
 
 // reserve keeps a tree for a check alone.

@@ -392,3 +392,42 @@ func TestPrivilegesGo(t *testing.T) {
 		}
 	}
 }
+
+func TestTmpfile(t *testing.T) {
+	fs, m := newTree(t)
+	m.keep = true
+	f, a, err := fs.Tmpfile(ctx, nil, Root, New{Mode: 0o600}, OpenRead|OpenWrite)
+	kind(t, err, fine, "tmpfile")
+	f.WriteAt(ctx, []byte("kept"), 0)
+	if a.Nlink != 0 || len(list(t, fs, Root)) != 0 {
+		t.Fatalf("%+v", a)
+	}
+	fs.reclaimAll(ctx)
+	crashed := openTree(t, m.at(len(m.history))) // loses it
+	crashed.reclaimAll(ctx)
+	if u := crashed.Usage(); u.Inodes != 1 || u.Bytes != 0 {
+		t.Errorf("after a crash the tree holds %+v", u)
+	}
+	_, err = fs.Link(ctx, nil, a.Ino, Root, "f")
+	kind(t, err, fine, "link")
+	f.Close()
+	fs.reclaimAll(ctx)
+	if got := content(t, fs, a.Ino); string(got) != "kept" {
+		t.Fatalf("%q", got)
+	}
+	kind(t, fs.Unlink(ctx, nil, Root, "f"), fine, "unlink")
+	_, err = fs.Link(ctx, nil, a.Ino, Root, "f")
+	if err == nil {
+		t.Error("what was removed has a name again")
+	}
+
+	f, a, err = fs.Tmpfile(ctx, nil, Root, New{Mode: 0o600}, OpenRead|OpenWrite|OpenExcl)
+	kind(t, err, fine, "tmpfile")
+	_, err = fs.Link(ctx, nil, a.Ino, Root, "f")
+	kind(t, err, capsule.NotFound, "link of a private one")
+	f.Close()
+	_, _, err = fs.Tmpfile(ctx, &Cred{UID: 5}, Root, New{Mode: 0o600}, OpenWrite)
+	kind(t, err, capsule.Denied, "tmpfile where one may not write")
+	fs.reclaimAll(ctx)
+	clean(t, m)
+}

@@ -29,12 +29,18 @@ type txn struct {
 type staged struct {
 	in      *inode
 	changed bool
+	touched bool // changed for whoever looks at it
 	gone    bool
 }
 
 // update runs fn as one operation. fn may first write content; it takes the
-// metadata with t.lock, or any method that does, and keeps it to the end.
+// metadata with t.lock, or any method that does, and keeps it to the end. It is
+// run again if a lease was in the way.
 func (fs *FS) update(ctx context.Context, fn func(t *txn) error) error {
+	return fs.unleased(ctx, func() error { return fs.tryUpdate(ctx, fn) })
+}
+
+func (fs *FS) tryUpdate(ctx context.Context, fn func(t *txn) error) error {
 	if fs.ReadOnly() {
 		return capsule.Errorf(capsule.ReadOnly, "the tree is read-only")
 	}
@@ -106,7 +112,9 @@ func (t *txn) staged(in *inode) *staged {
 // changed notes that an inode's attributes change: ctime and change counter.
 func (t *txn) changed(in *inode) {
 	in.Ctime = t.now
-	if s := t.staged(in); !s.changed {
+	s := t.staged(in)
+	s.touched = true
+	if !s.changed {
 		s.changed = true
 		in.Change++
 	}
@@ -165,6 +173,11 @@ func (t *txn) event(e Event) { t.events = append(t.events, e) }
 // flush writes the rows of what changed.
 func (t *txn) flush() error {
 	for _, s := range t.inodes {
+		if s.touched && s.in.Type == Regular {
+			if err := t.fs.leased(s.in.Ino, originOf(t.ctx), true); err != nil {
+				return err
+			}
+		}
 		switch {
 		case s.gone:
 			if err := t.tx.Delete(inodeKey(s.in.Ino)); err != nil {

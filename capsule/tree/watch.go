@@ -28,16 +28,19 @@ type Event struct {
 type originKey struct{}
 
 // WithOrigin marks what is done under the context as done by origin, so that a
-// view can leave out the events that it caused itself.
+// view can leave out the events that it caused itself, and a lease is not in
+// the way of its holder.
 func WithOrigin(ctx context.Context, origin any) context.Context {
 	return context.WithValue(ctx, originKey{}, origin)
 }
+
+func originOf(ctx context.Context) any { return ctx.Value(originKey{}) }
 
 const maxEvents = 4096 // that wait for the watchers
 
 // notify tells the watchers what the caller behind ctx has done.
 func (fs *FS) notify(ctx context.Context, events []Event) {
-	origin := ctx.Value(originKey{})
+	origin := originOf(ctx)
 	for i := range events {
 		events[i].Origin = origin
 	}

@@ -168,9 +168,11 @@ func newSnapshotDiff(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "diff REF A [B]",
 		Short: "Show what changed between two snapshots, or since one",
-		Long: `Print the ranges of a volume that changed from snapshot A to B, or to now; for
-an object, whether it did. Only metadata is read: everything else is the same
-for certain, while bytes that were written again as they were may show too.`,
+		Long: `Print the ranges of a volume that changed from snapshot A to B, or to now; the
+paths of a tree, with + for added, - for removed, M for modified (content,
+attributes) and R for renamed ones; for an object, whether it did. Only metadata
+is read: everything else is the same for certain, while bytes that were written
+again as they were may show too.`,
 		Args: cobra.RangeArgs(2, 3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			target, err := refArg(args)
@@ -192,6 +194,9 @@ for certain, while bytes that were written again as they were may show too.`,
 					return err
 				}
 				req.Ref = info.ID.String()
+				if info.Kind == capsule.Tree {
+					return a.diffTree(cmd, api, req)
+				}
 				return a.diff(cmd, api, req, info.Kind)
 			}, "snapshot diff %s", show(target))
 		},
@@ -230,6 +235,38 @@ func (a *app) diff(cmd *cobra.Command, api node.Conn, req control.DiffRequest, k
 		a.printf("same\n")
 	case kind != capsule.Object:
 		a.fact("%s in %s", size(bytes), count(n, "range", "ranges"))
+	}
+	return nil
+}
+
+func (a *app) diffTree(cmd *cobra.Command, api node.Conn, req control.DiffRequest) error {
+	var js *jsonList
+	if a.json() {
+		js = a.newJSONList("changed")
+	}
+	n := 0
+	err := api.DiffTree(cmd.Context(), req, func(c control.TreeChange) error {
+		n++
+		if js != nil {
+			return js.add(c)
+		}
+		path := printable(c.Path)
+		if c.From != "" {
+			path = printable(c.From) + " -> " + path
+		}
+		mark := map[string]string{"added": "+", "removed": "-", "modified": "M", "renamed": "R"}[c.Change]
+		_, err := fmt.Fprintf(a.stdout, "%s %s\n", mark, path)
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case js != nil:
+		return js.end(nil)
+	case n == 0:
+		a.printf("same\n")
+	default:
+		a.fact("%s", count(int64(n), "path", "paths"))
 	}
 	return nil
 }

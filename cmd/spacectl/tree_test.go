@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -87,6 +88,57 @@ func TestTreeImportAndExport(t *testing.T) {
 		}
 		c.fails(3, "no such file", "tree", "import", "work", src+"x")
 		c.ok("verify")
+	})
+}
+
+func TestTreeDiff(t *testing.T) {
+	eachWay(t, func(t *testing.T, c *cli) {
+		src := hostTree(t)
+		c.ok("tree", "create", "work")
+		c.ok("tree", "import", "work", src)
+		c.ok("snapshot", "create", "work", "a")
+		if got := c.ok("snapshot", "diff", "work", "a"); got != "same\n" {
+			t.Errorf("nothing changed, and diff says %q", got)
+		}
+		more := t.TempDir()
+		for _, do := range []error{
+			os.WriteFile(filepath.Join(more, "new\x1b"), []byte("text"), 0o640),
+			os.WriteFile(filepath.Join(more, "large"), []byte("other"), 0o644),
+		} {
+			if do != nil {
+				t.Fatal(do)
+			}
+		}
+		c.ok("tree", "import", "work", more)
+		c.ok("snapshot", "create", "work", "b")
+		for _, to := range [][]string{nil, {"b"}} {
+			lines := strings.Split(strings.TrimSpace(c.ok(append([]string{"snapshot", "diff", "work", "a"}, to...)...)), "\n")
+			slices.Sort(lines)
+			if got := strings.Join(lines, "|"); !strings.Contains(got, `+ /new\x1b`) || !strings.Contains(got, " /large") || strings.Contains(got, "/soft") {
+				t.Errorf("diff to %v: %s", to, got)
+			}
+		}
+		var diff struct {
+			Changed []struct {
+				Change, Path string
+				Mode         uint32
+				Size         int64
+			}
+		}
+		if err := json.Unmarshal([]byte(c.ok("-o", "json", "snapshot", "diff", "work", "a", "b")), &diff); err != nil {
+			t.Fatal(err)
+		}
+		found := false
+		for _, x := range diff.Changed {
+			found = found || x.Change == "added" && x.Path == "/new\x1b" && x.Mode == 0o100640 && x.Size == 4
+		}
+		if !found {
+			t.Errorf("the new file is not in %+v", diff)
+		}
+		c.fails(3, "no", "snapshot", "diff", "work", "none")
+		if got := c.ok("snapshot", "list", "work"); strings.Contains(got, "diff-") {
+			t.Errorf("the snapshot of a diff stays:\n%s", got)
+		}
 	})
 }
 

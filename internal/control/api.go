@@ -73,8 +73,8 @@ type Snapshots interface {
 	DeleteSnapshot(ctx context.Context, ref, name string) error
 	Rollback(ctx context.Context, ref, snapshot string) (capsule.Info, error)
 	Clone(ctx context.Context, ref, snapshot, name string) (capsule.Info, error)
-	// Diff calls fn with what may have changed from one snapshot to another,
-	// or, if to is "", to now (see store.Store.Diff).
+	// Diff calls fn with what may have changed from one snapshot of a volume or
+	// object to another, or, if to is "", to now (see store.Store.Diff).
 	Diff(ctx context.Context, req DiffRequest, fn func(store.Range) error) error
 	SnapshotPolicy(ctx context.Context, ref string) (capsule.SnapshotPolicy, error)
 	SetSnapshotPolicy(ctx context.Context, ref string, p capsule.SnapshotPolicy) (capsule.SnapshotPolicy, error)
@@ -100,6 +100,9 @@ type Trees interface {
 	// CheckTree calls fn with all that is wrong in a tree, and with repair puts
 	// right what it can.
 	CheckTree(ctx context.Context, ref string, repair bool, fn func(tree.Problem)) error
+	// DiffTree calls fn with the paths that changed from one snapshot to
+	// another, or, if to is "", to now (see tree.Diff).
+	DiffTree(ctx context.Context, req DiffRequest, fn func(TreeChange) error) error
 }
 
 // ListTreeRequest asks for a directory of a tree.
@@ -120,6 +123,16 @@ type TreeEntry struct {
 	Mtime  time.Time `json:"mtime"`
 	Inode  uint64    `json:"inode"`
 	Target string    `json:"target,omitempty"` // of a symbolic link
+}
+
+// TreeChange is a path that two snapshots of a tree do not have in common.
+type TreeChange struct {
+	Change string `json:"change"` // added, removed, modified, renamed
+	Path   string `json:"path"`
+	From   string `json:"from,omitempty"` // of what was renamed: its path before
+	Mode   uint32 `json:"mode"`           // as stat(2) has it
+	Size   int64  `json:"size"`
+	Inode  uint64 `json:"inode"`
 }
 
 // CreateTreeRequest asks for an empty tree whose root belongs to UID and GID.

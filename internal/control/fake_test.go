@@ -26,6 +26,7 @@ type fake struct {
 	importVolume func(store.CreateRequest, store.DataReader) (capsule.Info, error)
 	exportVolume func(ExportRequest, io.WriterAt) error
 	diff         func(DiffRequest, func(store.Range) error) error
+	diffTree     func(DiffRequest, func(TreeChange) error) error
 	snapshots    []capsule.Snapshot
 	policy       capsule.SnapshotPolicy
 	called       string // the last call that changes something, and what it was given
@@ -195,5 +196,11 @@ func (f *fake) ImportTree(_ context.Context, _ string, tar io.Reader) error {
 func (f *fake) ExportTree(context.Context, ExportRequest, io.Writer) error { return nil }
 func (f *fake) ListTree(context.Context, ListTreeRequest, func(TreeEntry) error) error {
 	return nil
+}
+func (f *fake) DiffTree(_ context.Context, req DiffRequest, fn func(TreeChange) error) error {
+	if f.diffTree == nil {
+		return nil
+	}
+	return f.diffTree(req, fn)
 }
 func (f *fake) CheckTree(context.Context, string, bool, func(tree.Problem)) error { return nil }

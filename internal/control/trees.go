@@ -67,6 +67,32 @@ func (s treesServer) Export(req *controlpb.ExportRequest, stream grpc.ServerStre
 	})
 }
 
+func (s treesServer) Diff(req *controlpb.DiffRequest, stream grpc.ServerStreamingServer[controlpb.TreeChanges]) error {
+	if err := checkDiff(req); err != nil {
+		return err
+	}
+	return s.watched(stream.Context(), s.limits.GetIdle, "diff", func(ctx context.Context, touch func()) error {
+		part := &controlpb.TreeChanges{}
+		flush := func() error {
+			err := stream.Send(part)
+			part = &controlpb.TreeChanges{}
+			touch()
+			return err
+		}
+		err := s.api.DiffTree(ctx, DiffRequest{Ref: req.GetRef(), From: req.GetFrom(), To: req.GetTo()}, func(c TreeChange) error {
+			part.Changes = append(part.Changes, &controlpb.TreeChange{Change: c.Change, Path: []byte(c.Path), From: []byte(c.From), Mode: c.Mode, Size: c.Size, Inode: c.Inode})
+			if len(part.Changes) < reportBatch {
+				return nil
+			}
+			return flush()
+		})
+		if err != nil {
+			return err
+		}
+		return flush()
+	})
+}
+
 func (s treesServer) List(req *controlpb.ListTreeRequest, stream grpc.ServerStreamingServer[controlpb.TreeEntries]) error {
 	if err := checkRef(req.GetRef()); err != nil {
 		return err
@@ -163,6 +189,25 @@ func (c *Client) CheckTree(ctx context.Context, ref string, repair bool, fn func
 	}
 	return batches(c, ctx, stream, func(p *controlpb.TreeProblem) error {
 		fn(tree.Problem{Ino: p.GetInode(), What: p.GetWhat(), Repaired: p.GetRepaired()})
+		return nil
+	})
+}
+
+// DiffTree implements API.
+func (c *Client) DiffTree(ctx context.Context, req DiffRequest, fn func(TreeChange) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.trees.Diff(ctx, &controlpb.DiffRequest{Ref: req.Ref, From: req.From, To: req.To})
+	if err != nil {
+		return c.fromStatus(ctx, err)
+	}
+	return batches(c, ctx, stream, func(part *controlpb.TreeChanges) error {
+		for _, x := range part.GetChanges() {
+			change := TreeChange{Change: x.GetChange(), Path: string(x.GetPath()), From: string(x.GetFrom()), Mode: x.GetMode(), Size: x.GetSize(), Inode: x.GetInode()}
+			if err := fn(change); err != nil {
+				return err
+			}
+		}
 		return nil
 	})
 }

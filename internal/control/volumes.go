@@ -239,11 +239,15 @@ func (s snapshotsServer) Clone(ctx context.Context, req *controlpb.CloneRequest)
 	return infoReply(s.api.Clone(ctx, req.GetRef(), req.GetSnapshot(), req.GetName()))
 }
 
-func (s snapshotsServer) Diff(req *controlpb.DiffRequest, stream grpc.ServerStreamingServer[controlpb.DiffResponse]) error {
+func checkDiff(req *controlpb.DiffRequest) error {
 	if err := checkSnapshotRef(req.GetRef(), req.GetFrom()); err != nil {
 		return err
 	}
-	if err := checkOptionalSnapshot(req.GetTo()); err != nil {
+	return checkOptionalSnapshot(req.GetTo())
+}
+
+func (s snapshotsServer) Diff(req *controlpb.DiffRequest, stream grpc.ServerStreamingServer[controlpb.DiffResponse]) error {
+	if err := checkDiff(req); err != nil {
 		return err
 	}
 	return s.watched(stream.Context(), s.limits.GetIdle, "diff", func(ctx context.Context, touch func()) error {

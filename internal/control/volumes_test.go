@@ -254,3 +254,28 @@ func TestDiffCrosses(t *testing.T) {
 		t.Errorf("a diff that its reader stops: %v", err)
 	}
 }
+
+func TestTreeDiffCrosses(t *testing.T) {
+	want := TreeChange{Change: "renamed", Path: "/a\xff", From: "/b\n", Mode: 0o100644, Size: 1 << 40, Inode: 7}
+	c := serve(t, &fake{diffTree: func(_ DiffRequest, fn func(TreeChange) error) error {
+		for range reportBatch + 1 {
+			if err := fn(want); err != nil {
+				return err
+			}
+		}
+		return capsule.Errorf(capsule.NotFound, "gone")
+	}})
+	n := 0
+	err := c.DiffTree(t.Context(), DiffRequest{Ref: "v", From: "a"}, func(got TreeChange) error {
+		if n++; got != want {
+			t.Fatalf("%+v became %+v", want, got)
+		}
+		return nil
+	})
+	if capsule.KindOf(err) != capsule.NotFound || n < reportBatch {
+		t.Errorf("%d changes, %v", n, err)
+	}
+	if err := c.DiffTree(t.Context(), DiffRequest{Ref: "v", From: "a/b"}, nil); capsule.KindOf(err) != capsule.Invalid {
+		t.Errorf("a snapshot's name with a slash: %v", err)
+	}
+}

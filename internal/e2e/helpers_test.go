@@ -341,7 +341,13 @@ func write(t testing.TB, path string, data []byte) {
 // sh runs a script as a user would type it, one line after the other in one shell.
 func (b *box) sh(dir, script string) string {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), hung)
+	return b.shFor(hung, dir, script)
+}
+
+// shFor is sh for a script that may take longer.
+func (b *box) shFor(limit time.Duration, dir, script string) string {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", script)
 	cmd.Dir = dir

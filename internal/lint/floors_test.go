@@ -25,7 +25,7 @@ var floors = [][]string{
 	{"fabric/..."},
 	{"capsule/tree/..."},
 	{"capsule/store"},
-	{"capsule/store/journal", "capsule/store/keyring", "capsule/store/metafs", "capsule/store/seglog"},
+	{"capsule/lock", "internal/scratch", "capsule/store/journal", "capsule/store/keyring", "capsule/store/metafs", "capsule/store/seglog"},
 	{"capsule"},
 	{"pipeline"},
 	{"internal/vfs/...", "internal/clock", "internal/notify", "internal/testenv/..."},

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"io"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
@@ -14,7 +15,7 @@ import (
 // mount projects through the FUSE view, or where there is no FUSE through its
 // portable fallback.
 func (n *node) mount(ctx context.Context, req control.MountRequest) (*views.Projection, error) {
-	o := fuse.Options{Target: req.Target, Snapshot: req.Snapshot, ReadOnly: req.ReadOnly, AllowOther: req.AllowOther, Logger: n.log}
+	o := fuse.Options{Target: req.Target, Snapshot: req.Snapshot, ReadOnly: req.ReadOnly, Scratch: n.home, AllowOther: req.AllowOther, Logger: n.log}
 	if !req.All {
 		info, err := n.store.Resolve(ctx, req.Ref)
 		if err != nil {
@@ -45,8 +46,16 @@ func (s fuseStore) OpenTree(ctx context.Context, id capsule.ID, snapshot string)
 	return s.trees.Open(ctx, id, snapshot)
 }
 
-func (s fuseStore) OpenVolume(ctx context.Context, id capsule.ID, snapshot string) (fuse.Volume, error) {
-	v, err := s.Store.OpenVolume(ctx, id, snapshot)
+func (s fuseStore) Replace(ctx context.Context, id capsule.ID, version uint64, r io.Reader, size int64) (capsule.Info, error) {
+	return s.Store.Put(ctx, store.PutRequest{ID: id, Version: version, Size: size}, r)
+}
+
+func (s fuseStore) OpenVolume(ctx context.Context, id capsule.ID, snapshot string, write bool) (fuse.Volume, error) {
+	mode := store.ReadVolume
+	if write {
+		mode = store.WriteVolume
+	}
+	v, err := s.Store.OpenVolume(ctx, id, snapshot, mode)
 	if err != nil {
 		return nil, err // and not a nil *store.Volume
 	}

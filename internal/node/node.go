@@ -131,6 +131,7 @@ func (o Options) takeStore(ctx context.Context) (*store.Store, error) {
 // node is the control API of a running node.
 type node struct {
 	*Local
+	home        string
 	log         *slog.Logger
 	projections *views.Registry
 	keeper      *keeper
@@ -141,7 +142,7 @@ type node struct {
 }
 
 func newNode(s *store.Store, o Options, quit func()) *node {
-	n := &node{Local: newLocal(s, o.Version), log: o.Log, quit: quit, ephemeral: o.Ephemeral, gone: make(chan struct{}),
+	n := &node{Local: newLocal(s, o.Version), home: o.Home, log: o.Log, quit: quit, ephemeral: o.Ephemeral, gone: make(chan struct{}),
 		keeper: newKeeper(s, clock.System(), o.Log)}
 	n.projections = views.NewRegistry(func() { n.endIfIdle() })
 	return n

@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"strings"
-	"time"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/tree"
@@ -28,23 +27,32 @@ func (l *Local) ImportTree(ctx context.Context, ref string, tar io.Reader) error
 
 // ExportTree implements control.API. It exports a snapshot, so that a tree in
 // use is what it was at one moment.
-func (l *Local) ExportTree(ctx context.Context, req control.ExportRequest, tar io.Writer) (err error) {
+func (l *Local) ExportTree(ctx context.Context, req control.ExportRequest, tar io.Writer) error {
 	info, err := l.store.Resolve(ctx, req.Ref)
 	if err != nil {
 		return err
 	}
-	if req.Snapshot == "" && info.Kind == capsule.Tree {
-		req.Snapshot = "export-" + capsule.NewID(time.Now()).String()
-		if _, err := l.store.Snapshot(ctx, info.ID, req.Snapshot); err != nil {
-			return err
-		}
-		defer func() {
-			if derr := l.store.DeleteSnapshot(context.WithoutCancel(ctx), info.ID, req.Snapshot); err == nil {
-				err = derr
-			}
-		}()
+	export := func(snapshot string) error {
+		return l.withTree(ctx, info.ID.String(), snapshot, func(fs *tree.FS) error { return fs.Export(ctx, tree.Root, tar) })
 	}
-	return l.withTree(ctx, info.ID.String(), req.Snapshot, func(fs *tree.FS) error { return fs.Export(ctx, tree.Root, tar) })
+	if req.Snapshot == "" && info.Kind == capsule.Tree {
+		return l.trees.AtRest(ctx, info.ID, "export", export)
+	}
+	return export(req.Snapshot)
+}
+
+// DiffTree implements control.API.
+func (l *Local) DiffTree(ctx context.Context, req control.DiffRequest, fn func(control.TreeChange) error) error {
+	info, err := l.store.Resolve(ctx, req.Ref)
+	if err != nil {
+		return err
+	}
+	if info.Kind != capsule.Tree {
+		return capsule.Errorf(capsule.Unsupported, "capsule %s is a %s and no tree", info.ID, info.Kind)
+	}
+	return l.trees.Diff(ctx, info.ID, req.From, req.To, func(d tree.Difference) error {
+		return fn(control.TreeChange{Change: d.Kind.String(), Path: d.Path, From: d.From, Mode: d.Attr.StatMode(), Size: d.Attr.Size, Inode: d.Attr.Ino})
+	})
 }
 
 // ListTree implements control.API.

@@ -35,7 +35,7 @@ func (l *Local) ExportVolume(ctx context.Context, req control.ExportRequest, beg
 	if err != nil {
 		return err
 	}
-	v, err := l.store.OpenVolume(ctx, info.ID, req.Snapshot)
+	v, err := l.store.OpenVolume(ctx, info.ID, req.Snapshot, store.ReadVolume)
 	if err != nil {
 		return err
 	}

@@ -33,7 +33,7 @@ const mtimeGrain = 2 * time.Second
 // Of the namespace, capsules that cannot be copied are left out and logged,
 // and the projection's note counts them.
 func Copy(ctx context.Context, store Store, o Options) (_ *views.Projection, err error) {
-	info, err := admit(ctx, store, o)
+	info, err := admit(ctx, store, &o)
 	if err == nil && !o.Capsule.IsZero() && info.Kind != capsule.Object {
 		err = capsule.Errorf(capsule.Unavailable, "capsule %s is a %s; it can be shown where there is FUSE, and not as a copy", o.Capsule, info.Kind)
 	}

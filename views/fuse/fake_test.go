@@ -183,7 +183,11 @@ func (s *fakeStore) OpenTree(context.Context, capsule.ID, string) (*tree.FS, fun
 	return nil, nil, capsule.Errorf(capsule.Unsupported, "no trees here")
 }
 
-func (s *fakeStore) OpenVolume(context.Context, capsule.ID, string) (Volume, error) {
+func (s *fakeStore) Replace(context.Context, capsule.ID, uint64, io.Reader, int64) (capsule.Info, error) {
+	return capsule.Info{}, capsule.Errorf(capsule.Unsupported, "no writes")
+}
+
+func (s *fakeStore) OpenVolume(context.Context, capsule.ID, string, bool) (Volume, error) {
 	return nil, capsule.Errorf(capsule.Unsupported, "no volumes here")
 }
 

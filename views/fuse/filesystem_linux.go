@@ -36,13 +36,14 @@ var maxNodes = 1 << 16
 // of go-fuse rather than on its tree of inodes: node IDs have to be ours, one
 // for each version, and nodes cost less memory.
 type fileSystem struct {
-	gofuse.RawFileSystem // ENOSYS for all that isn't here
+	noEntries
 
 	store    Store
 	only     capsule.ID // the one capsule to show; zero: the namespace
 	log      *slog.Logger
 	messages limiter
 	uid, gid uint32
+	mode     uint32 // of files
 	started  time.Time
 
 	nodes    *nodeTable
@@ -58,15 +59,16 @@ type fileSystem struct {
 func newFileSystem(store Store, only capsule.ID, log *slog.Logger) *fileSystem {
 	now := time.Now()
 	return &fileSystem{
-		RawFileSystem: gofuse.NewDefaultRawFileSystem(),
-		store:         store,
-		only:          only,
-		log:           log,
-		uid:           uint32(os.Geteuid()),
-		gid:           uint32(os.Getegid()),
-		started:       now,
-		nodes:         newNodeTable(now),
-		prune:         make(chan struct{}, 1),
+		noEntries: noEntries{gofuse.NewDefaultRawFileSystem()},
+		store:     store,
+		only:      only,
+		log:       log,
+		uid:       uint32(os.Geteuid()),
+		gid:       uint32(os.Getegid()),
+		mode:      0o444,
+		started:   now,
+		nodes:     newNodeTable(now),
+		prune:     make(chan struct{}, 1),
 	}
 }
 
@@ -199,7 +201,7 @@ func (f *fileSystem) fillAttr(a *gofuse.Attr, n *node) {
 	// ctime is the content's time too: a file whose content changed must not
 	// keep its change time. The time of creation is in statx.
 	t := n.info.Modified
-	a.Mode = syscall.S_IFREG | 0o444
+	a.Mode = syscall.S_IFREG | f.mode
 	a.Nlink = 1
 	a.Size = uint64(n.info.Size)
 	a.Blocks = (a.Size + 511) / 512
@@ -359,7 +361,7 @@ func (f *fileSystem) openVersion(ctx context.Context, n *node) (Reader, error) {
 func (f *fileSystem) fail(what, p string, err error) gofuse.Status {
 	errno := errnoOf(err)
 	switch errno {
-	case syscall.ENOENT, syscall.EACCES, syscall.EINTR:
+	case syscall.ENOENT, syscall.EACCES, syscall.EROFS, syscall.EINTR:
 	default:
 		if f.messages.allow(what + "\x00" + p + "\x00" + err.Error()) {
 			// Names stay out of it: the log may lie beside data that is encrypted.

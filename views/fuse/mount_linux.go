@@ -58,7 +58,7 @@ func Mount(ctx context.Context, store Store, o Options) (*views.Projection, erro
 	if ok, why := Available(); !ok {
 		return nil, capsule.Errorf(capsule.Unavailable, "there is no FUSE here: %s", why)
 	}
-	info, err := admit(ctx, store, o)
+	info, err := admit(ctx, store, &o)
 	if err != nil {
 		return nil, err
 	}
@@ -99,6 +99,10 @@ func newSystem(ctx context.Context, store Store, kind capsule.Kind, o Options) (
 		return newTreeSystem(ctx, store, o)
 	case capsule.Volume:
 		return newVolumeSystem(ctx, store, o)
+	case capsule.Object:
+		if !o.ReadOnly {
+			return newObjectSystem(store, o.Capsule, o.Scratch, o.Logger), nil
+		}
 	}
 	return newFileSystem(store, o.Capsule, o.Logger), nil
 }

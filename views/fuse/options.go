@@ -19,14 +19,16 @@ type Options struct {
 	Capsule    capsule.ID // zero: the whole namespace
 	Snapshot   string     // of a tree or volume: show this snapshot of it
 	Target     string     // an existing directory
-	ReadOnly   bool       // take no writes; objects and snapshots never do
+	ReadOnly   bool       // take no writes; the policy may say so too, and of objects it has to allow them
+	Scratch    string     // directory for what is being written to an object; "": the system's
 	AllowOther bool       // let other users in; without root, /etc/fuse.conf has to allow it
 	Logger     *slog.Logger
 }
 
 // admit checks that a capsule may be projected and returns its facts. The
-// namespace always may: each of its capsules is checked when it is opened.
-func admit(ctx context.Context, store Store, o Options) (capsule.Info, error) {
+// namespace always may: each of its capsules is checked when it is opened. Where
+// the policy does not allow writes, o becomes read-only.
+func admit(ctx context.Context, store Store, o *Options) (capsule.Info, error) {
 	if o.Capsule.IsZero() {
 		return capsule.Info{}, nil
 	}
@@ -40,6 +42,9 @@ func admit(ctx context.Context, store Store, o Options) (capsule.Info, error) {
 	p, err := store.Policy(ctx, o.Capsule)
 	if err != nil {
 		return info, err
+	}
+	if !p.AllowsWriting(views.FUSE, info.Kind) {
+		o.ReadOnly = true
 	}
 	return info, capsule.Wrap(capsule.Denied, views.Gate(p, views.FUSE), "project capsule %s", o.Capsule)
 }

@@ -2,6 +2,7 @@ package fuse
 
 import (
 	"context"
+	"io"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
@@ -20,8 +21,16 @@ func (s realStore) OpenTree(ctx context.Context, id capsule.ID, snapshot string)
 	return s.trees.Open(ctx, id, snapshot)
 }
 
-func (s realStore) OpenVolume(ctx context.Context, id capsule.ID, snapshot string) (Volume, error) {
-	v, err := s.Store.OpenVolume(ctx, id, snapshot)
+func (s realStore) Replace(ctx context.Context, id capsule.ID, version uint64, r io.Reader, size int64) (capsule.Info, error) {
+	return s.Store.Put(ctx, store.PutRequest{ID: id, Version: version, Size: size}, r)
+}
+
+func (s realStore) OpenVolume(ctx context.Context, id capsule.ID, snapshot string, write bool) (Volume, error) {
+	mode := store.ReadVolume
+	if write {
+		mode = store.WriteVolume
+	}
+	v, err := s.Store.OpenVolume(ctx, id, snapshot, mode)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/lock"
 	"github.com/spacestore/space/capsule/tree"
 )
 
@@ -12,10 +13,13 @@ import (
 type Store interface {
 	// Open pins the capsule's current version until the Reader is closed.
 	Open(ctx context.Context, id capsule.ID) (Reader, error)
+	// Replace stores a new version of an object, of size bytes from r. Unless
+	// version is 0 it is a Conflict if the current one is not that.
+	Replace(ctx context.Context, id capsule.ID, version uint64, r io.Reader, size int64) (capsule.Info, error)
 	// OpenTree returns the tree that all views of a capsule share, or of its
 	// snapshot unless that is "", and what to call when it is needed no more.
 	OpenTree(ctx context.Context, id capsule.ID, snapshot string) (t *tree.FS, done func(), err error)
-	OpenVolume(ctx context.Context, id capsule.ID, snapshot string) (Volume, error)
+	OpenVolume(ctx context.Context, id capsule.ID, snapshot string, write bool) (Volume, error)
 	Info(ctx context.Context, id capsule.ID) (capsule.Info, error)
 	Policy(ctx context.Context, id capsule.ID) (*capsule.Policy, error)
 	// ReadDir lists up to limit entries of a directory of the namespace ("" is
@@ -53,6 +57,11 @@ type Volume interface {
 	Flush(ctx context.Context) error
 	Trim(ctx context.Context, off, n int64) error
 	NextData(ctx context.Context, off int64) (start, end int64, err error)
+	// Locks are shared by all views of the volume.
+	Locks() *lock.Table
+	// Watch calls fn, on a goroutine of its own, after what others changed,
+	// until cancel has returned: n bytes from off on, or the size.
+	Watch(fn func(off, n int64)) (cancel func())
 	Close() error
 }
 

@@ -103,6 +103,27 @@ func (f *treeSystem) Create(cancel <-chan struct{}, in *gofuse.CreateIn, name st
 	return status
 }
 
+// Tmpfile is open with O_TMPFILE.
+func (f *treeSystem) Tmpfile(cancel <-chan struct{}, in *gofuse.CreateIn, out *gofuse.CreateOut) gofuse.Status {
+	if !f.admitted() {
+		return gofuse.EACCES
+	}
+	flags := openFlagsOf(in.Flags)
+	if in.Flags&syscall.O_EXCL != 0 {
+		flags |= tree.OpenExcl
+	}
+	var file *tree.File
+	var a tree.Attr
+	status := f.do("tmpfile", &in.InHeader, cancel, func() (err error) {
+		file, a, err = f.tree.Tmpfile(f.ctx, nil, in.NodeId, newOf(&in.InHeader, in.Mode, in.Umask), flags)
+		return err
+	})
+	if status = f.opened(status, file, &out.OpenOut); status.Ok() {
+		f.fillEntry(&out.EntryOut, &a)
+	}
+	return status
+}
+
 // with runs an operation on an open file.
 func (f *treeSystem) with(what string, fh uint64, req *gofuse.InHeader, cancel <-chan struct{}, fn func(h *treeFile) error) gofuse.Status {
 	h := f.files.use(fh)
@@ -161,15 +182,12 @@ func (f *treeSystem) append(h *treeFile, data []byte, end int64) (int, error) {
 
 // Flush comes with every close of a descriptor, which ends POSIX locks.
 func (f *treeSystem) Flush(_ <-chan struct{}, in *gofuse.FlushIn) gofuse.Status {
-	f.tree.Unlock(in.NodeId, tree.POSIX, lockOwner{f, in.LockOwner}, 0, math.MaxInt64)
+	f.locks.flush(in)
 	return gofuse.OK
 }
 
 func (f *treeSystem) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
-	const releaseFlock = 1 << 1 // FUSE_RELEASE_FLOCK_UNLOCK, which go-fuse has no name for
-	if in.ReleaseFlags&releaseFlock != 0 {
-		f.tree.Unlock(in.NodeId, tree.Flock, lockOwner{f, in.LockOwner}, 0, math.MaxInt64)
-	}
+	f.locks.release(in)
 	f.files.close(in.Fh)
 }
 

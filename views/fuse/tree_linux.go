@@ -45,6 +45,7 @@ type treeSystem struct {
 	denied   atomic.Bool // by the policy, as it is now
 	nodes    knownNodes
 	files    handleTable[*treeFile]
+	locks    locks
 	notifier *treeNotifier
 	requests inflight
 }
@@ -63,6 +64,7 @@ func newTreeSystem(ctx context.Context, store Store, o Options) (system, error) 
 		ro:            o.ReadOnly || t.ReadOnly(),
 		valid:         treeTimeout,
 		log:           o.Logger,
+		locks:         locks{Table: t.Locks()},
 	}
 	if t.ReadOnly() {
 		f.valid = forever
@@ -92,10 +94,7 @@ func (f *treeSystem) inflight() *inflight { return &f.requests }
 
 func (f *treeSystem) close() {
 	f.files.closeAll()
-	f.tree.ReleaseLocks(func(owner any) bool {
-		o, ok := owner.(lockOwner)
-		return ok && o.mount == f
-	})
+	f.locks.close()
 	f.nodes.closeAll()
 	f.done()
 }

@@ -365,6 +365,72 @@ func TestTreeLocks(t *testing.T) {
 	}
 }
 
+// TestTmpfile makes files without a name, of which some get one.
+func TestTmpfile(t *testing.T) {
+	s, id := newTreeStore(t, tree.Quota{Inodes: 3})
+	_, dir := mountAt(t, s, Options{Capsule: id})
+	open := func(flags int) (fd int, link func(name string) error) {
+		t.Helper()
+		fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC|flags, 0o640)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Write(fd, []byte("text")); err != nil {
+			t.Fatal(err)
+		}
+		return fd, func(name string) error {
+			return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, filepath.Join(dir, name), unix.AT_SYMLINK_FOLLOW)
+		}
+	}
+	fd, link := open(0)
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("the directory has %v, %v", entries, err)
+	}
+	if err := link("f"); err != nil {
+		t.Errorf("a name for it: %v", err)
+	}
+	unix.Close(fd)
+	if st, err := os.Stat(filepath.Join(dir, "f")); err != nil || st.Mode() != 0o640 || string(readFile(t, filepath.Join(dir, "f"))) != "text" {
+		t.Errorf("the file is %v, %v", st, err)
+	}
+	fd, link = open(unix.O_EXCL)
+	if err := link("g"); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a name for one that never gets any: %v", err)
+	}
+	if _, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR, 0o600); !errors.Is(err, unix.EDQUOT) {
+		t.Errorf("beyond the quota: %v", err)
+	}
+	unix.Close(fd)
+	eventually(t, "what nobody uses any more is gone", func() bool {
+		var st unix.Statfs_t
+		return unix.Statfs(dir, &st) == nil && st.Files-st.Ffree == 2
+	})
+}
+
+// TestOpenFileLocks takes locks that belong to open files rather than processes.
+func TestOpenFileLocks(t *testing.T) {
+	dir := mountTree(t)
+	write(t, filepath.Join(dir, "f"), "0123456789")
+	var files [2]*os.File
+	for i := range files {
+		f, err := os.OpenFile(filepath.Join(dir, "f"), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		files[i] = f
+	}
+	l := unix.Flock_t{Type: unix.F_WRLCK, Len: 10}
+	if err := unix.FcntlFlock(files[0].Fd(), unix.F_OFD_SETLK, &l); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.FcntlFlock(files[1].Fd(), unix.F_OFD_SETLK, &l); !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("what another open file has locked: %v", err)
+	}
+	files[0].Close()
+	eventually(t, "the lock goes with the file", func() bool { return unix.FcntlFlock(files[1].Fd(), unix.F_OFD_SETLK, &l) == nil })
+}
+
 // TestTwoMounts has each see what is done through the other.
 func TestTwoMounts(t *testing.T) {
 	s, id := newTreeStore(t, tree.Quota{})
@@ -376,8 +442,9 @@ func TestTwoMounts(t *testing.T) {
 	in := func(dir, name string) func() string {
 		return func() string {
 			b, err := os.ReadFile(filepath.Join(dir, name))
-			if err != nil {
-				return errnoName(err)
+			var e unix.Errno
+			if errors.As(err, &e) {
+				return unix.ErrnoName(e)
 			}
 			return string(b)
 		}
@@ -529,6 +596,63 @@ func TestVolumeMount(t *testing.T) {
 	if _, err := os.OpenFile(file, os.O_RDWR, 0); !errors.Is(err, unix.EROFS) {
 		t.Errorf("write through --ro: %v", err)
 	}
+}
+
+// TestVolumeTwoMounts has each mount of a volume see what is done through
+// another, in files that stay open, and respect its locks.
+func TestVolumeTwoMounts(t *testing.T) {
+	s, _ := newTreeStore(t, tree.Quota{})
+	info, err := s.Create(context.Background(), store.CreateRequest{Kind: capsule.Volume, Size: 4 << 20}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var files [2]*os.File
+	for i := range files {
+		_, dir := mountAt(t, s, Options{Capsule: info.ID})
+		if files[i], err = os.OpenFile(filepath.Join(dir, "content"), os.O_RDWR, 0); err != nil {
+			t.Fatal(err)
+		}
+		defer files[i].Close()
+	}
+	read := func(f *os.File, off int64, n int) string {
+		buf := make([]byte, n)
+		if _, err := f.ReadAt(buf, off); err != nil {
+			t.Fatal(err)
+		}
+		return string(buf)
+	}
+	for round := range 20 {
+		for i := range files {
+			for j := range files {
+				read(files[j], int64(round)<<12, 100) // now the page is in both caches
+			}
+			text := fmt.Sprintf("round %d of %d", round, i)
+			if _, err := files[i].WriteAt([]byte(text), int64(round)<<12); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "what the other mount wrote shows", func() bool { return read(files[1-i], int64(round)<<12, len(text)) == text })
+		}
+	}
+	if err := unix.Fallocate(int(files[0].Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "what the other mount punched shows", func() bool { return read(files[1], 0, 5) == "\x00\x00\x00\x00\x00" })
+	if _, err := s.ResizeVolume(context.Background(), info.ID, 8<<20); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		eventually(t, "the volume has grown", func() bool { st, err := f.Stat(); return err == nil && st.Size() == 8<<20 })
+	}
+	whole := unix.Flock_t{Type: unix.F_WRLCK, Start: 100, Len: 50}
+	if err := unix.FcntlFlock(files[0].Fd(), unix.F_OFD_SETLK, &whole); err != nil {
+		t.Fatal(err)
+	}
+	part := unix.Flock_t{Type: unix.F_RDLCK, Start: 149, Len: 1}
+	if err := unix.FcntlFlock(files[1].Fd(), unix.F_OFD_SETLK, &part); !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("a range that another mount has locked: %v", err)
+	}
+	files[0].Close()
+	eventually(t, "the lock goes with the file", func() bool { return unix.FcntlFlock(files[1].Fd(), unix.F_OFD_SETLK, &part) == nil })
 }
 
 // TestTreePolicy forbids the view while the tree is mounted.

@@ -5,10 +5,13 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/lock"
+	"github.com/spacestore/space/views"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -18,10 +21,9 @@ import (
 const volumeNode = gofuse.FUSE_ROOT_ID + 1
 
 // volumeSystem shows a volume as a file of its size that can be written in
-// place. Other views may write it too, and do not tell: pages in memory are
-// good from open to close.
+// place. The kernel keeps pages until it is told that another view changed them.
 type volumeSystem struct {
-	gofuse.RawFileSystem // ENOSYS for all that isn't here
+	noEntries
 
 	volume   Volume
 	id       capsule.ID
@@ -30,6 +32,10 @@ type volumeSystem struct {
 	messages limiter
 	uid, gid uint32
 	created  time.Time
+	denied   atomic.Bool // by the policy, as it is now
+	store    Store
+	locks    locks
+	opens    atomic.Uint64 // numbers for handles
 	requests inflight
 }
 
@@ -38,25 +44,28 @@ func newVolumeSystem(ctx context.Context, store Store, o Options) (system, error
 	if err != nil {
 		return nil, err
 	}
-	v, err := store.OpenVolume(ctx, o.Capsule, o.Snapshot)
+	v, err := store.OpenVolume(ctx, o.Capsule, o.Snapshot, !o.ReadOnly)
 	if err != nil {
 		return nil, err
 	}
 	return &volumeSystem{
-		RawFileSystem: gofuse.NewDefaultRawFileSystem(),
-		volume:        v,
-		id:            o.Capsule,
-		ro:            o.ReadOnly || v.ReadOnly(),
-		log:           o.Logger,
-		uid:           uint32(os.Geteuid()),
-		gid:           uint32(os.Getegid()),
-		created:       info.Created,
+		noEntries: noEntries{gofuse.NewDefaultRawFileSystem()},
+		volume:    v,
+		id:        o.Capsule,
+		ro:        v.ReadOnly(),
+		log:       o.Logger,
+		uid:       uint32(os.Geteuid()),
+		gid:       uint32(os.Getegid()),
+		created:   info.Created,
+		store:     store,
+		locks:     locks{Table: v.Locks()},
 	}, nil
 }
 
 func (f *volumeSystem) options() gofuse.MountOptions {
 	return gofuse.MountOptions{
 		MaxWrite:             maxIO,
+		EnableLocks:          true,
 		DisableXAttrs:        true,
 		ExtraCapabilities:    gofuse.CAP_ASYNC_DIO | gofuse.CAP_HANDLE_KILLPRIV_V2 | gofuse.CAP_NO_OPENDIR_SUPPORT,
 		DisabledCapabilities: gofuse.CAP_AUTO_INVAL_DATA | gofuse.CAP_PASSTHROUGH,
@@ -67,9 +76,28 @@ func (f *volumeSystem) readOnly() bool { return f.ro }
 
 func (f *volumeSystem) inflight() *inflight { return &f.requests }
 
-func (f *volumeSystem) watch(kernel) (stop func()) { return func() {} }
+// watch passes on what others changed. What it calls may wait for requests
+// under way, so it runs on the watchers' goroutines.
+func (f *volumeSystem) watch(k kernel) (stop func()) {
+	unwatchVolume := f.volume.Watch(func(off, n int64) { k.InodeNotify(volumeNode, off, n) })
+	unwatchStore := f.store.Watch(func(c Change) {
+		if !c.All && c.ID != f.id {
+			return
+		}
+		if p, err := f.store.Policy(context.Background(), f.id); err == nil {
+			f.denied.Store(views.Gate(p, views.FUSE) != nil)
+		}
+	})
+	return func() {
+		unwatchVolume()
+		unwatchStore()
+	}
+}
 
-func (f *volumeSystem) close() { f.volume.Close() }
+func (f *volumeSystem) close() {
+	f.locks.close()
+	f.volume.Close()
+}
 
 func (f *volumeSystem) do(what string, req *gofuse.InHeader, cancel <-chan struct{}, fn func(ctx context.Context) error) gofuse.Status {
 	ctx, rq := f.requests.beginContext(req, cancel)
@@ -77,6 +105,10 @@ func (f *volumeSystem) do(what string, req *gofuse.InHeader, cancel <-chan struc
 	if !rq.finish() {
 		return gofuse.EINTR
 	}
+	return f.status(what, err)
+}
+
+func (f *volumeSystem) status(what string, err error) gofuse.Status {
 	errno := errnoOf(err)
 	if errno == syscall.EIO && f.messages.allow(what+"\x00"+err.Error()) {
 		f.log.Error("FUSE request failed", "op", what, "capsule", f.id, "errno", errno.Error(), "err", err)
@@ -144,11 +176,25 @@ func (f *volumeSystem) ReadDir(_ <-chan struct{}, in *gofuse.ReadIn, out *gofuse
 	return gofuse.OK
 }
 
-func (f *volumeSystem) Open(_ <-chan struct{}, in *gofuse.OpenIn, _ *gofuse.OpenOut) gofuse.Status {
+func (f *volumeSystem) Open(_ <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
+	if f.denied.Load() {
+		return gofuse.EACCES
+	}
+	out.Fh = f.opens.Add(1)
+	out.OpenFlags = gofuse.FOPEN_KEEP_CACHE // we tell of all changes
 	return gofuse.OK
 }
 
-func (f *volumeSystem) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status { return gofuse.ENOSYS }
+func (f *volumeSystem) Flush(_ <-chan struct{}, in *gofuse.FlushIn) gofuse.Status {
+	in.NodeId = lock.Content
+	f.locks.flush(in)
+	return gofuse.OK
+}
+
+func (f *volumeSystem) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
+	in.NodeId = lock.Content
+	f.locks.release(in)
+}
 
 func (f *volumeSystem) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
 	n := 0

@@ -2766,6 +2766,134 @@ func (x *TreeEntry) GetTarget() []byte {
 	return nil
 }
 
+type TreeChanges struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Changes       []*TreeChange          `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TreeChanges) Reset() {
+	*x = TreeChanges{}
+	mi := &file_control_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TreeChanges) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TreeChanges) ProtoMessage() {}
+
+func (x *TreeChanges) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TreeChanges.ProtoReflect.Descriptor instead.
+func (*TreeChanges) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *TreeChanges) GetChanges() []*TreeChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+type TreeChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Change        string                 `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"` // added, removed, modified, renamed
+	Path          []byte                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	From          []byte                 `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`  // of what was renamed
+	Mode          uint32                 `protobuf:"varint,4,opt,name=mode,proto3" json:"mode,omitempty"` // as stat(2) has it
+	Size          int64                  `protobuf:"varint,5,opt,name=size,proto3" json:"size,omitempty"`
+	Inode         uint64                 `protobuf:"varint,6,opt,name=inode,proto3" json:"inode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TreeChange) Reset() {
+	*x = TreeChange{}
+	mi := &file_control_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TreeChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TreeChange) ProtoMessage() {}
+
+func (x *TreeChange) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TreeChange.ProtoReflect.Descriptor instead.
+func (*TreeChange) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *TreeChange) GetChange() string {
+	if x != nil {
+		return x.Change
+	}
+	return ""
+}
+
+func (x *TreeChange) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *TreeChange) GetFrom() []byte {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *TreeChange) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *TreeChange) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *TreeChange) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
 type CheckTreeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -2776,7 +2904,7 @@ type CheckTreeRequest struct {
 
 func (x *CheckTreeRequest) Reset() {
 	*x = CheckTreeRequest{}
-	mi := &file_control_proto_msgTypes[44]
+	mi := &file_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2788,7 +2916,7 @@ func (x *CheckTreeRequest) String() string {
 func (*CheckTreeRequest) ProtoMessage() {}
 
 func (x *CheckTreeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[44]
+	mi := &file_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2801,7 +2929,7 @@ func (x *CheckTreeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckTreeRequest.ProtoReflect.Descriptor instead.
 func (*CheckTreeRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{44}
+	return file_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CheckTreeRequest) GetRef() string {
@@ -2829,7 +2957,7 @@ type TreeProblem struct {
 
 func (x *TreeProblem) Reset() {
 	*x = TreeProblem{}
-	mi := &file_control_proto_msgTypes[45]
+	mi := &file_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2841,7 +2969,7 @@ func (x *TreeProblem) String() string {
 func (*TreeProblem) ProtoMessage() {}
 
 func (x *TreeProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[45]
+	mi := &file_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2854,7 +2982,7 @@ func (x *TreeProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TreeProblem.ProtoReflect.Descriptor instead.
 func (*TreeProblem) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{45}
+	return file_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TreeProblem) GetInode() uint64 {
@@ -2893,7 +3021,7 @@ type MountRequest struct {
 
 func (x *MountRequest) Reset() {
 	*x = MountRequest{}
-	mi := &file_control_proto_msgTypes[46]
+	mi := &file_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2905,7 +3033,7 @@ func (x *MountRequest) String() string {
 func (*MountRequest) ProtoMessage() {}
 
 func (x *MountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[46]
+	mi := &file_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2918,7 +3046,7 @@ func (x *MountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountRequest.ProtoReflect.Descriptor instead.
 func (*MountRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{46}
+	return file_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *MountRequest) GetView() string {
@@ -2986,7 +3114,7 @@ type Projection struct {
 
 func (x *Projection) Reset() {
 	*x = Projection{}
-	mi := &file_control_proto_msgTypes[47]
+	mi := &file_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2998,7 +3126,7 @@ func (x *Projection) String() string {
 func (*Projection) ProtoMessage() {}
 
 func (x *Projection) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[47]
+	mi := &file_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3011,7 +3139,7 @@ func (x *Projection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Projection.ProtoReflect.Descriptor instead.
 func (*Projection) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{47}
+	return file_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Projection) GetId() string {
@@ -3078,7 +3206,7 @@ type ProjectionsRequest struct {
 
 func (x *ProjectionsRequest) Reset() {
 	*x = ProjectionsRequest{}
-	mi := &file_control_proto_msgTypes[48]
+	mi := &file_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3090,7 +3218,7 @@ func (x *ProjectionsRequest) String() string {
 func (*ProjectionsRequest) ProtoMessage() {}
 
 func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[48]
+	mi := &file_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3103,7 +3231,7 @@ func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectionsRequest.ProtoReflect.Descriptor instead.
 func (*ProjectionsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{48}
+	return file_control_proto_rawDescGZIP(), []int{50}
 }
 
 type ProjectionList struct {
@@ -3115,7 +3243,7 @@ type ProjectionList struct {
 
 func (x *ProjectionList) Reset() {
 	*x = ProjectionList{}
-	mi := &file_control_proto_msgTypes[49]
+	mi := &file_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3127,7 +3255,7 @@ func (x *ProjectionList) String() string {
 func (*ProjectionList) ProtoMessage() {}
 
 func (x *ProjectionList) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[49]
+	mi := &file_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3140,7 +3268,7 @@ func (x *ProjectionList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectionList.ProtoReflect.Descriptor instead.
 func (*ProjectionList) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{49}
+	return file_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ProjectionList) GetProjections() []*Projection {
@@ -3160,7 +3288,7 @@ type UnmountRequest struct {
 
 func (x *UnmountRequest) Reset() {
 	*x = UnmountRequest{}
-	mi := &file_control_proto_msgTypes[50]
+	mi := &file_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3172,7 +3300,7 @@ func (x *UnmountRequest) String() string {
 func (*UnmountRequest) ProtoMessage() {}
 
 func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[50]
+	mi := &file_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3185,7 +3313,7 @@ func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountRequest.ProtoReflect.Descriptor instead.
 func (*UnmountRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{50}
+	return file_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *UnmountRequest) GetRef() string {
@@ -3211,7 +3339,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_control_proto_msgTypes[51]
+	mi := &file_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3223,7 +3351,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[51]
+	mi := &file_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3236,7 +3364,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{51}
+	return file_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *WaitRequest) GetRef() string {
@@ -3254,7 +3382,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[52]
+	mi := &file_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3266,7 +3394,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[52]
+	mi := &file_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3279,7 +3407,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{52}
+	return file_control_proto_rawDescGZIP(), []int{54}
 }
 
 type StatusResponse struct {
@@ -3296,7 +3424,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[53]
+	mi := &file_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3308,7 +3436,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[53]
+	mi := &file_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3321,7 +3449,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{53}
+	return file_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -3374,7 +3502,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_control_proto_msgTypes[54]
+	mi := &file_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3386,7 +3514,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[54]
+	mi := &file_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3399,7 +3527,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{54}
+	return file_control_proto_rawDescGZIP(), []int{56}
 }
 
 // ErrorDetail rides in the details of a gRPC status: the error's kind, and
@@ -3415,7 +3543,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_control_proto_msgTypes[55]
+	mi := &file_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3427,7 +3555,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[55]
+	mi := &file_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3440,7 +3568,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{55}
+	return file_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ErrorDetail) GetKind() uint32 {
@@ -3680,7 +3808,17 @@ const file_control_proto_rawDesc = "" +
 	"mtimeNanos\x12\x14\n" +
 	"\x05inode\x18\t \x01(\x04R\x05inode\x12\x16\n" +
 	"\x06target\x18\n" +
-	" \x01(\fR\x06target\"<\n" +
+	" \x01(\fR\x06target\"E\n" +
+	"\vTreeChanges\x126\n" +
+	"\achanges\x18\x01 \x03(\v2\x1c.space.control.v1.TreeChangeR\achanges\"\x8a\x01\n" +
+	"\n" +
+	"TreeChange\x12\x16\n" +
+	"\x06change\x18\x01 \x01(\tR\x06change\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\fR\x04path\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\fR\x04from\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\rR\x04mode\x12\x12\n" +
+	"\x04size\x18\x05 \x01(\x03R\x04size\x12\x14\n" +
+	"\x05inode\x18\x06 \x01(\x04R\x05inode\"<\n" +
 	"\x10CheckTreeRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
 	"\x06repair\x18\x02 \x01(\bR\x06repair\"S\n" +
@@ -3759,13 +3897,14 @@ const file_control_proto_rawDesc = "" +
 	"\x04Keys\x12E\n" +
 	"\bDescribe\x12\x1d.space.control.v1.KeysRequest\x1a\x1a.space.control.v1.KeysText\x12E\n" +
 	"\x06Rotate\x12\x1f.space.control.v1.RotateRequest\x1a\x1a.space.control.v1.KeysText\x12D\n" +
-	"\x06Export\x12\x1d.space.control.v1.KeysRequest\x1a\x1b.space.control.v1.KeyExport2\xf6\x02\n" +
+	"\x06Export\x12\x1d.space.control.v1.KeysRequest\x1a\x1b.space.control.v1.KeyExport2\xbe\x03\n" +
 	"\x05Trees\x12E\n" +
 	"\x06Create\x12#.space.control.v1.CreateTreeRequest\x1a\x16.space.control.v1.Info\x12@\n" +
 	"\x06Import\x12\x1c.space.control.v1.PutRequest\x1a\x16.space.control.v1.Info(\x01\x12J\n" +
 	"\x06Export\x12\x1f.space.control.v1.ExportRequest\x1a\x1d.space.control.v1.GetResponse0\x01\x12J\n" +
 	"\x04List\x12!.space.control.v1.ListTreeRequest\x1a\x1d.space.control.v1.TreeEntries0\x01\x12L\n" +
-	"\x05Check\x12\".space.control.v1.CheckTreeRequest\x1a\x1d.space.control.v1.TreeProblem0\x012\xb4\x02\n" +
+	"\x05Check\x12\".space.control.v1.CheckTreeRequest\x1a\x1d.space.control.v1.TreeProblem0\x01\x12F\n" +
+	"\x04Diff\x12\x1d.space.control.v1.DiffRequest\x1a\x1d.space.control.v1.TreeChanges0\x012\xb4\x02\n" +
 	"\vProjections\x12E\n" +
 	"\x05Mount\x12\x1e.space.control.v1.MountRequest\x1a\x1c.space.control.v1.Projection\x12N\n" +
 	"\x04List\x12$.space.control.v1.ProjectionsRequest\x1a .space.control.v1.ProjectionList\x12I\n" +
@@ -3787,7 +3926,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_control_proto_goTypes = []any{
 	(*Ref)(nil),                      // 0: space.control.v1.Ref
 	(*Info)(nil),                     // 1: space.control.v1.Info
@@ -3833,18 +3972,20 @@ var file_control_proto_goTypes = []any{
 	(*ListTreeRequest)(nil),          // 41: space.control.v1.ListTreeRequest
 	(*TreeEntries)(nil),              // 42: space.control.v1.TreeEntries
 	(*TreeEntry)(nil),                // 43: space.control.v1.TreeEntry
-	(*CheckTreeRequest)(nil),         // 44: space.control.v1.CheckTreeRequest
-	(*TreeProblem)(nil),              // 45: space.control.v1.TreeProblem
-	(*MountRequest)(nil),             // 46: space.control.v1.MountRequest
-	(*Projection)(nil),               // 47: space.control.v1.Projection
-	(*ProjectionsRequest)(nil),       // 48: space.control.v1.ProjectionsRequest
-	(*ProjectionList)(nil),           // 49: space.control.v1.ProjectionList
-	(*UnmountRequest)(nil),           // 50: space.control.v1.UnmountRequest
-	(*WaitRequest)(nil),              // 51: space.control.v1.WaitRequest
-	(*StatusRequest)(nil),            // 52: space.control.v1.StatusRequest
-	(*StatusResponse)(nil),           // 53: space.control.v1.StatusResponse
-	(*ShutdownRequest)(nil),          // 54: space.control.v1.ShutdownRequest
-	(*ErrorDetail)(nil),              // 55: space.control.v1.ErrorDetail
+	(*TreeChanges)(nil),              // 44: space.control.v1.TreeChanges
+	(*TreeChange)(nil),               // 45: space.control.v1.TreeChange
+	(*CheckTreeRequest)(nil),         // 46: space.control.v1.CheckTreeRequest
+	(*TreeProblem)(nil),              // 47: space.control.v1.TreeProblem
+	(*MountRequest)(nil),             // 48: space.control.v1.MountRequest
+	(*Projection)(nil),               // 49: space.control.v1.Projection
+	(*ProjectionsRequest)(nil),       // 50: space.control.v1.ProjectionsRequest
+	(*ProjectionList)(nil),           // 51: space.control.v1.ProjectionList
+	(*UnmountRequest)(nil),           // 52: space.control.v1.UnmountRequest
+	(*WaitRequest)(nil),              // 53: space.control.v1.WaitRequest
+	(*StatusRequest)(nil),            // 54: space.control.v1.StatusRequest
+	(*StatusResponse)(nil),           // 55: space.control.v1.StatusResponse
+	(*ShutdownRequest)(nil),          // 56: space.control.v1.ShutdownRequest
+	(*ErrorDetail)(nil),              // 57: space.control.v1.ErrorDetail
 }
 var file_control_proto_depIdxs = []int32{
 	2,  // 0: space.control.v1.PutRequest.header:type_name -> space.control.v1.PutHeader
@@ -3862,89 +4003,92 @@ var file_control_proto_depIdxs = []int32{
 	35, // 12: space.control.v1.VerifyEvent.damage:type_name -> space.control.v1.Damage
 	34, // 13: space.control.v1.VerifyEvent.report:type_name -> space.control.v1.VerifyReport
 	43, // 14: space.control.v1.TreeEntries.entries:type_name -> space.control.v1.TreeEntry
-	47, // 15: space.control.v1.ProjectionList.projections:type_name -> space.control.v1.Projection
-	35, // 16: space.control.v1.ErrorDetail.damage:type_name -> space.control.v1.Damage
-	3,  // 17: space.control.v1.Capsules.Put:input_type -> space.control.v1.PutRequest
-	4,  // 18: space.control.v1.Capsules.Get:input_type -> space.control.v1.GetRequest
-	0,  // 19: space.control.v1.Capsules.Resolve:input_type -> space.control.v1.Ref
-	0,  // 20: space.control.v1.Capsules.Stat:input_type -> space.control.v1.Ref
-	7,  // 21: space.control.v1.Capsules.List:input_type -> space.control.v1.ListRequest
-	9,  // 22: space.control.v1.Capsules.Rename:input_type -> space.control.v1.RenameRequest
-	0,  // 23: space.control.v1.Capsules.Remove:input_type -> space.control.v1.Ref
-	0,  // 24: space.control.v1.Capsules.Policy:input_type -> space.control.v1.Ref
-	11, // 25: space.control.v1.Capsules.SetPolicy:input_type -> space.control.v1.SetPolicyRequest
-	12, // 26: space.control.v1.Volumes.Create:input_type -> space.control.v1.VolumeHeader
-	13, // 27: space.control.v1.Volumes.Resize:input_type -> space.control.v1.ResizeRequest
-	14, // 28: space.control.v1.Volumes.Import:input_type -> space.control.v1.ImportRequest
-	15, // 29: space.control.v1.Volumes.Export:input_type -> space.control.v1.ExportRequest
-	17, // 30: space.control.v1.Snapshots.Create:input_type -> space.control.v1.SnapshotRef
-	0,  // 31: space.control.v1.Snapshots.List:input_type -> space.control.v1.Ref
-	17, // 32: space.control.v1.Snapshots.Delete:input_type -> space.control.v1.SnapshotRef
-	17, // 33: space.control.v1.Snapshots.Rollback:input_type -> space.control.v1.SnapshotRef
-	20, // 34: space.control.v1.Snapshots.Clone:input_type -> space.control.v1.CloneRequest
-	21, // 35: space.control.v1.Snapshots.Diff:input_type -> space.control.v1.DiffRequest
-	0,  // 36: space.control.v1.Snapshots.Policy:input_type -> space.control.v1.Ref
-	25, // 37: space.control.v1.Snapshots.SetPolicy:input_type -> space.control.v1.SetSnapshotPolicyRequest
-	26, // 38: space.control.v1.Maintenance.Usage:input_type -> space.control.v1.UsageRequest
-	29, // 39: space.control.v1.Maintenance.GC:input_type -> space.control.v1.GCRequest
-	32, // 40: space.control.v1.Maintenance.Verify:input_type -> space.control.v1.VerifyRequest
-	36, // 41: space.control.v1.Keys.Describe:input_type -> space.control.v1.KeysRequest
-	37, // 42: space.control.v1.Keys.Rotate:input_type -> space.control.v1.RotateRequest
-	36, // 43: space.control.v1.Keys.Export:input_type -> space.control.v1.KeysRequest
-	40, // 44: space.control.v1.Trees.Create:input_type -> space.control.v1.CreateTreeRequest
-	3,  // 45: space.control.v1.Trees.Import:input_type -> space.control.v1.PutRequest
-	15, // 46: space.control.v1.Trees.Export:input_type -> space.control.v1.ExportRequest
-	41, // 47: space.control.v1.Trees.List:input_type -> space.control.v1.ListTreeRequest
-	44, // 48: space.control.v1.Trees.Check:input_type -> space.control.v1.CheckTreeRequest
-	46, // 49: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
-	48, // 50: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
-	50, // 51: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
-	51, // 52: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
-	52, // 53: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
-	54, // 54: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
-	1,  // 55: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
-	5,  // 56: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
-	1,  // 57: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
-	6,  // 58: space.control.v1.Capsules.Stat:output_type -> space.control.v1.StatResponse
-	8,  // 59: space.control.v1.Capsules.List:output_type -> space.control.v1.ListResponse
-	1,  // 60: space.control.v1.Capsules.Rename:output_type -> space.control.v1.Info
-	1,  // 61: space.control.v1.Capsules.Remove:output_type -> space.control.v1.Info
-	10, // 62: space.control.v1.Capsules.Policy:output_type -> space.control.v1.PolicyText
-	1,  // 63: space.control.v1.Capsules.SetPolicy:output_type -> space.control.v1.Info
-	1,  // 64: space.control.v1.Volumes.Create:output_type -> space.control.v1.Info
-	1,  // 65: space.control.v1.Volumes.Resize:output_type -> space.control.v1.Info
-	1,  // 66: space.control.v1.Volumes.Import:output_type -> space.control.v1.Info
-	16, // 67: space.control.v1.Volumes.Export:output_type -> space.control.v1.ExportResponse
-	18, // 68: space.control.v1.Snapshots.Create:output_type -> space.control.v1.Snapshot
-	19, // 69: space.control.v1.Snapshots.List:output_type -> space.control.v1.SnapshotList
-	18, // 70: space.control.v1.Snapshots.Delete:output_type -> space.control.v1.Snapshot
-	1,  // 71: space.control.v1.Snapshots.Rollback:output_type -> space.control.v1.Info
-	1,  // 72: space.control.v1.Snapshots.Clone:output_type -> space.control.v1.Info
-	22, // 73: space.control.v1.Snapshots.Diff:output_type -> space.control.v1.DiffResponse
-	24, // 74: space.control.v1.Snapshots.Policy:output_type -> space.control.v1.SnapshotPolicy
-	24, // 75: space.control.v1.Snapshots.SetPolicy:output_type -> space.control.v1.SnapshotPolicy
-	27, // 76: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
-	30, // 77: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
-	33, // 78: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
-	38, // 79: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
-	38, // 80: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
-	39, // 81: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
-	1,  // 82: space.control.v1.Trees.Create:output_type -> space.control.v1.Info
-	1,  // 83: space.control.v1.Trees.Import:output_type -> space.control.v1.Info
-	5,  // 84: space.control.v1.Trees.Export:output_type -> space.control.v1.GetResponse
-	42, // 85: space.control.v1.Trees.List:output_type -> space.control.v1.TreeEntries
-	45, // 86: space.control.v1.Trees.Check:output_type -> space.control.v1.TreeProblem
-	47, // 87: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
-	49, // 88: space.control.v1.Projections.List:output_type -> space.control.v1.ProjectionList
-	47, // 89: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
-	47, // 90: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
-	53, // 91: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
-	53, // 92: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
-	55, // [55:93] is the sub-list for method output_type
-	17, // [17:55] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	45, // 15: space.control.v1.TreeChanges.changes:type_name -> space.control.v1.TreeChange
+	49, // 16: space.control.v1.ProjectionList.projections:type_name -> space.control.v1.Projection
+	35, // 17: space.control.v1.ErrorDetail.damage:type_name -> space.control.v1.Damage
+	3,  // 18: space.control.v1.Capsules.Put:input_type -> space.control.v1.PutRequest
+	4,  // 19: space.control.v1.Capsules.Get:input_type -> space.control.v1.GetRequest
+	0,  // 20: space.control.v1.Capsules.Resolve:input_type -> space.control.v1.Ref
+	0,  // 21: space.control.v1.Capsules.Stat:input_type -> space.control.v1.Ref
+	7,  // 22: space.control.v1.Capsules.List:input_type -> space.control.v1.ListRequest
+	9,  // 23: space.control.v1.Capsules.Rename:input_type -> space.control.v1.RenameRequest
+	0,  // 24: space.control.v1.Capsules.Remove:input_type -> space.control.v1.Ref
+	0,  // 25: space.control.v1.Capsules.Policy:input_type -> space.control.v1.Ref
+	11, // 26: space.control.v1.Capsules.SetPolicy:input_type -> space.control.v1.SetPolicyRequest
+	12, // 27: space.control.v1.Volumes.Create:input_type -> space.control.v1.VolumeHeader
+	13, // 28: space.control.v1.Volumes.Resize:input_type -> space.control.v1.ResizeRequest
+	14, // 29: space.control.v1.Volumes.Import:input_type -> space.control.v1.ImportRequest
+	15, // 30: space.control.v1.Volumes.Export:input_type -> space.control.v1.ExportRequest
+	17, // 31: space.control.v1.Snapshots.Create:input_type -> space.control.v1.SnapshotRef
+	0,  // 32: space.control.v1.Snapshots.List:input_type -> space.control.v1.Ref
+	17, // 33: space.control.v1.Snapshots.Delete:input_type -> space.control.v1.SnapshotRef
+	17, // 34: space.control.v1.Snapshots.Rollback:input_type -> space.control.v1.SnapshotRef
+	20, // 35: space.control.v1.Snapshots.Clone:input_type -> space.control.v1.CloneRequest
+	21, // 36: space.control.v1.Snapshots.Diff:input_type -> space.control.v1.DiffRequest
+	0,  // 37: space.control.v1.Snapshots.Policy:input_type -> space.control.v1.Ref
+	25, // 38: space.control.v1.Snapshots.SetPolicy:input_type -> space.control.v1.SetSnapshotPolicyRequest
+	26, // 39: space.control.v1.Maintenance.Usage:input_type -> space.control.v1.UsageRequest
+	29, // 40: space.control.v1.Maintenance.GC:input_type -> space.control.v1.GCRequest
+	32, // 41: space.control.v1.Maintenance.Verify:input_type -> space.control.v1.VerifyRequest
+	36, // 42: space.control.v1.Keys.Describe:input_type -> space.control.v1.KeysRequest
+	37, // 43: space.control.v1.Keys.Rotate:input_type -> space.control.v1.RotateRequest
+	36, // 44: space.control.v1.Keys.Export:input_type -> space.control.v1.KeysRequest
+	40, // 45: space.control.v1.Trees.Create:input_type -> space.control.v1.CreateTreeRequest
+	3,  // 46: space.control.v1.Trees.Import:input_type -> space.control.v1.PutRequest
+	15, // 47: space.control.v1.Trees.Export:input_type -> space.control.v1.ExportRequest
+	41, // 48: space.control.v1.Trees.List:input_type -> space.control.v1.ListTreeRequest
+	46, // 49: space.control.v1.Trees.Check:input_type -> space.control.v1.CheckTreeRequest
+	21, // 50: space.control.v1.Trees.Diff:input_type -> space.control.v1.DiffRequest
+	48, // 51: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
+	50, // 52: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
+	52, // 53: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
+	53, // 54: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
+	54, // 55: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
+	56, // 56: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
+	1,  // 57: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
+	5,  // 58: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
+	1,  // 59: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
+	6,  // 60: space.control.v1.Capsules.Stat:output_type -> space.control.v1.StatResponse
+	8,  // 61: space.control.v1.Capsules.List:output_type -> space.control.v1.ListResponse
+	1,  // 62: space.control.v1.Capsules.Rename:output_type -> space.control.v1.Info
+	1,  // 63: space.control.v1.Capsules.Remove:output_type -> space.control.v1.Info
+	10, // 64: space.control.v1.Capsules.Policy:output_type -> space.control.v1.PolicyText
+	1,  // 65: space.control.v1.Capsules.SetPolicy:output_type -> space.control.v1.Info
+	1,  // 66: space.control.v1.Volumes.Create:output_type -> space.control.v1.Info
+	1,  // 67: space.control.v1.Volumes.Resize:output_type -> space.control.v1.Info
+	1,  // 68: space.control.v1.Volumes.Import:output_type -> space.control.v1.Info
+	16, // 69: space.control.v1.Volumes.Export:output_type -> space.control.v1.ExportResponse
+	18, // 70: space.control.v1.Snapshots.Create:output_type -> space.control.v1.Snapshot
+	19, // 71: space.control.v1.Snapshots.List:output_type -> space.control.v1.SnapshotList
+	18, // 72: space.control.v1.Snapshots.Delete:output_type -> space.control.v1.Snapshot
+	1,  // 73: space.control.v1.Snapshots.Rollback:output_type -> space.control.v1.Info
+	1,  // 74: space.control.v1.Snapshots.Clone:output_type -> space.control.v1.Info
+	22, // 75: space.control.v1.Snapshots.Diff:output_type -> space.control.v1.DiffResponse
+	24, // 76: space.control.v1.Snapshots.Policy:output_type -> space.control.v1.SnapshotPolicy
+	24, // 77: space.control.v1.Snapshots.SetPolicy:output_type -> space.control.v1.SnapshotPolicy
+	27, // 78: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
+	30, // 79: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
+	33, // 80: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
+	38, // 81: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
+	38, // 82: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
+	39, // 83: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
+	1,  // 84: space.control.v1.Trees.Create:output_type -> space.control.v1.Info
+	1,  // 85: space.control.v1.Trees.Import:output_type -> space.control.v1.Info
+	5,  // 86: space.control.v1.Trees.Export:output_type -> space.control.v1.GetResponse
+	42, // 87: space.control.v1.Trees.List:output_type -> space.control.v1.TreeEntries
+	47, // 88: space.control.v1.Trees.Check:output_type -> space.control.v1.TreeProblem
+	44, // 89: space.control.v1.Trees.Diff:output_type -> space.control.v1.TreeChanges
+	49, // 90: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
+	51, // 91: space.control.v1.Projections.List:output_type -> space.control.v1.ProjectionList
+	49, // 92: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
+	49, // 93: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
+	55, // 94: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
+	55, // 95: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
+	57, // [57:96] is the sub-list for method output_type
+	18, // [18:57] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -3958,7 +4102,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   56,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

@@ -1404,6 +1404,7 @@ const (
 	Trees_Export_FullMethodName = "/space.control.v1.Trees/Export"
 	Trees_List_FullMethodName   = "/space.control.v1.Trees/List"
 	Trees_Check_FullMethodName  = "/space.control.v1.Trees/Check"
+	Trees_Diff_FullMethodName   = "/space.control.v1.Trees/Diff"
 )
 
 // TreesClient is the client API for Trees service.
@@ -1417,6 +1418,7 @@ type TreesClient interface {
 	Export(ctx context.Context, in *ExportRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetResponse], error)
 	List(ctx context.Context, in *ListTreeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TreeEntries], error)
 	Check(ctx context.Context, in *CheckTreeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TreeProblem], error)
+	Diff(ctx context.Context, in *DiffRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TreeChanges], error)
 }
 
 type treesClient struct {
@@ -1507,6 +1509,25 @@ func (c *treesClient) Check(ctx context.Context, in *CheckTreeRequest, opts ...g
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Trees_CheckClient = grpc.ServerStreamingClient[TreeProblem]
 
+func (c *treesClient) Diff(ctx context.Context, in *DiffRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TreeChanges], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Trees_ServiceDesc.Streams[4], Trees_Diff_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DiffRequest, TreeChanges]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Trees_DiffClient = grpc.ServerStreamingClient[TreeChanges]
+
 // TreesServer is the server API for Trees service.
 // All implementations must embed UnimplementedTreesServer
 // for forward compatibility.
@@ -1518,6 +1539,7 @@ type TreesServer interface {
 	Export(*ExportRequest, grpc.ServerStreamingServer[GetResponse]) error
 	List(*ListTreeRequest, grpc.ServerStreamingServer[TreeEntries]) error
 	Check(*CheckTreeRequest, grpc.ServerStreamingServer[TreeProblem]) error
+	Diff(*DiffRequest, grpc.ServerStreamingServer[TreeChanges]) error
 	mustEmbedUnimplementedTreesServer()
 }
 
@@ -1542,6 +1564,9 @@ func (UnimplementedTreesServer) List(*ListTreeRequest, grpc.ServerStreamingServe
 }
 func (UnimplementedTreesServer) Check(*CheckTreeRequest, grpc.ServerStreamingServer[TreeProblem]) error {
 	return status.Error(codes.Unimplemented, "method Check not implemented")
+}
+func (UnimplementedTreesServer) Diff(*DiffRequest, grpc.ServerStreamingServer[TreeChanges]) error {
+	return status.Error(codes.Unimplemented, "method Diff not implemented")
 }
 func (UnimplementedTreesServer) mustEmbedUnimplementedTreesServer() {}
 func (UnimplementedTreesServer) testEmbeddedByValue()               {}
@@ -1622,6 +1647,17 @@ func _Trees_Check_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Trees_CheckServer = grpc.ServerStreamingServer[TreeProblem]
 
+func _Trees_Diff_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(DiffRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(TreesServer).Diff(m, &grpc.GenericServerStream[DiffRequest, TreeChanges]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Trees_DiffServer = grpc.ServerStreamingServer[TreeChanges]
+
 // Trees_ServiceDesc is the grpc.ServiceDesc for Trees service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1653,6 +1689,11 @@ var Trees_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Check",
 			Handler:       _Trees_Check_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Diff",
+			Handler:       _Trees_Diff_Handler,
 			ServerStreams: true,
 		},
 	},

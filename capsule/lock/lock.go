@@ -1,4 +1,4 @@
-package tree
+package lock
 
 import (
 	"context"
@@ -9,16 +9,22 @@ import (
 	"github.com/spacestore/space/capsule"
 )
 
-// LockSpace tells flock(2) locks from POSIX byte-range locks, which do not see
+// Space tells flock(2) locks from POSIX byte-range locks, which do not see
 // each other.
-type LockSpace uint8
+type Space uint8
 
-// The lock spaces.
+// The spaces.
 const (
-	POSIX LockSpace = iota
-	Flock           // on the whole file; changing one lets go of it first
-	lockSpaces
+	POSIX Space = iota
+	Flock       // on the whole file; changing one lets go of it first
+	spaces
 )
+
+// Content is the number of the one file of a volume.
+const Content uint64 = 1
+
+// Max is how many locks a table holds, those that are waited for included.
+const Max = 1 << 16
 
 // Lock is a lock on bytes First to Last, both included.
 type Lock struct {
@@ -33,8 +39,9 @@ func (l *Lock) conflicts(o *Lock) bool {
 	return l.Owner != o.Owner && (l.Write || o.Write) && l.First <= o.Last && o.First <= l.Last
 }
 
-// lockTable has the locks on all files of the tree.
-type lockTable struct {
+// Table has the locks on the files of one capsule, which go by number. Its zero
+// value is ready.
+type Table struct {
 	mu      sync.Mutex
 	files   map[lockedFile]*fileLocks
 	waiting map[any][]*lockWait // by owner; POSIX only
@@ -42,8 +49,8 @@ type lockTable struct {
 }
 
 type lockedFile struct {
-	ino   uint64
-	space LockSpace
+	file  uint64
+	space Space
 }
 
 // fileLocks are the locks on a file in one space. An owner's do not overlap.
@@ -67,8 +74,7 @@ func (f *fileLocks) blocker(l *Lock) *Lock {
 	return nil
 }
 
-func (t *lockTable) file(ino uint64, space LockSpace) *fileLocks {
-	k := lockedFile{ino, space}
+func (t *Table) file(k lockedFile) *fileLocks {
 	f := t.files[k]
 	if f == nil {
 		if t.files == nil {
@@ -81,7 +87,7 @@ func (t *lockTable) file(ino uint64, space LockSpace) *fileLocks {
 }
 
 // tidy forgets a file without locks.
-func (t *lockTable) tidy(k lockedFile) {
+func (t *Table) tidy(k lockedFile) {
 	if f := t.files[k]; f != nil && len(f.held) == 0 && f.waiters == 0 {
 		delete(t.files, k)
 	}
@@ -89,7 +95,7 @@ func (t *lockTable) tidy(k lockedFile) {
 
 // carve takes [first, last] out of what owner holds of a file, and tells
 // whether there was any.
-func (t *lockTable) carve(f *fileLocks, owner any, first, last int64) bool {
+func (t *Table) carve(f *fileLocks, owner any, first, last int64) bool {
 	var rest []Lock
 	found := false
 	f.held = slices.DeleteFunc(f.held, func(l Lock) bool {
@@ -116,7 +122,7 @@ func (t *lockTable) carve(f *fileLocks, owner any, first, last int64) bool {
 }
 
 // grant adds a lock, joined with what the owner has of its sort beside it.
-func (t *lockTable) grant(f *fileLocks, l Lock) {
+func (t *Table) grant(f *fileLocks, l Lock) {
 	changed := t.carve(f, l.Owner, l.First, l.Last)
 	f.held = slices.DeleteFunc(f.held, func(o Lock) bool {
 		if o.Owner != l.Owner || o.Write != l.Write || o.Last != math.MaxInt64 && o.Last+1 < l.First || l.Last != math.MaxInt64 && l.Last+1 < o.First {
@@ -139,7 +145,7 @@ func (f *fileLocks) wake() {
 }
 
 // deadlock tells whether owner would wait for itself if it waited for l.
-func (t *lockTable) deadlock(f *fileLocks, l *Lock) bool {
+func (t *Table) deadlock(f *fileLocks, l *Lock) bool {
 	seen := map[any]bool{}
 	todo := []*lockWait{{f, *l}}
 	for len(todo) > 0 {
@@ -160,34 +166,34 @@ func (t *lockTable) deadlock(f *fileLocks, l *Lock) bool {
 	return false
 }
 
-// SetLock takes a lock, or changes what Owner holds of the range. A conflict is
-// WouldBlock; with wait SetLock returns when the lock is held, ctx ends, or
-// waiting would never end (Deadlock; POSIX only).
-func (fs *FS) SetLock(ctx context.Context, ino uint64, space LockSpace, l Lock, wait bool) error {
-	if space >= lockSpaces || l.First < 0 || l.Last < l.First {
+// Set takes a lock, or changes what Owner holds of the range. A conflict is
+// WouldBlock; with wait Set returns when the lock is held, ctx ends, or waiting
+// would never end (Deadlock; POSIX only).
+func (t *Table) Set(ctx context.Context, file uint64, space Space, l Lock, wait bool) error {
+	if space >= spaces || l.First < 0 || l.Last < l.First {
 		return capsule.Errorf(capsule.Invalid, "a lock on bytes %d to %d", l.First, l.Last)
 	}
-	t := &fs.locks
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	f := t.file(ino, space)
-	defer t.tidy(lockedFile{ino, space})
+	k := lockedFile{file, space}
+	f := t.file(k)
+	defer t.tidy(k)
 	if space == Flock && t.carve(f, l.Owner, l.First, l.Last) {
 		f.wake()
 	}
 	for {
-		if t.n+2 > MaxLocks {
-			return capsule.Errorf(capsule.NoSpace, "%d locks are held, the limit", MaxLocks)
+		if t.n+2 > Max {
+			return capsule.Errorf(capsule.NoSpace, "%d locks are held, the limit", Max)
 		}
 		if f.blocker(&l) == nil {
 			t.grant(f, l)
 			return nil
 		}
 		if !wait {
-			return capsule.Errorf(capsule.WouldBlock, "bytes %d to %d of inode %d are locked", l.First, l.Last, ino)
+			return capsule.Errorf(capsule.WouldBlock, "bytes %d to %d are locked by another", l.First, l.Last)
 		}
 		if space == POSIX && t.deadlock(f, &l) {
-			return capsule.Errorf(capsule.Deadlock, "the holder of the lock on inode %d waits for this one", ino)
+			return capsule.Errorf(capsule.Deadlock, "who holds the lock on bytes %d to %d waits for this one", l.First, l.Last)
 		}
 		if err := t.wait(ctx, f, space, l); err != nil {
 			return err
@@ -196,7 +202,7 @@ func (fs *FS) SetLock(ctx context.Context, ino uint64, space LockSpace, l Lock, 
 }
 
 // wait returns when a lock on the file goes. It lets go of t.mu meanwhile.
-func (t *lockTable) wait(ctx context.Context, f *fileLocks, space LockSpace, l Lock) error {
+func (t *Table) wait(ctx context.Context, f *fileLocks, space Space, l Lock) error {
 	w := &lockWait{f, l}
 	if space == POSIX {
 		t.waiting[l.Owner] = append(t.waiting[l.Owner], w)
@@ -223,12 +229,11 @@ func (t *lockTable) wait(ctx context.Context, f *fileLocks, space LockSpace, l L
 	return err
 }
 
-// TestLock returns a lock that is in l's way, if there is one.
-func (fs *FS) TestLock(ino uint64, space LockSpace, l Lock) (Lock, bool) {
-	t := &fs.locks
+// Test returns a lock that is in l's way, if there is one.
+func (t *Table) Test(file uint64, space Space, l Lock) (Lock, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if f := t.files[lockedFile{ino, space}]; f != nil {
+	if f := t.files[lockedFile{file, space}]; f != nil {
 		if b := f.blocker(&l); b != nil {
 			return *b, true
 		}
@@ -237,21 +242,19 @@ func (fs *FS) TestLock(ino uint64, space LockSpace, l Lock) (Lock, bool) {
 }
 
 // Unlock gives up what owner holds of bytes first to last.
-func (fs *FS) Unlock(ino uint64, space LockSpace, owner any, first, last int64) {
-	t := &fs.locks
+func (t *Table) Unlock(file uint64, space Space, owner any, first, last int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	k := lockedFile{ino, space}
+	k := lockedFile{file, space}
 	if f := t.files[k]; f != nil && t.carve(f, owner, first, last) {
 		f.wake()
 		t.tidy(k)
 	}
 }
 
-// ReleaseLocks gives up all locks of the owners that gone tells: after the end
-// of a client or view.
-func (fs *FS) ReleaseLocks(gone func(owner any) bool) {
-	t := &fs.locks
+// Release gives up all locks of the owners that gone tells: after the end of a
+// client or view.
+func (t *Table) Release(gone func(owner any) bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for k, f := range t.files {
