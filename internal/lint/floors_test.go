@@ -29,6 +29,7 @@ var floors = [][]string{
 	{"capsule"},
 	{"pipeline"},
 	{"internal/vfs/...", "internal/clock", "internal/notify", "internal/testenv/..."},
+	{"internal/testenv/kernelvm/agent"},
 	{"vendorstubs/..."},
 }
 
