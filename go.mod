@@ -3,6 +3,7 @@ module github.com/spacestore/space
 go 1.26.0
 
 require (
+	filippo.io/bigmod v0.1.0
 	github.com/PlakarKorp/go-cdc-chunkers v1.1.0
 	github.com/cockroachdb/pebble/v2 v2.1.7
 	github.com/hanwen/go-fuse/v2 v2.12.1
