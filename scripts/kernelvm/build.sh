@@ -31,6 +31,7 @@ PATH=$PATH:/usr/sbin:/sbin
 cache=${XDG_CACHE_HOME:-$PWD/../cache}/kernelvm
 mkdir -p "$cache"
 cache=$(cd "$cache" && pwd)
+# shellcheck source=/dev/null
 release=$(. /etc/os-release && echo "$ID $VERSION_ID")
 key=$( (cat build.sh init.sh && echo "$release") | sha256sum | cut -c1-16)
 out=$cache/$key
@@ -79,7 +80,7 @@ for dir in bin sbin lib lib64; do
 		rm -r "${tree:?}/$dir"
 	fi
 done
-rm -rf "$tree"/usr/{share,include,games,local,src}
+rm -rf "${tree:?}"/usr/{share,include,games,local,src}
 kernels=("$tree"/boot/vmlinuz-*)
 [[ ${#kernels[@]} = 1 ]] || die "packages hold ${#kernels[@]} kernels"
 version=${kernels[0]##*/vmlinuz-}
@@ -103,13 +104,13 @@ declare -A loaded
 for driver in "${drivers[@]}"; do
 	# Modules that it needs, last one first; each is loaded from a file whose
 	# name says the order.
-	for file in $(awk -F: -v want="/$driver.ko" '
-		substr($1, length($1) - length(want) + 1) == want { n = split($2, need, " "); while (n > 0) print need[n--]; print $1 }' \
-		"$modules/modules.dep"); do
+	while read -r file; do
 		[[ -z ${loaded[$file]:-} ]] || continue
 		loaded[$file]=1
 		cp "$modules/$file" "$root/lib.init/$(printf %02d ${#loaded[@]})-${file##*/}"
-	done
+	done < <(awk -F: -v want="/$driver.ko" '
+		substr($1, length($1) - length(want) + 1) == want { n = split($2, need, " "); while (n > 0) print need[n--]; print $1 }' \
+		"$modules/modules.dep")
 done
 ((${#loaded[@]} > 0)) || die "no drivers found in $modules/modules.dep"
 # What the programs look up: libtirpc the netconfig, mount.nfs the protocols.

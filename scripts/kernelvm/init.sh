@@ -1,4 +1,5 @@
 #!/busybox sh
+# shellcheck shell=sh
 # The test machine's first process: drivers, file systems, the network, then the
 # agent that runs what the test asks for. It reaps what the agent's jobs leave.
 export PATH=/usr/sbin:/usr/bin HOME=/root TERM=dumb

@@ -123,7 +123,7 @@ func TestPut(t *testing.T) {
 	}
 }
 
-func TestKernelLog(t *testing.T) {
+func TestPassesOnTheKernelsLog(t *testing.T) {
 	c := serve(t, "6,339,5140900,-;NET: Registered PF_NETLINK\n SUBSYSTEM=net\n")
 	c.next()
 	if m := c.next(); m.Kind != Log || string(m.Data) != "5.140s NET: Registered PF_NETLINK" {
