@@ -120,6 +120,10 @@ echo '127.0.0.1 localhost' >"$root/etc/hosts"
 printf '%s\n' 'tcp 6 TCP' 'udp 17 UDP' >"$root/etc/protocols"
 cp "$tree/etc/netconfig" "$root/etc/"
 ln -s /proc/self/mounts "$root/etc/mtab"
+# The NVMe host's identity, the same at every boot, so that a target knows it again.
+host=7a6e1f0c-5d0b-4c52-9f5e-2f8f6f3c1a01
+echo "nqn.2014-08.org.nvmexpress:uuid:$host" >"$root/etc/nvme/hostnqn"
+echo "$host" >"$root/etc/nvme/hostid"
 
 # --- the three files ------------------------------------------------------------
 mkdir "$work/out"

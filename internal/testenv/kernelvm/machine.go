@@ -170,7 +170,7 @@ func (m *Machine) start(files, initrd string) error {
 		"-netdev", "user,id="+network+",ipv6=off", "-device", "virtio-net-pci,romfile=,netdev="+network,
 		"-kernel", filepath.Join(files, "vmlinuz"), "-initrd", initrd,
 		"-append", "console=ttyS0 loglevel=4 quiet panic=-1 oops=panic nokaslr mitigations=off init_on_alloc=0 "+
-			"random.trust_cpu=on tsc=reliable no_timer_check net.ifnames=0 "+
+			"random.trust_cpu=on tsc=reliable no_timer_check net.ifnames=0 nowatchdog rcupdate.rcu_cpu_stall_suppress=1 hardened_usercopy=off "+
 			fmt.Sprintf("nvme_core.io_timeout=%d nvme_core.admin_timeout=%[1]d", int(Patience.Seconds())))
 	m.qemu.Stdout, m.qemu.Stderr = &m.console, &m.console
 	m.qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -418,11 +418,17 @@ func (j *Job) Must(t testing.TB) string {
 // WaitFor waits until the job has written text to its standard output.
 func (j *Job) WaitFor(t testing.TB, text string) {
 	t.Helper()
+	j.WaitCount(t, text, 1)
+}
+
+// WaitCount waits until the job has written text n times.
+func (j *Job) WaitCount(t testing.TB, text string, n int) {
+	t.Helper()
 	timeout := time.NewTimer(Patience)
 	defer timeout.Stop()
 	for {
 		j.m.mu.Lock()
-		seen, grown := strings.Contains(j.stdout.String(), text), j.grown
+		seen, grown := bytes.Count(j.stdout.Bytes(), []byte(text)) >= n, j.grown
 		j.m.mu.Unlock()
 		if seen {
 			return
@@ -435,11 +441,18 @@ func (j *Job) WaitFor(t testing.TB, text string) {
 		}
 		j.m.mu.Lock()
 		defer j.m.mu.Unlock()
-		if strings.Contains(j.stdout.String(), text) {
+		if bytes.Count(j.stdout.Bytes(), []byte(text)) >= n {
 			return
 		}
-		t.Fatalf("a script has not written %q (it ended or hung):\nstdout: %s\nstderr: %s", text, &j.stdout, &j.stderr)
+		t.Fatalf("a script has not written %q %d times (it ended or hung):\nstdout: %s\nstderr: %s", text, n, &j.stdout, &j.stderr)
 	}
+}
+
+// Output returns what the job has written to its standard output so far.
+func (j *Job) Output() string {
+	j.m.mu.Lock()
+	defer j.m.mu.Unlock()
+	return j.stdout.String()
 }
 
 // Result is how a script ended.
