@@ -32,6 +32,8 @@ type Command struct {
 	Data []byte   // what the command sends or receives, by its opcode
 	What string   // for errors: "read of 8 blocks at 0"; made from the opcode if it is empty
 	Tag  int      // the caller's
+	// Short says that fewer bytes than Data holds are no error.
+	Short bool
 
 	Result uint64 // of the completion
 	N      int    // bytes received
@@ -124,11 +126,12 @@ type Queue struct {
 	done    []*Command // finished commands that were submitted without Do
 	waiting []*waiter
 
-	awaited  int // commands in flight that the target has to answer
-	owed     int // of these, those that the target sends data for
-	armed    time.Time
-	armedW   time.Time
-	unheeded bool // a read deadline is set
+	awaited  int       // commands in flight that the target has to answer
+	owed     int       // of these, those that the target sends data for
+	armed    time.Time // when that was
+	armedW   time.Time // the same for writing
+	pdus     int       // since then, roughly
+	deadline bool      // one is set for reading
 }
 
 // queueOptions are what a connection agrees on.
@@ -254,8 +257,9 @@ func (q *Queue) settle() {
 	q.pending.reset()
 	for i := range q.slots {
 		if c := q.slots[i].c; c != nil {
-			c.Err = capsule.Wrap(capsule.Unavailable, q.err, "%s", what(q.admin, c))
-			c.unsent = 0
+			if !c.responded {
+				c.Err = capsule.Wrap(capsule.Unavailable, q.err, "%s", what(q.admin, c))
+			}
 			q.finish(c)
 		}
 	}
@@ -342,7 +346,7 @@ func (q *Queue) submit(c *Command, do bool) error {
 	s := &q.slots[i]
 	s.c = c
 	s.use++
-	*c = Command{SQE: c.SQE, Data: c.Data, What: c.What, Tag: c.Tag, silent: c.silent, do: do, cid: s.use<<slotBits | i}
+	*c = Command{SQE: c.SQE, Data: c.Data, What: c.What, Tag: c.Tag, Short: c.Short, silent: c.silent, do: do, cid: s.use<<slotBits | i}
 	c.SQE.SetCID(c.cid)
 	if !c.silent {
 		if q.awaited++; q.awaited == 1 && q.reading {
@@ -393,9 +397,6 @@ func (q *Queue) await(ready func() bool) {
 			continue
 		}
 		q.flush()
-		if q.writing && q.err != nil && !q.reading {
-			// The writer ends soon, and settles.
-		}
 		if w == nil {
 			w = &waiter{ready: ready, ch: make(chan struct{}, 1)}
 		}
@@ -414,7 +415,8 @@ func (q *Queue) await(ready func() bool) {
 // advance reads one PDU and does what it says.
 func (q *Queue) advance() {
 	q.reading = true
-	if !q.r.Buffered() {
+	if q.pdus++; !q.r.Buffered() || q.pdus >= 16 { // a busy queue never waits, and needs its deadline moved all the same
+		q.pdus = 0
 		q.flush()
 		q.arm()
 	}
@@ -432,17 +434,17 @@ func (q *Queue) advance() {
 // arm sets the deadline for the target's next answer, if there has to be one.
 func (q *Queue) arm() {
 	if q.awaited == 0 {
-		if q.unheeded {
+		if q.deadline {
 			q.conn.SetReadDeadline(time.Time{})
-			q.unheeded = false
+			q.deadline = false
 		}
 		return
 	}
 	now := time.Now()
-	if q.unheeded && now.Sub(q.armed) < q.timeout/4 {
+	if q.deadline && now.Sub(q.armed) < q.timeout/4 {
 		return
 	}
-	if q.unheeded {
+	if q.deadline {
 		// A quarter of the timeout passed with answers. Is a command left out?
 		for i := range q.slots {
 			if c := q.slots[i].c; c != nil && !c.silent {
@@ -455,7 +457,7 @@ func (q *Queue) arm() {
 		}
 	}
 	q.conn.SetReadDeadline(now.Add(q.timeout))
-	q.armed, q.unheeded = now, true
+	q.armed, q.deadline = now, true
 }
 
 func (q *Queue) silence() error {
@@ -601,6 +603,8 @@ func (q *Queue) respond(c *Command, s wire.Status) {
 		c.Err = &CommandError{what(q.admin, c), s, c.Result}
 	case c.digest:
 		c.Err = capsule.Wrap(capsule.IO, ErrDataDigest, "%s", what(q.admin, c))
+	case !c.Short && direction(&c.SQE) == toHost && c.N < len(c.Data):
+		c.Err = capsule.Errorf(capsule.IO, "%s: success, says the target, but sent %d bytes of %d", what(q.admin, c), c.N, len(c.Data))
 	}
 	if c.unsent > 0 {
 		c.responded = true // its data is still being written
