@@ -213,6 +213,26 @@ func TestKernelNvmet(t *testing.T) {
 		vm.Run(t, "echo 1 >/sys/kernel/config/nvmet/subsystems/"+nvmetNQN+"/attr_allow_any_host")
 	})
 
+	t.Run("growth", func(t *testing.T) {
+		c := connect(t, nvmetNQN, host.Options{})
+		events, err := c.Events(ctx, wire.EventsNamespace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		vm.Run(t, "truncate -s 65m /tmp/device; losetup -c /dev/loop0; echo 1 >/sys/kernel/config/nvmet/subsystems/"+nvmetNQN+"/namespaces/1/revalidate_size")
+		e, ok := <-events
+		if !ok {
+			t.Fatal("the connection ended")
+		}
+		changed := make([]byte, 4096)
+		if err := c.LogPage(ctx, e.LogPage, 0, 0, changed); err != nil || changed[0] != 1 {
+			t.Errorf("event %+v; changed namespaces %v, %v", e, changed[:4], err)
+		}
+		if n, err := c.Namespace(ctx, 1); err != nil || n.Size() != 65<<20 {
+			t.Errorf("after it grew to 65 MiB: %+v, %v", n, err)
+		}
+	})
+
 	t.Run("the target goes away", func(t *testing.T) {
 		c := connect(t, nvmetNQN, host.Options{})
 		queues, err := c.OpenQueues(ctx, 1, 32)
