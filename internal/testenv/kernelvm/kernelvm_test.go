@@ -99,4 +99,13 @@ func TestKernelMachine(t *testing.T) {
 			}
 		}
 	})
+	t.Run("its end is noticed", func(t *testing.T) {
+		job := vm.Start(t, "sleep 100000")
+		vm.Start(t, "poweroff -f")
+		<-job.Done()
+		if late := vm.Start(t, "true"); late.status >= 0 {
+			<-late.Done()
+			t.Errorf("a machine that is off ran a script: %d", late.status)
+		}
+	})
 }
