@@ -236,11 +236,18 @@ func TestZeroes(t *testing.T) {
 	dsm.SetCDW(11, wire.DSMDeallocate)
 	q.ok(q.do(dsm, wire.AppendDSMRange(wire.AppendDSMRange(nil, wire.DSMRange{SLBA: 1, Blocks: 2}), wire.DSMRange{SLBA: 3, Blocks: 7})))
 	wantZero(512, 9*512)
+	// Linux sends as much as 256 ranges take, however few there are.
 	fill()
+	dsm.SetCDW(10, 0)
+	q.ok(q.do(dsm, append(wire.AppendDSMRange(nil, wire.DSMRange{SLBA: 2, Blocks: 1}), bytes.Repeat([]byte{0xff}, 4096-16)...)))
+	wantZero(1024, 512)
+	q.want(q.do(dsm, make([]byte, 4097)), wire.SGLInvalidLength)
+	fill()
+	dsm.SetCDW(10, 1)
 	dsm.SetCDW(11, 1) // a hint without deallocation
 	q.ok(q.do(dsm, make([]byte, 32)))
 	wantZero(0, 0)
-	if m.count.trim != 3 {
+	if m.count.trim != 4 {
 		t.Errorf("%d trims", m.count.trim)
 	}
 }
