@@ -171,7 +171,7 @@ func (m *Machine) start(files, initrd string) error {
 		"-kernel", filepath.Join(files, "vmlinuz"), "-initrd", initrd,
 		"-append", "console=ttyS0 loglevel=4 quiet panic=-1 oops=panic nokaslr mitigations=off init_on_alloc=0 "+
 			"random.trust_cpu=on tsc=reliable no_timer_check net.ifnames=0 nowatchdog rcupdate.rcu_cpu_stall_suppress=1 hardened_usercopy=off "+
-			fmt.Sprintf("nvme_core.io_timeout=%d nvme_core.admin_timeout=%[1]d", int(Patience.Seconds())))
+			fmt.Sprintf("nvme_core.io_timeout=%d", int(Patience.Seconds())))
 	m.qemu.Stdout, m.qemu.Stderr = &m.console, &m.console
 	m.qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)

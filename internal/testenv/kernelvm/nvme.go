@@ -42,7 +42,7 @@ live() {
 verify() {
 	dev=$1
 	shift
-	fio --name=verify --filename=$dev --rw=randwrite --direct=1 --ioengine=io_uring --verify=crc32c --verify_fatal=1 \
+	fio --name=verify --filename=$dev --rw=randwrite --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1 \
 		--verify_state_save=0 --randrepeat=0 --output-format=terse "$@" >/tmp/fio.out 2>&1 || { cat /tmp/fio.out >&2; return 1; }
 }
 
