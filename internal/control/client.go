@@ -599,9 +599,7 @@ func (c *Client) ExportKey(ctx context.Context) (string, error) {
 
 // Mount implements API.
 func (c *Client) Mount(ctx context.Context, req MountRequest) (views.Info, error) {
-	return c.projection(ctx)(c.projections.Mount(ctx, &controlpb.MountRequest{View: req.View, Ref: req.Ref, All: req.All,
-		Target: req.Target, AllowOther: req.AllowOther,
-		ReadOnly: req.ReadOnly, Snapshot: req.Snapshot}))
+	return c.projection(ctx)(c.projections.Mount(ctx, mountTo(req)))
 }
 
 func (c *Client) projection(ctx context.Context) func(*controlpb.Projection, error) (views.Info, error) {
@@ -622,6 +620,19 @@ func (c *Client) Projections(ctx context.Context) ([]views.Info, error) {
 	list := make([]views.Info, len(p.GetProjections()))
 	for i, one := range p.GetProjections() {
 		list[i] = projectionFrom(one)
+	}
+	return list, nil
+}
+
+// Clients implements API.
+func (c *Client) Clients(ctx context.Context) ([]views.Client, error) {
+	p, err := c.projections.Clients(ctx, &controlpb.ClientsRequest{})
+	if err != nil {
+		return nil, c.fromStatus(ctx, err)
+	}
+	list := make([]views.Client, len(p.GetClients()))
+	for i, one := range p.GetClients() {
+		list[i] = clientFrom(one)
 	}
 	return list, nil
 }

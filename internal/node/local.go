@@ -162,6 +162,9 @@ func (l *Local) Mount(_ context.Context, req control.MountRequest) (views.Info, 
 // Projections implements control.API.
 func (l *Local) Projections(context.Context) ([]views.Info, error) { return nil, nil }
 
+// Clients implements control.API.
+func (l *Local) Clients(context.Context) ([]views.Client, error) { return nil, nil }
+
 // Unmount implements control.API.
 func (l *Local) Unmount(_ context.Context, ref string, _ bool) (views.Info, error) {
 	return views.Info{}, noProjection(ref)

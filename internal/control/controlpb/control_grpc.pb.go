@@ -1662,6 +1662,7 @@ var Trees_ServiceDesc = grpc.ServiceDesc{
 const (
 	Projections_Mount_FullMethodName   = "/space.control.v1.Projections/Mount"
 	Projections_List_FullMethodName    = "/space.control.v1.Projections/List"
+	Projections_Clients_FullMethodName = "/space.control.v1.Projections/Clients"
 	Projections_Unmount_FullMethodName = "/space.control.v1.Projections/Unmount"
 	Projections_Wait_FullMethodName    = "/space.control.v1.Projections/Wait"
 )
@@ -1672,6 +1673,7 @@ const (
 type ProjectionsClient interface {
 	Mount(ctx context.Context, in *MountRequest, opts ...grpc.CallOption) (*Projection, error)
 	List(ctx context.Context, in *ProjectionsRequest, opts ...grpc.CallOption) (*ProjectionList, error)
+	Clients(ctx context.Context, in *ClientsRequest, opts ...grpc.CallOption) (*ClientList, error)
 	Unmount(ctx context.Context, in *UnmountRequest, opts ...grpc.CallOption) (*Projection, error)
 	// Wait returns when a projection has ended, whoever ended it.
 	Wait(ctx context.Context, in *WaitRequest, opts ...grpc.CallOption) (*Projection, error)
@@ -1705,6 +1707,16 @@ func (c *projectionsClient) List(ctx context.Context, in *ProjectionsRequest, op
 	return out, nil
 }
 
+func (c *projectionsClient) Clients(ctx context.Context, in *ClientsRequest, opts ...grpc.CallOption) (*ClientList, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ClientList)
+	err := c.cc.Invoke(ctx, Projections_Clients_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *projectionsClient) Unmount(ctx context.Context, in *UnmountRequest, opts ...grpc.CallOption) (*Projection, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Projection)
@@ -1731,6 +1743,7 @@ func (c *projectionsClient) Wait(ctx context.Context, in *WaitRequest, opts ...g
 type ProjectionsServer interface {
 	Mount(context.Context, *MountRequest) (*Projection, error)
 	List(context.Context, *ProjectionsRequest) (*ProjectionList, error)
+	Clients(context.Context, *ClientsRequest) (*ClientList, error)
 	Unmount(context.Context, *UnmountRequest) (*Projection, error)
 	// Wait returns when a projection has ended, whoever ended it.
 	Wait(context.Context, *WaitRequest) (*Projection, error)
@@ -1749,6 +1762,9 @@ func (UnimplementedProjectionsServer) Mount(context.Context, *MountRequest) (*Pr
 }
 func (UnimplementedProjectionsServer) List(context.Context, *ProjectionsRequest) (*ProjectionList, error) {
 	return nil, status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedProjectionsServer) Clients(context.Context, *ClientsRequest) (*ClientList, error) {
+	return nil, status.Error(codes.Unimplemented, "method Clients not implemented")
 }
 func (UnimplementedProjectionsServer) Unmount(context.Context, *UnmountRequest) (*Projection, error) {
 	return nil, status.Error(codes.Unimplemented, "method Unmount not implemented")
@@ -1813,6 +1829,24 @@ func _Projections_List_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Projections_Clients_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ClientsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ProjectionsServer).Clients(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Projections_Clients_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ProjectionsServer).Clients(ctx, req.(*ClientsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Projections_Unmount_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(UnmountRequest)
 	if err := dec(in); err != nil {
@@ -1863,6 +1897,10 @@ var Projections_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "List",
 			Handler:    _Projections_List_Handler,
+		},
+		{
+			MethodName: "Clients",
+			Handler:    _Projections_Clients_Handler,
 		},
 		{
 			MethodName: "Unmount",
