@@ -524,6 +524,7 @@ func (u *Update) Write(file uint64, off int64, p []byte) (grew int64, err error)
 	if full := int(BlockSize-off%BlockSize) % BlockSize; len(p) >= full+BlockSize {
 		// Whole blocks need not go through the journal.
 		end := full + (len(p)-full)/BlockSize*BlockSize
+		u.data -= full // this call counts it again
 		if grew, err = u.Write(file, off, p[:full]); err != nil {
 			return grew, err
 		}
@@ -531,7 +532,6 @@ func (u *Update) Write(file uint64, off int64, p []byte) (grew int64, err error)
 		if grew += n; err != nil {
 			return grew, err
 		}
-		u.data -= full // counted twice
 		p = p[end:]
 		off += int64(end)
 	}
