@@ -77,4 +77,10 @@ type Backend interface {
 type Projection struct {
 	Info
 	Backend
+	// Describe, if not nil, brings up to date what of Info changes.
+	Describe func(*Info)
 }
+
+// NewID returns an ID for a projection. A view that gives its projections IDs,
+// so as to know them again, gives such; the Registry gives the others theirs.
+func NewID() string { return capsule.NewID(time.Now()).String()[28:] }

@@ -890,6 +890,7 @@ func TestSettings(t *testing.T) {
 	file := filepath.Join(c.home, "space.yaml")
 	for text, says := range map[string]string{
 		"cache_size: 32MiB\nfoo: 1\n":          "space.yaml:2: unknown setting \"foo\"",
+		"nvme:\n  listen: [127.0.0.1]\n":       "space.yaml:2: listen: \"127.0.0.1\"",
 		"\n\nlog_format: xml\n":                "space.yaml:3: log_format",
 		"cache_size: [1]\n":                    "space.yaml:1",
 		"a: 'unclosed":                         "space.yaml",

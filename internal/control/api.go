@@ -194,9 +194,9 @@ type NVMeExport struct {
 
 // NVMeHost is a host that may connect.
 type NVMeHost struct {
-	NQN        string
-	Secret     string // "": it need not authenticate
-	CtrlSecret string // "": we do not authenticate to it
+	NQN        string `json:"nqn"`
+	Secret     string `json:"secret,omitempty"`      // "": it need not authenticate
+	CtrlSecret string `json:"ctrl_secret,omitempty"` // "": we do not authenticate to it
 }
 
 // Node is about the process that answers.

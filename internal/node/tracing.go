@@ -61,10 +61,10 @@ func serviceName() string {
 }
 
 // span runs fn in a span, which tells how it ended.
-func span(ctx context.Context, name string, fn func(context.Context, trace.Span) error, about ...attribute.KeyValue) error {
+func span(ctx context.Context, name string, fn func(context.Context) error, about ...attribute.KeyValue) error {
 	ctx, s := tracer.Start(ctx, name, trace.WithAttributes(about...))
 	defer s.End()
-	err := fn(ctx, s)
+	err := fn(ctx)
 	if err != nil {
 		s.SetStatus(codes.Error, err.Error())
 		s.SetAttributes(attribute.String("error.type", capsule.KindOf(err).String()))
