@@ -127,6 +127,11 @@ func (v *nvmeView) usePort(addr string, mayFail bool) (*nvmePort, error) {
 			return nil, err
 		}
 	}
+	if port.down != nil && !mayFail {
+		if err := v.listen(port); err != nil {
+			return nil, err
+		}
+	}
 	if port.port.DiscoveryOnly {
 		return nil, capsule.Errorf(capsule.Conflict, "%s is for discovery alone (%s)", addr, ConfigName)
 	}
