@@ -18,6 +18,13 @@
 // way finish, projections end, the store closes, the lock is free. A command
 // that comes in between finds the socket gone and the lock taken, and waits.
 //
+// A node also takes the snapshots that policies ask for (retention.go), as long
+// as it runs.
+//
+// An ephemeral node ends with its last projection. Deciding to end and
+// starting a projection exclude each other; a mount that comes too late is
+// told Unavailable, and its command starts the next node.
+//
 // # NVMe/TCP
 //
 // Mounts end with their node. What is projected through NVMe (nvme.go) does
@@ -34,11 +41,4 @@
 // metrics.go answers Prometheus, where metrics_listen says so, from numbers that
 // the store and the target have at hand. tracing.go sends spans to a collector of
 // OpenTelemetry, if the environment names one. Neither costs anything otherwise.
-//
-// A node also takes the snapshots that policies ask for (retention.go), as long
-// as it runs.
-//
-// An ephemeral node ends with its last projection. Deciding to end and
-// starting a projection exclude each other; a mount that comes too late is
-// told Unavailable, and its command starts the next node.
 package node
