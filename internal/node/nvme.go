@@ -54,6 +54,7 @@ type nvmeView struct {
 	config     NVMeConfig
 	configured bool // the addresses of config are open
 	ports      []*nvmePort
+	lastPort   uint16                    // the last ID that a port was given
 	subsystems map[string]*nvmeSubsystem // by NQN
 	exports    map[nvmeKey]*nvmeProjection
 	waiting    []nvmeWaiting // of space.yaml, that could not be served yet
@@ -178,6 +179,9 @@ func (v *nvmeView) configure() error {
 		hosts, err := configHosts(v.home, c.Hosts)
 		if err == nil {
 			err = v.addSubsystem(c.NQN, &nvmeSubsystem{hosts: hosts, configured: true, namespaces: map[uint32]*nvmeProjection{}})
+		}
+		if err == nil {
+			err = v.setPaths(c.NQN)
 		}
 		if err != nil {
 			return capsule.Wrap(capsule.Invalid, err, "%s: subsystem %s", ConfigName, c.NQN)
@@ -419,7 +423,15 @@ func (v *nvmeView) start(ctx context.Context, id capsule.ID, e nvmeExport, kind 
 			return nil, err
 		}
 	}
-	if err := v.attach(p); err != nil {
+	defer func() {
+		if err != nil && len(sub.namespaces) > 0 {
+			err = errors.Join(err, v.setPaths(p.NQN))
+		}
+	}()
+	if err = v.setPaths(p.NQN, p); err == nil {
+		err = v.attach(p)
+	}
+	if err != nil {
 		if kind == startAsked {
 			err = errors.Join(err, forgetExport(ctx, v.store, id, &p.nvmeExport))
 		}
@@ -525,12 +537,11 @@ func (v *nvmeView) addSubsystem(nqn string, s *nvmeSubsystem) error {
 	// Whoever serves this subsystem, now or later, must give it the same serial number.
 	sum := sha256.Sum256([]byte(nqn))
 	err := v.target.AddSubsystem(nvme.Subsystem{NQN: nqn, Serial: hex.EncodeToString(sum[:10]), Model: nvmeModel,
-		AllowAnyHost: len(s.hosts) == 0, Hosts: targetHosts(s.hosts)})
-	if err != nil {
-		return err
+		AllowAnyHost: len(s.hosts) == 0, Hosts: targetHosts(s.hosts), Ports: []uint16{}})
+	if err == nil {
+		v.subsystems[nqn] = s
 	}
-	v.subsystems[nqn] = s
-	return v.showPaths(nqn)
+	return err
 }
 
 func (v *nvmeView) removeSubsystem(nqn string) {
@@ -562,6 +573,8 @@ func (v *nvmeView) stop(ctx context.Context, p *nvmeProjection, forget bool) err
 	delete(sub.namespaces, p.NSID)
 	if len(sub.namespaces) == 0 && !sub.configured {
 		v.removeSubsystem(p.NQN)
+	} else {
+		err = errors.Join(err, v.setPaths(p.NQN))
 	}
 	v.releasePorts(p.ports)
 	delete(v.exports, p.key)

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -55,7 +56,7 @@ func (v *nvmeView) openConfigured() error {
 	}
 	v.configured = true
 	for nqn := range v.subsystems {
-		if err := v.showPaths(nqn); err != nil {
+		if err := v.setPaths(nqn); err != nil {
 			return err
 		}
 	}
@@ -115,7 +116,7 @@ func (v *nvmeView) addPorts(ctx context.Context, p *nvmeProjection, listen []str
 	if err := v.noteAgain(ctx, p); err != nil {
 		return undo(err)
 	}
-	return v.showPaths(p.NQN)
+	return v.setPaths(p.NQN)
 }
 
 // usePort returns the port at an address, which it opens where there is none.
@@ -159,8 +160,10 @@ func (v *nvmeView) addPort(p *nvmePort, mayFail bool) (*nvmePort, error) {
 			slices.ContainsFunc(v.config.Listen, func(l NVMeListen) bool { return l.PortID == id })
 	}
 	if p.port.ID == 0 {
-		for p.port.ID = 1; taken(p.port.ID); p.port.ID++ {
+		// Not one of a port that may not have ended quite yet.
+		for v.lastPort++; v.lastPort == 0 || taken(v.lastPort); v.lastPort++ {
 		}
+		p.port.ID = v.lastPort
 	}
 	if err := v.listen(p); err != nil && !mayFail {
 		return nil, err
@@ -218,6 +221,11 @@ func (v *nvmeView) pathsOf(p *nvmeProjection) []*nvmePort {
 	if len(p.ports) > 0 {
 		return p.ports
 	}
+	return v.configuredPorts()
+}
+
+// configuredPorts are those of space.yaml at which disks are reached.
+func (v *nvmeView) configuredPorts() []*nvmePort {
 	var list []*nvmePort
 	for _, port := range v.ports {
 		if port.configured && !port.port.DiscoveryOnly {
@@ -244,17 +252,38 @@ func (v *nvmeView) retryPorts() {
 	}
 }
 
-// showPaths tells the hosts of a subsystem how good a path each port is.
-func (v *nvmeView) showPaths(nqn string) error {
-	for _, p := range v.ports {
-		if p.port.DiscoveryOnly || p.ana == nvme.Optimized {
-			continue
+// setPaths tells the target at which ports a subsystem is reached: those of its
+// namespaces, of which also is about to be one, and how good a path each is.
+func (v *nvmeView) setPaths(nqn string, also ...*nvmeProjection) error {
+	sub := v.subsystems[nqn]
+	ids := []uint16{}
+	add := func(ports []*nvmePort) error {
+		for _, p := range ports {
+			if slices.Contains(ids, p.port.ID) {
+				continue
+			}
+			ids = append(ids, p.port.ID)
+			if p.ana == nvme.Optimized {
+				continue
+			}
+			if err := v.target.SetANA(nqn, p.port.ID, 1, p.ana); err != nil {
+				return err
+			}
 		}
-		if err := v.target.SetANA(nqn, p.port.ID, 1, p.ana); err != nil {
+		return nil
+	}
+	if sub.configured {
+		if err := add(v.configuredPorts()); err != nil {
 			return err
 		}
 	}
-	return nil
+	for _, p := range append(also, slices.Collect(maps.Values(sub.namespaces))...) {
+		if err := add(v.pathsOf(p)); err != nil {
+			return err
+		}
+	}
+	slices.Sort(ids)
+	return v.target.SetPorts(nqn, ids)
 }
 
 // configHosts reads what space.yaml says of hosts, secrets in files included.
