@@ -396,7 +396,10 @@ func (q *Queue) await(ready func() bool) {
 			q.advance()
 			continue
 		}
-		q.flush()
+		if !q.writing && !q.pending.empty() && q.err == nil {
+			q.flush() // which may let go of the lock
+			continue
+		}
 		if w == nil {
 			w = &waiter{ready: ready, ch: make(chan struct{}, 1)}
 		}
