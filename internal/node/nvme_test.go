@@ -485,6 +485,8 @@ func TestNVMeConfigured(t *testing.T) {
 	if h.look(4); h.uuid(4) != volume.ID {
 		t.Errorf("UUID %s", h.uuid(4))
 	}
+	for ctx := soon(t); len(b.list.List()) == 0 && ctx.Err() == nil; { // hosts see it a moment before
+	}
 	info := b.only()
 	if !info.NVMe.Configured || !slices.Equal(info.NVMe.Addresses, []string{address}) || info.Note != "" {
 		t.Errorf("%+v %+v", info, info.NVMe)
