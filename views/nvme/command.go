@@ -526,6 +526,16 @@ func (cmd *command) complete(status wire.Status, result uint64) {
 	c.release(buf, mem)
 }
 
+// forget ends a command that is not answered.
+func (cmd *command) forget() {
+	c := cmd.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	cmd.state.Store(stateFree)
+	c.free = append(c.free, cmd.tag)
+	c.busy--
+}
+
 // abort marks a command that waits for a worker (Base 5.1). It reports whether
 // it did, so that the command will not be done.
 func (c *conn) abort(cid uint16) bool {

@@ -160,6 +160,9 @@ func (c *conn) serve() {
 func (c *conn) finish(err error) {
 	if c.draining.Load() {
 		c.finishCommands()
+		if c.ctrl != nil && c.qid == 0 {
+			c.ctrl.awaitQueues(c) // which would end with it
+		}
 	}
 	var p *wire.ProtocolError
 	switch {

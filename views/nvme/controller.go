@@ -2,6 +2,8 @@ package nvme
 
 import (
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -119,6 +121,7 @@ func (c *controller) configure(cc uint32) {
 	old := c.cc
 	c.cc = cc
 	var queues []*conn
+	var requests []uint16
 	enable, was := cc&wire.CCEnable != 0, old&wire.CCEnable != 0
 	switch {
 	case enable && !was:
@@ -136,6 +139,7 @@ func (c *controller) configure(cc uint32) {
 			delete(c.queues, id)
 		}
 		c.csts = 0
+		requests = c.events.waiting
 		c.events = events{}
 		c.features = defaultFeatures()
 	}
@@ -144,8 +148,12 @@ func (c *controller) configure(cc uint32) {
 		c.csts = c.csts&^wire.CSTSShutMask | wire.CSTSShutDone>>1 // under way
 	}
 	c.mu.Unlock()
+	for _, tag := range requests {
+		c.admin.command(tag).forget()
+	}
 	for _, q := range queues {
 		q.close()
+		c.s.linger(q, c.hostNQN)
 	}
 	if shutdown {
 		c.shutDown()
@@ -237,6 +245,20 @@ func (c *controller) left(q *conn) {
 		delete(c.queues, q.qid)
 	}
 	c.mu.Unlock()
+}
+
+// awaitQueues waits until the I/O queues are gone, or the admin queue is.
+func (c *controller) awaitQueues(admin *conn) {
+	c.mu.Lock()
+	queues := slices.Collect(maps.Values(c.queues))
+	c.mu.Unlock()
+	for _, q := range queues {
+		select {
+		case <-q.done:
+		case <-admin.done:
+			return
+		}
+	}
 }
 
 func (c *controller) info() ControllerInfo {
