@@ -418,6 +418,10 @@ func (v *nvmeView) start(ctx context.Context, id capsule.ID, e nvmeExport, kind 
 		}
 	}()
 	if kind == startAsked {
+		// What a crash may have left of one that had ended.
+		if err := dropReservations(ctx, v.store, id, p.place()); err != nil {
+			return nil, err
+		}
 		// Durable before hosts see it: they must find it again after a crash.
 		if err := changeExports(ctx, v.store, id, func(list []nvmeExport) []nvmeExport { return append(list, p.nvmeExport) }); err != nil {
 			return nil, err
@@ -569,6 +573,9 @@ func (v *nvmeView) stop(ctx context.Context, p *nvmeProjection, forget bool) err
 		}
 	}
 	err := v.target.RemoveNamespace(p.NQN, p.NSID)
+	if forget && !p.configured { // now that nobody can make new ones
+		err = errors.Join(err, dropReservations(ctx, v.store, p.key.id, p.place()))
+	}
 	sub := v.subsystems[p.NQN]
 	delete(sub.namespaces, p.NSID)
 	if len(sub.namespaces) == 0 && !sub.configured {
@@ -600,6 +607,9 @@ func (v *nvmeView) close(ctx context.Context) error {
 		}
 	}
 	v.serving.Wait()
+	if err != nil {
+		return err // there are commands that still use the disks
+	}
 	for key, p := range v.exports {
 		delete(v.exports, key)
 		err = errors.Join(err, p.disk.Close())
@@ -765,19 +775,32 @@ func (p *nvmeProjection) update(i *views.Info) {
 // LoadReservations implements nvme.Persister.
 func (v *nvmeView) LoadReservations(nqn string, nsid uint32) ([]byte, error) {
 	place := nvmePlace{nqn, nsid}
-	return v.store.Note(context.Background(), v.homeOf(place), place.reservations())
+	id, err := v.homeOf(place)
+	if err != nil {
+		return nil, err
+	}
+	return v.store.Note(context.Background(), id, place.reservations())
 }
 
 // SaveReservations implements nvme.Persister.
 func (v *nvmeView) SaveReservations(nqn string, nsid uint32, state []byte) error {
 	place := nvmePlace{nqn, nsid}
-	return v.store.SetNote(context.Background(), v.homeOf(place), place.reservations(), state)
+	id, err := v.homeOf(place)
+	if err != nil {
+		return err
+	}
+	return v.store.SetNote(context.Background(), id, place.reservations(), state)
 }
 
-func (v *nvmeView) homeOf(p nvmePlace) capsule.ID {
+// homeOf is the capsule that is a namespace.
+func (v *nvmeView) homeOf(p nvmePlace) (capsule.ID, error) {
 	v.homesMu.Lock()
 	defer v.homesMu.Unlock()
-	return v.homes[p]
+	id, ok := v.homes[p]
+	if !ok {
+		return id, capsule.Errorf(capsule.NotFound, "no capsule is namespace %d of %s", p.nsid, p.nqn)
+	}
+	return id, nil
 }
 
 // setHome notes whose namespace is where; the zero ID: nobody's.

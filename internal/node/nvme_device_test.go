@@ -11,12 +11,15 @@ import (
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/capsule/store/keyring"
+	"github.com/spacestore/space/internal/vfs"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
 
-func testStore(t *testing.T) *store.Store {
+func testStore(t *testing.T) *store.Store { return openTestStore(t, vfstest.NewPowerCut()) }
+
+func openTestStore(t *testing.T, fsys vfs.FS) *store.Store {
 	t.Helper()
-	s, err := store.Open(t.Context(), store.Options{Dir: "/space", FS: vfstest.NewPowerCut(), Logger: slog.New(slog.DiscardHandler),
+	s, err := store.Open(t.Context(), store.Options{Dir: "/space", FS: fsys, Logger: slog.New(slog.DiscardHandler),
 		Keys: keyring.Source{MasterKey: strings.Repeat("5a", 32)}})
 	if err != nil {
 		t.Fatal(err)

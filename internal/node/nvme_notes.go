@@ -102,14 +102,20 @@ func changeExports(ctx context.Context, s *store.Store, id capsule.ID, change fu
 	return s.SetNote(ctx, id, nvmeNote, b)
 }
 
-// forgetExport takes a projection out of the notes, with its reservations.
+// forgetExport takes a projection out of the notes.
 func forgetExport(ctx context.Context, s *store.Store, id capsule.ID, e *nvmeExport) error {
-	err := changeExports(ctx, s, id, func(list []nvmeExport) []nvmeExport { return withoutExport(list, e.ID) })
-	if err == nil {
-		err = s.SetNote(ctx, id, e.place().reservations(), nil)
-	}
+	return unlessGone(changeExports(ctx, s, id, func(list []nvmeExport) []nvmeExport { return withoutExport(list, e.ID) }))
+}
+
+// dropReservations forgets the reservations of a namespace.
+func dropReservations(ctx context.Context, s *store.Store, id capsule.ID, p nvmePlace) error {
+	return unlessGone(s.SetNote(ctx, id, p.reservations(), nil))
+}
+
+// unlessGone is err unless it says that the capsule is gone: notes go with it.
+func unlessGone(err error) error {
 	if capsule.KindOf(err) == capsule.NotFound {
-		return nil // they went with the capsule
+		return nil
 	}
 	return err
 }
@@ -147,7 +153,10 @@ func forgetNVMe(ctx context.Context, s *store.Store, ref string) (info views.Inf
 		found = true
 		info = views.Info{ID: e.ID, View: views.NVMe, Target: e.targetName(), Capsule: id, Mode: views.ModeTCP, Since: e.Since,
 			NVMe: &views.Namespace{NQN: e.NQN, NSID: e.NSID, Snapshot: e.Snapshot, ReadOnly: e.ReadOnly, Addresses: e.Listen}}
-		return forgetExport(ctx, s, id, &e)
+		if err := forgetExport(ctx, s, id, &e); err != nil {
+			return err
+		}
+		return dropReservations(ctx, s, id, e.place())
 	}, func(capsule.ID, error) {})
 	if err == nil && !found {
 		err = noProjection(ref)

@@ -17,6 +17,7 @@ import (
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/internal/control"
+	"github.com/spacestore/space/internal/vfs/vfstest"
 	"github.com/spacestore/space/views"
 	"github.com/spacestore/space/views/nvme/dhchap"
 	"github.com/spacestore/space/views/nvme/host"
@@ -44,7 +45,11 @@ type viewBox struct {
 }
 
 func newViewBox(t *testing.T, config *NVMeConfig) *viewBox {
-	b := &viewBox{t: t, s: testStore(t), home: t.TempDir(), config: config}
+	return newViewBoxOn(t, testStore(t), config)
+}
+
+func newViewBoxOn(t *testing.T, s *store.Store, config *NVMeConfig) *viewBox {
+	b := &viewBox{t: t, s: s, home: t.TempDir(), config: config}
 	b.start()
 	t.Cleanup(func() { b.stop() })
 	return b
@@ -677,6 +682,79 @@ func TestNVMeRefusals(t *testing.T) {
 	b.mu.Unlock()
 	b.restart()
 	b.only()
+}
+
+// A node that ends while hosts write answers what it took, and all of that is
+// there afterwards; hosts that come back go on.
+func TestNVMeDrain(t *testing.T) {
+	b := newViewBox(t, nil)
+	newVolume(t, b.s, "v", 8<<20)
+	info := b.must(request("v"))
+	const writers = 4
+	type result struct{ from, to uint64 } // blocks that were acknowledged
+	results := make(chan result, writers)
+	begun := make(chan struct{}, writers)
+	for w := range uint64(writers) {
+		h := connect(t, info, host.Options{})
+		go func() {
+			first := w * 256
+			done := first
+			for ; done < first+256; done++ {
+				if h.ns.Write(context.Background(), h.q, done, pattern(byte(done)), false) != nil {
+					break
+				}
+				if done == first {
+					begun <- struct{}{}
+				}
+			}
+			results <- result{first, done}
+		}()
+	}
+	for range writers {
+		<-begun
+	}
+	b.restart()
+	h := connect(t, info, host.Options{})
+	for range writers {
+		r := <-results
+		if r.to == r.from {
+			t.Error("a host wrote nothing")
+		}
+		for lba := r.from; lba < r.to; lba++ {
+			h.want(lba, pattern(byte(lba)))
+		}
+	}
+}
+
+// After a failed sync no flush and no write is acknowledged any more; what was
+// can be read.
+func TestNVMeFailedSync(t *testing.T) {
+	faults := vfstest.NewFaults(vfstest.NewPowerCut())
+	s := openTestStore(t, faults)
+	b := newViewBoxOn(t, s, nil)
+	newVolume(t, s, "v", 1<<20)
+	h := connect(t, b.must(request("v")), host.Options{})
+	h.write(0, pattern(1))
+	if err := h.ns.Flush(soon(t), h.q); err != nil {
+		t.Fatal(err)
+	}
+	h.write(1, pattern(2))
+	faults.Set(func(op vfstest.Op) error {
+		if op.Kind == vfstest.Sync {
+			return syscall.EIO
+		}
+		return nil
+	})
+	var failed *host.CommandError
+	for range 2 {
+		if err := h.ns.Flush(soon(t), h.q); !errors.As(err, &failed) {
+			t.Errorf("flush: %v", err)
+		}
+		if err := h.ns.Write(soon(t), h.q, 2, pattern(3), true); !errors.As(err, &failed) {
+			t.Errorf("write with FUA: %v", err)
+		}
+	}
+	h.want(0, pattern(1))
 }
 
 // What no node runs can be ended too.
