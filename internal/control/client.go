@@ -613,28 +613,30 @@ func (c *Client) projection(ctx context.Context) func(*controlpb.Projection, err
 
 // Projections implements API.
 func (c *Client) Projections(ctx context.Context) ([]views.Info, error) {
-	p, err := c.projections.List(ctx, &controlpb.ProjectionsRequest{})
+	stream, err := c.projections.List(ctx, &controlpb.ProjectionsRequest{})
 	if err != nil {
 		return nil, c.fromStatus(ctx, err)
 	}
-	list := make([]views.Info, len(p.GetProjections()))
-	for i, one := range p.GetProjections() {
-		list[i] = projectionFrom(one)
-	}
-	return list, nil
+	var list []views.Info
+	err = batches(c, ctx, stream, func(p *controlpb.Projection) error {
+		list = append(list, projectionFrom(p))
+		return nil
+	})
+	return list, err
 }
 
 // Clients implements API.
 func (c *Client) Clients(ctx context.Context) ([]views.Client, error) {
-	p, err := c.projections.Clients(ctx, &controlpb.ClientsRequest{})
+	stream, err := c.projections.Clients(ctx, &controlpb.ClientsRequest{})
 	if err != nil {
 		return nil, c.fromStatus(ctx, err)
 	}
-	list := make([]views.Client, len(p.GetClients()))
-	for i, one := range p.GetClients() {
-		list[i] = clientFrom(one)
-	}
-	return list, nil
+	var list []views.Client
+	err = batches(c, ctx, stream, func(p *controlpb.Client) error {
+		list = append(list, clientFrom(p))
+		return nil
+	})
+	return list, err
 }
 
 // Unmount implements API.

@@ -679,28 +679,30 @@ func projectionReply(p views.Info, err error) (*controlpb.Projection, error) {
 	return projectionTo(p), nil
 }
 
-func (s projectionsServer) List(ctx context.Context, _ *controlpb.ProjectionsRequest) (*controlpb.ProjectionList, error) {
-	list, err := s.api.Projections(ctx)
+func (s projectionsServer) List(_ *controlpb.ProjectionsRequest, stream grpc.ServerStreamingServer[controlpb.Projection]) error {
+	list, err := s.api.Projections(stream.Context())
 	if err != nil {
-		return nil, err
+		return err
 	}
-	out := &controlpb.ProjectionList{}
 	for _, p := range list {
-		out.Projections = append(out.Projections, projectionTo(p))
+		if err := stream.Send(projectionTo(p)); err != nil {
+			return err
+		}
 	}
-	return out, nil
+	return nil
 }
 
-func (s projectionsServer) Clients(ctx context.Context, _ *controlpb.ClientsRequest) (*controlpb.ClientList, error) {
-	list, err := s.api.Clients(ctx)
+func (s projectionsServer) Clients(_ *controlpb.ClientsRequest, stream grpc.ServerStreamingServer[controlpb.Client]) error {
+	list, err := s.api.Clients(stream.Context())
 	if err != nil {
-		return nil, err
+		return err
 	}
-	out := &controlpb.ClientList{}
 	for _, c := range list {
-		out.Clients = append(out.Clients, clientTo(c))
+		if err := stream.Send(clientTo(c)); err != nil {
+			return err
+		}
 	}
-	return out, nil
+	return nil
 }
 
 func (s projectionsServer) Unmount(ctx context.Context, req *controlpb.UnmountRequest) (*controlpb.Projection, error) {

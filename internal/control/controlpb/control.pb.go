@@ -3351,50 +3351,6 @@ func (*ClientsRequest) Descriptor() ([]byte, []int) {
 	return file_control_proto_rawDescGZIP(), []int{51}
 }
 
-type ClientList struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Clients       []*Client              `protobuf:"bytes,1,rep,name=clients,proto3" json:"clients,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ClientList) Reset() {
-	*x = ClientList{}
-	mi := &file_control_proto_msgTypes[52]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ClientList) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ClientList) ProtoMessage() {}
-
-func (x *ClientList) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[52]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ClientList.ProtoReflect.Descriptor instead.
-func (*ClientList) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{52}
-}
-
-func (x *ClientList) GetClients() []*Client {
-	if x != nil {
-		return x.Clients
-	}
-	return nil
-}
-
 // Client is a host that is connected.
 type Client struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3413,7 +3369,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_control_proto_msgTypes[53]
+	mi := &file_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3425,7 +3381,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[53]
+	mi := &file_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3438,7 +3394,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{53}
+	return file_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Client) GetView() string {
@@ -3516,7 +3472,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_control_proto_msgTypes[54]
+	mi := &file_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3528,7 +3484,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[54]
+	mi := &file_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3541,7 +3497,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{54}
+	return file_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Traffic) GetOperations() uint64 {
@@ -3580,7 +3536,7 @@ type ProjectionsRequest struct {
 
 func (x *ProjectionsRequest) Reset() {
 	*x = ProjectionsRequest{}
-	mi := &file_control_proto_msgTypes[55]
+	mi := &file_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3592,7 +3548,7 @@ func (x *ProjectionsRequest) String() string {
 func (*ProjectionsRequest) ProtoMessage() {}
 
 func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[55]
+	mi := &file_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3605,51 +3561,7 @@ func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectionsRequest.ProtoReflect.Descriptor instead.
 func (*ProjectionsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{55}
-}
-
-type ProjectionList struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Projections   []*Projection          `protobuf:"bytes,1,rep,name=projections,proto3" json:"projections,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ProjectionList) Reset() {
-	*x = ProjectionList{}
-	mi := &file_control_proto_msgTypes[56]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ProjectionList) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ProjectionList) ProtoMessage() {}
-
-func (x *ProjectionList) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[56]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ProjectionList.ProtoReflect.Descriptor instead.
-func (*ProjectionList) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{56}
-}
-
-func (x *ProjectionList) GetProjections() []*Projection {
-	if x != nil {
-		return x.Projections
-	}
-	return nil
+	return file_control_proto_rawDescGZIP(), []int{54}
 }
 
 type UnmountRequest struct {
@@ -3662,7 +3574,7 @@ type UnmountRequest struct {
 
 func (x *UnmountRequest) Reset() {
 	*x = UnmountRequest{}
-	mi := &file_control_proto_msgTypes[57]
+	mi := &file_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3674,7 +3586,7 @@ func (x *UnmountRequest) String() string {
 func (*UnmountRequest) ProtoMessage() {}
 
 func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[57]
+	mi := &file_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3687,7 +3599,7 @@ func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountRequest.ProtoReflect.Descriptor instead.
 func (*UnmountRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{57}
+	return file_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *UnmountRequest) GetRef() string {
@@ -3713,7 +3625,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_control_proto_msgTypes[58]
+	mi := &file_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3725,7 +3637,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[58]
+	mi := &file_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3738,7 +3650,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{58}
+	return file_control_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *WaitRequest) GetRef() string {
@@ -3756,7 +3668,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[59]
+	mi := &file_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3768,7 +3680,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[59]
+	mi := &file_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3781,7 +3693,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{59}
+	return file_control_proto_rawDescGZIP(), []int{57}
 }
 
 type StatusResponse struct {
@@ -3798,7 +3710,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[60]
+	mi := &file_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3810,7 +3722,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[60]
+	mi := &file_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3823,7 +3735,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{60}
+	return file_control_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -3876,7 +3788,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_control_proto_msgTypes[61]
+	mi := &file_control_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3888,7 +3800,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[61]
+	mi := &file_control_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3901,7 +3813,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{61}
+	return file_control_proto_rawDescGZIP(), []int{59}
 }
 
 // ErrorDetail rides in the details of a gRPC status: the error's kind, and
@@ -3917,7 +3829,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_control_proto_msgTypes[62]
+	mi := &file_control_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3929,7 +3841,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[62]
+	mi := &file_control_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3942,7 +3854,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{62}
+	return file_control_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ErrorDetail) GetKind() uint32 {
@@ -4233,10 +4145,7 @@ const file_control_proto_rawDesc = "" +
 	"\n" +
 	"configured\x18\b \x01(\bR\n" +
 	"configured\"\x10\n" +
-	"\x0eClientsRequest\"@\n" +
-	"\n" +
-	"ClientList\x122\n" +
-	"\aclients\x18\x01 \x03(\v2\x18.space.control.v1.ClientR\aclients\"\xac\x02\n" +
+	"\x0eClientsRequest\"\xac\x02\n" +
 	"\x06Client\x12\x12\n" +
 	"\x04view\x18\x01 \x01(\tR\x04view\x12\x1c\n" +
 	"\tsubsystem\x18\x02 \x01(\tR\tsubsystem\x12\x12\n" +
@@ -4256,9 +4165,7 @@ const file_control_proto_rawDesc = "" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x19\n" +
 	"\bp50_nano\x18\x03 \x01(\x03R\ap50Nano\x12\x19\n" +
 	"\bp99_nano\x18\x04 \x01(\x03R\ap99Nano\"\x14\n" +
-	"\x12ProjectionsRequest\"P\n" +
-	"\x0eProjectionList\x12>\n" +
-	"\vprojections\x18\x01 \x03(\v2\x1c.space.control.v1.ProjectionR\vprojections\"6\n" +
+	"\x12ProjectionsRequest\"6\n" +
 	"\x0eUnmountRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
 	"\x04lazy\x18\x02 \x01(\bR\x04lazy\"\x1f\n" +
@@ -4314,11 +4221,11 @@ const file_control_proto_rawDesc = "" +
 	"\x06Import\x12\x1c.space.control.v1.PutRequest\x1a\x16.space.control.v1.Info(\x01\x12J\n" +
 	"\x06Export\x12\x1f.space.control.v1.ExportRequest\x1a\x1d.space.control.v1.GetResponse0\x01\x12J\n" +
 	"\x04List\x12!.space.control.v1.ListTreeRequest\x1a\x1d.space.control.v1.TreeEntries0\x01\x12L\n" +
-	"\x05Check\x12\".space.control.v1.CheckTreeRequest\x1a\x1d.space.control.v1.TreeProblem0\x012\xff\x02\n" +
+	"\x05Check\x12\".space.control.v1.CheckTreeRequest\x1a\x1d.space.control.v1.TreeProblem0\x012\xfb\x02\n" +
 	"\vProjections\x12E\n" +
-	"\x05Mount\x12\x1e.space.control.v1.MountRequest\x1a\x1c.space.control.v1.Projection\x12N\n" +
-	"\x04List\x12$.space.control.v1.ProjectionsRequest\x1a .space.control.v1.ProjectionList\x12I\n" +
-	"\aClients\x12 .space.control.v1.ClientsRequest\x1a\x1c.space.control.v1.ClientList\x12I\n" +
+	"\x05Mount\x12\x1e.space.control.v1.MountRequest\x1a\x1c.space.control.v1.Projection\x12L\n" +
+	"\x04List\x12$.space.control.v1.ProjectionsRequest\x1a\x1c.space.control.v1.Projection0\x01\x12G\n" +
+	"\aClients\x12 .space.control.v1.ClientsRequest\x1a\x18.space.control.v1.Client0\x01\x12I\n" +
 	"\aUnmount\x12 .space.control.v1.UnmountRequest\x1a\x1c.space.control.v1.Projection\x12C\n" +
 	"\x04Wait\x12\x1d.space.control.v1.WaitRequest\x1a\x1c.space.control.v1.Projection2\xa4\x01\n" +
 	"\x04Node\x12K\n" +
@@ -4337,7 +4244,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_control_proto_goTypes = []any{
 	(*Ref)(nil),                      // 0: space.control.v1.Ref
 	(*Info)(nil),                     // 1: space.control.v1.Info
@@ -4391,17 +4298,15 @@ var file_control_proto_goTypes = []any{
 	(*Projection)(nil),               // 49: space.control.v1.Projection
 	(*NVMeNamespace)(nil),            // 50: space.control.v1.NVMeNamespace
 	(*ClientsRequest)(nil),           // 51: space.control.v1.ClientsRequest
-	(*ClientList)(nil),               // 52: space.control.v1.ClientList
-	(*Client)(nil),                   // 53: space.control.v1.Client
-	(*Traffic)(nil),                  // 54: space.control.v1.Traffic
-	(*ProjectionsRequest)(nil),       // 55: space.control.v1.ProjectionsRequest
-	(*ProjectionList)(nil),           // 56: space.control.v1.ProjectionList
-	(*UnmountRequest)(nil),           // 57: space.control.v1.UnmountRequest
-	(*WaitRequest)(nil),              // 58: space.control.v1.WaitRequest
-	(*StatusRequest)(nil),            // 59: space.control.v1.StatusRequest
-	(*StatusResponse)(nil),           // 60: space.control.v1.StatusResponse
-	(*ShutdownRequest)(nil),          // 61: space.control.v1.ShutdownRequest
-	(*ErrorDetail)(nil),              // 62: space.control.v1.ErrorDetail
+	(*Client)(nil),                   // 52: space.control.v1.Client
+	(*Traffic)(nil),                  // 53: space.control.v1.Traffic
+	(*ProjectionsRequest)(nil),       // 54: space.control.v1.ProjectionsRequest
+	(*UnmountRequest)(nil),           // 55: space.control.v1.UnmountRequest
+	(*WaitRequest)(nil),              // 56: space.control.v1.WaitRequest
+	(*StatusRequest)(nil),            // 57: space.control.v1.StatusRequest
+	(*StatusResponse)(nil),           // 58: space.control.v1.StatusResponse
+	(*ShutdownRequest)(nil),          // 59: space.control.v1.ShutdownRequest
+	(*ErrorDetail)(nil),              // 60: space.control.v1.ErrorDetail
 }
 var file_control_proto_depIdxs = []int32{
 	2,  // 0: space.control.v1.PutRequest.header:type_name -> space.control.v1.PutHeader
@@ -4422,94 +4327,92 @@ var file_control_proto_depIdxs = []int32{
 	47, // 15: space.control.v1.MountRequest.nvme:type_name -> space.control.v1.NVMeExport
 	48, // 16: space.control.v1.NVMeExport.hosts:type_name -> space.control.v1.NVMeHost
 	50, // 17: space.control.v1.Projection.nvme:type_name -> space.control.v1.NVMeNamespace
-	53, // 18: space.control.v1.ClientList.clients:type_name -> space.control.v1.Client
-	54, // 19: space.control.v1.Client.reads:type_name -> space.control.v1.Traffic
-	54, // 20: space.control.v1.Client.writes:type_name -> space.control.v1.Traffic
-	49, // 21: space.control.v1.ProjectionList.projections:type_name -> space.control.v1.Projection
-	35, // 22: space.control.v1.ErrorDetail.damage:type_name -> space.control.v1.Damage
-	3,  // 23: space.control.v1.Capsules.Put:input_type -> space.control.v1.PutRequest
-	4,  // 24: space.control.v1.Capsules.Get:input_type -> space.control.v1.GetRequest
-	0,  // 25: space.control.v1.Capsules.Resolve:input_type -> space.control.v1.Ref
-	0,  // 26: space.control.v1.Capsules.Stat:input_type -> space.control.v1.Ref
-	7,  // 27: space.control.v1.Capsules.List:input_type -> space.control.v1.ListRequest
-	9,  // 28: space.control.v1.Capsules.Rename:input_type -> space.control.v1.RenameRequest
-	0,  // 29: space.control.v1.Capsules.Remove:input_type -> space.control.v1.Ref
-	0,  // 30: space.control.v1.Capsules.Policy:input_type -> space.control.v1.Ref
-	11, // 31: space.control.v1.Capsules.SetPolicy:input_type -> space.control.v1.SetPolicyRequest
-	12, // 32: space.control.v1.Volumes.Create:input_type -> space.control.v1.VolumeHeader
-	13, // 33: space.control.v1.Volumes.Resize:input_type -> space.control.v1.ResizeRequest
-	14, // 34: space.control.v1.Volumes.Import:input_type -> space.control.v1.ImportRequest
-	15, // 35: space.control.v1.Volumes.Export:input_type -> space.control.v1.ExportRequest
-	17, // 36: space.control.v1.Snapshots.Create:input_type -> space.control.v1.SnapshotRef
-	0,  // 37: space.control.v1.Snapshots.List:input_type -> space.control.v1.Ref
-	17, // 38: space.control.v1.Snapshots.Delete:input_type -> space.control.v1.SnapshotRef
-	17, // 39: space.control.v1.Snapshots.Rollback:input_type -> space.control.v1.SnapshotRef
-	20, // 40: space.control.v1.Snapshots.Clone:input_type -> space.control.v1.CloneRequest
-	21, // 41: space.control.v1.Snapshots.Diff:input_type -> space.control.v1.DiffRequest
-	0,  // 42: space.control.v1.Snapshots.Policy:input_type -> space.control.v1.Ref
-	25, // 43: space.control.v1.Snapshots.SetPolicy:input_type -> space.control.v1.SetSnapshotPolicyRequest
-	26, // 44: space.control.v1.Maintenance.Usage:input_type -> space.control.v1.UsageRequest
-	29, // 45: space.control.v1.Maintenance.GC:input_type -> space.control.v1.GCRequest
-	32, // 46: space.control.v1.Maintenance.Verify:input_type -> space.control.v1.VerifyRequest
-	36, // 47: space.control.v1.Keys.Describe:input_type -> space.control.v1.KeysRequest
-	37, // 48: space.control.v1.Keys.Rotate:input_type -> space.control.v1.RotateRequest
-	36, // 49: space.control.v1.Keys.Export:input_type -> space.control.v1.KeysRequest
-	40, // 50: space.control.v1.Trees.Create:input_type -> space.control.v1.CreateTreeRequest
-	3,  // 51: space.control.v1.Trees.Import:input_type -> space.control.v1.PutRequest
-	15, // 52: space.control.v1.Trees.Export:input_type -> space.control.v1.ExportRequest
-	41, // 53: space.control.v1.Trees.List:input_type -> space.control.v1.ListTreeRequest
-	44, // 54: space.control.v1.Trees.Check:input_type -> space.control.v1.CheckTreeRequest
-	46, // 55: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
-	55, // 56: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
-	51, // 57: space.control.v1.Projections.Clients:input_type -> space.control.v1.ClientsRequest
-	57, // 58: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
-	58, // 59: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
-	59, // 60: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
-	61, // 61: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
-	1,  // 62: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
-	5,  // 63: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
-	1,  // 64: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
-	6,  // 65: space.control.v1.Capsules.Stat:output_type -> space.control.v1.StatResponse
-	8,  // 66: space.control.v1.Capsules.List:output_type -> space.control.v1.ListResponse
-	1,  // 67: space.control.v1.Capsules.Rename:output_type -> space.control.v1.Info
-	1,  // 68: space.control.v1.Capsules.Remove:output_type -> space.control.v1.Info
-	10, // 69: space.control.v1.Capsules.Policy:output_type -> space.control.v1.PolicyText
-	1,  // 70: space.control.v1.Capsules.SetPolicy:output_type -> space.control.v1.Info
-	1,  // 71: space.control.v1.Volumes.Create:output_type -> space.control.v1.Info
-	1,  // 72: space.control.v1.Volumes.Resize:output_type -> space.control.v1.Info
-	1,  // 73: space.control.v1.Volumes.Import:output_type -> space.control.v1.Info
-	16, // 74: space.control.v1.Volumes.Export:output_type -> space.control.v1.ExportResponse
-	18, // 75: space.control.v1.Snapshots.Create:output_type -> space.control.v1.Snapshot
-	19, // 76: space.control.v1.Snapshots.List:output_type -> space.control.v1.SnapshotList
-	18, // 77: space.control.v1.Snapshots.Delete:output_type -> space.control.v1.Snapshot
-	1,  // 78: space.control.v1.Snapshots.Rollback:output_type -> space.control.v1.Info
-	1,  // 79: space.control.v1.Snapshots.Clone:output_type -> space.control.v1.Info
-	22, // 80: space.control.v1.Snapshots.Diff:output_type -> space.control.v1.DiffResponse
-	24, // 81: space.control.v1.Snapshots.Policy:output_type -> space.control.v1.SnapshotPolicy
-	24, // 82: space.control.v1.Snapshots.SetPolicy:output_type -> space.control.v1.SnapshotPolicy
-	27, // 83: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
-	30, // 84: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
-	33, // 85: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
-	38, // 86: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
-	38, // 87: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
-	39, // 88: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
-	1,  // 89: space.control.v1.Trees.Create:output_type -> space.control.v1.Info
-	1,  // 90: space.control.v1.Trees.Import:output_type -> space.control.v1.Info
-	5,  // 91: space.control.v1.Trees.Export:output_type -> space.control.v1.GetResponse
-	42, // 92: space.control.v1.Trees.List:output_type -> space.control.v1.TreeEntries
-	45, // 93: space.control.v1.Trees.Check:output_type -> space.control.v1.TreeProblem
-	49, // 94: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
-	56, // 95: space.control.v1.Projections.List:output_type -> space.control.v1.ProjectionList
-	52, // 96: space.control.v1.Projections.Clients:output_type -> space.control.v1.ClientList
-	49, // 97: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
-	49, // 98: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
-	60, // 99: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
-	60, // 100: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
-	62, // [62:101] is the sub-list for method output_type
-	23, // [23:62] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	53, // 18: space.control.v1.Client.reads:type_name -> space.control.v1.Traffic
+	53, // 19: space.control.v1.Client.writes:type_name -> space.control.v1.Traffic
+	35, // 20: space.control.v1.ErrorDetail.damage:type_name -> space.control.v1.Damage
+	3,  // 21: space.control.v1.Capsules.Put:input_type -> space.control.v1.PutRequest
+	4,  // 22: space.control.v1.Capsules.Get:input_type -> space.control.v1.GetRequest
+	0,  // 23: space.control.v1.Capsules.Resolve:input_type -> space.control.v1.Ref
+	0,  // 24: space.control.v1.Capsules.Stat:input_type -> space.control.v1.Ref
+	7,  // 25: space.control.v1.Capsules.List:input_type -> space.control.v1.ListRequest
+	9,  // 26: space.control.v1.Capsules.Rename:input_type -> space.control.v1.RenameRequest
+	0,  // 27: space.control.v1.Capsules.Remove:input_type -> space.control.v1.Ref
+	0,  // 28: space.control.v1.Capsules.Policy:input_type -> space.control.v1.Ref
+	11, // 29: space.control.v1.Capsules.SetPolicy:input_type -> space.control.v1.SetPolicyRequest
+	12, // 30: space.control.v1.Volumes.Create:input_type -> space.control.v1.VolumeHeader
+	13, // 31: space.control.v1.Volumes.Resize:input_type -> space.control.v1.ResizeRequest
+	14, // 32: space.control.v1.Volumes.Import:input_type -> space.control.v1.ImportRequest
+	15, // 33: space.control.v1.Volumes.Export:input_type -> space.control.v1.ExportRequest
+	17, // 34: space.control.v1.Snapshots.Create:input_type -> space.control.v1.SnapshotRef
+	0,  // 35: space.control.v1.Snapshots.List:input_type -> space.control.v1.Ref
+	17, // 36: space.control.v1.Snapshots.Delete:input_type -> space.control.v1.SnapshotRef
+	17, // 37: space.control.v1.Snapshots.Rollback:input_type -> space.control.v1.SnapshotRef
+	20, // 38: space.control.v1.Snapshots.Clone:input_type -> space.control.v1.CloneRequest
+	21, // 39: space.control.v1.Snapshots.Diff:input_type -> space.control.v1.DiffRequest
+	0,  // 40: space.control.v1.Snapshots.Policy:input_type -> space.control.v1.Ref
+	25, // 41: space.control.v1.Snapshots.SetPolicy:input_type -> space.control.v1.SetSnapshotPolicyRequest
+	26, // 42: space.control.v1.Maintenance.Usage:input_type -> space.control.v1.UsageRequest
+	29, // 43: space.control.v1.Maintenance.GC:input_type -> space.control.v1.GCRequest
+	32, // 44: space.control.v1.Maintenance.Verify:input_type -> space.control.v1.VerifyRequest
+	36, // 45: space.control.v1.Keys.Describe:input_type -> space.control.v1.KeysRequest
+	37, // 46: space.control.v1.Keys.Rotate:input_type -> space.control.v1.RotateRequest
+	36, // 47: space.control.v1.Keys.Export:input_type -> space.control.v1.KeysRequest
+	40, // 48: space.control.v1.Trees.Create:input_type -> space.control.v1.CreateTreeRequest
+	3,  // 49: space.control.v1.Trees.Import:input_type -> space.control.v1.PutRequest
+	15, // 50: space.control.v1.Trees.Export:input_type -> space.control.v1.ExportRequest
+	41, // 51: space.control.v1.Trees.List:input_type -> space.control.v1.ListTreeRequest
+	44, // 52: space.control.v1.Trees.Check:input_type -> space.control.v1.CheckTreeRequest
+	46, // 53: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
+	54, // 54: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
+	51, // 55: space.control.v1.Projections.Clients:input_type -> space.control.v1.ClientsRequest
+	55, // 56: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
+	56, // 57: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
+	57, // 58: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
+	59, // 59: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
+	1,  // 60: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
+	5,  // 61: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
+	1,  // 62: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
+	6,  // 63: space.control.v1.Capsules.Stat:output_type -> space.control.v1.StatResponse
+	8,  // 64: space.control.v1.Capsules.List:output_type -> space.control.v1.ListResponse
+	1,  // 65: space.control.v1.Capsules.Rename:output_type -> space.control.v1.Info
+	1,  // 66: space.control.v1.Capsules.Remove:output_type -> space.control.v1.Info
+	10, // 67: space.control.v1.Capsules.Policy:output_type -> space.control.v1.PolicyText
+	1,  // 68: space.control.v1.Capsules.SetPolicy:output_type -> space.control.v1.Info
+	1,  // 69: space.control.v1.Volumes.Create:output_type -> space.control.v1.Info
+	1,  // 70: space.control.v1.Volumes.Resize:output_type -> space.control.v1.Info
+	1,  // 71: space.control.v1.Volumes.Import:output_type -> space.control.v1.Info
+	16, // 72: space.control.v1.Volumes.Export:output_type -> space.control.v1.ExportResponse
+	18, // 73: space.control.v1.Snapshots.Create:output_type -> space.control.v1.Snapshot
+	19, // 74: space.control.v1.Snapshots.List:output_type -> space.control.v1.SnapshotList
+	18, // 75: space.control.v1.Snapshots.Delete:output_type -> space.control.v1.Snapshot
+	1,  // 76: space.control.v1.Snapshots.Rollback:output_type -> space.control.v1.Info
+	1,  // 77: space.control.v1.Snapshots.Clone:output_type -> space.control.v1.Info
+	22, // 78: space.control.v1.Snapshots.Diff:output_type -> space.control.v1.DiffResponse
+	24, // 79: space.control.v1.Snapshots.Policy:output_type -> space.control.v1.SnapshotPolicy
+	24, // 80: space.control.v1.Snapshots.SetPolicy:output_type -> space.control.v1.SnapshotPolicy
+	27, // 81: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
+	30, // 82: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
+	33, // 83: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
+	38, // 84: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
+	38, // 85: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
+	39, // 86: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
+	1,  // 87: space.control.v1.Trees.Create:output_type -> space.control.v1.Info
+	1,  // 88: space.control.v1.Trees.Import:output_type -> space.control.v1.Info
+	5,  // 89: space.control.v1.Trees.Export:output_type -> space.control.v1.GetResponse
+	42, // 90: space.control.v1.Trees.List:output_type -> space.control.v1.TreeEntries
+	45, // 91: space.control.v1.Trees.Check:output_type -> space.control.v1.TreeProblem
+	49, // 92: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
+	49, // 93: space.control.v1.Projections.List:output_type -> space.control.v1.Projection
+	52, // 94: space.control.v1.Projections.Clients:output_type -> space.control.v1.Client
+	49, // 95: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
+	49, // 96: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
+	58, // 97: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
+	58, // 98: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
+	60, // [60:99] is the sub-list for method output_type
+	21, // [21:60] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -4523,7 +4426,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   63,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   8,
 		},
