@@ -54,6 +54,7 @@ type Options struct {
 	MaxTransfer    int   // bytes of one command, a power of two from 4 KiB; 1 MiB
 	InCapsule      int   // bytes of data that a command capsule may bring, 16 KiB
 	MaxH2CData     int   // bytes of one H2CData PDU, 1 MiB
+	R2TSize        int   // bytes that one R2T asks for, MaxTransfer
 	Memory         int64 // bytes of data of all commands, 256 MiB
 	ConnMemory     int64 // bytes of data of one connection's commands, 32 MiB
 	Workers        int   // operations that may wait for one namespace's device at a time, 64
@@ -95,7 +96,7 @@ type Host struct {
 
 // Namespace is a disk in a subsystem.
 type Namespace struct {
-	NSID     uint32 // 1 to 0xfffffffe
+	NSID     uint32 // 1 to 1024
 	NGUID    [16]byte
 	UUID     [16]byte
 	Device   Device

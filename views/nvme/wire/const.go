@@ -153,30 +153,30 @@ const (
 
 // Features (Base figure 317).
 const (
-	FeatArbitration      = 0x01
-	FeatPower            = 0x02
-	FeatTemperature      = 0x04
-	FeatErrorRecovery    = 0x05
-	FeatWriteCache       = 0x06
-	FeatQueues           = 0x07
-	FeatWriteAtomicity   = 0x0a
-	FeatAsyncEvents      = 0x0b
-	FeatTimestamp        = 0x0e
-	FeatKATO             = 0x0f
-	FeatHostBehavior     = 0x16
-	FeatHostID           = 0x81
-	FeatReservMask       = 0x82
-	FeatReservPersist    = 0x83
-	FeatWriteProtect     = 0x84
-	FeatureSelCurrent    = 0
-	FeatureSelDefault    = 1
-	FeatureSelSaved      = 2
-	FeatureSelSupported  = 3
-	FeatureChangeable    = 1 << 2
-	FeaturePerNamespace  = 1 << 1
-	FeatureSaveBit       = 1 << 31
-	WriteProtectNone     = 0
-	WriteProtectPermanen = 3
+	FeatArbitration       = 0x01
+	FeatPower             = 0x02
+	FeatTemperature       = 0x04
+	FeatErrorRecovery     = 0x05
+	FeatWriteCache        = 0x06
+	FeatQueues            = 0x07
+	FeatWriteAtomicity    = 0x0a
+	FeatAsyncEvents       = 0x0b
+	FeatTimestamp         = 0x0e
+	FeatKATO              = 0x0f
+	FeatHostBehavior      = 0x16
+	FeatHostID            = 0x81
+	FeatReservMask        = 0x82
+	FeatReservPersist     = 0x83
+	FeatWriteProtect      = 0x84
+	FeatureSelCurrent     = 0
+	FeatureSelDefault     = 1
+	FeatureSelSaved       = 2
+	FeatureSelSupported   = 3
+	FeatureChangeable     = 1 << 2
+	FeaturePerNamespace   = 1 << 1
+	FeatureSaveBit        = 1 << 31
+	WriteProtectNone      = 0
+	WriteProtectPermanent = 3
 )
 
 // Asynchronous events: their type, their information and log page, as in the

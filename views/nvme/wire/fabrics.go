@@ -114,7 +114,7 @@ func (p Property) Set(s *SQE) {
 // Get makes s a property get.
 func (p Property) Get(s *SQE) {
 	s.SetFabrics(FCPropertyGet)
-	if p.Wide {
+	if s[40] = 0; p.Wide {
 		s[40] = 1
 	}
 	le.PutUint32(s[44:], p.Offset)

@@ -45,11 +45,18 @@ func (r *Reader) Grow(size int) {
 	r.buf, r.i = buf, 0
 }
 
-// Buffered reports whether a whole PDU header, or data of the present PDU, is
-// there without waiting.
+// Buffered reports whether the next PDU's header is there without waiting.
 func (r *Reader) Buffered() bool {
-	have := r.n - r.i
-	return have >= CommonLen && have >= int(r.buf[r.i+2])
+	at := r.i + r.unread()
+	return r.n-at >= CommonLen && r.n-at >= int(r.buf[at+2])
+}
+
+// unread returns how much is left of the present PDU.
+func (r *Reader) unread() int {
+	if r.digested {
+		return r.left + DigestLen
+	}
+	return r.left
 }
 
 // fill waits until n bytes are buffered.
@@ -210,10 +217,7 @@ func (r *Reader) ReadData(p []byte) error {
 
 // skip leaves out what was not read of the present PDU.
 func (r *Reader) skip() error {
-	n := r.left
-	if r.digested {
-		n += DigestLen
-	}
+	n := r.unread()
 	r.left, r.digested = 0, false
 	return r.discard(n)
 }

@@ -127,6 +127,22 @@ func TestReaderParts(t *testing.T) {
 	}
 }
 
+// Data that was not read is not taken for the next PDU.
+func TestBuffered(t *testing.T) {
+	var f Framing
+	data := make([]byte, 100)
+	one := append(f.AppendC2HData(nil, Data{Length: 100}), data...)
+	for n, want := range map[int]bool{len(one): false, len(one) + CommonLen: false, len(one) + DataLen: true, 2 * len(one): true} {
+		r := readerFor(f, append(bytes.Clone(one), one...)[:n])
+		if _, _, err := r.Next(); err != nil {
+			t.Fatal(err)
+		}
+		if r.Buffered() != want {
+			t.Errorf("with %d bytes behind the PDU: %t", n-len(one), !want)
+		}
+	}
+}
+
 // A flipped bit is noticed: in a header it ends the connection, in data it
 // fails the command and the stream goes on.
 func TestDigestErrors(t *testing.T) {
