@@ -368,7 +368,7 @@ func TestSilentTargetsAreGivenUp(t *testing.T) {
 			})
 			// The timeout is short so that the test is; nothing is asserted of it.
 			q, n := f.open(t, Options{}, 8)
-			q.timeout = 200 * time.Millisecond
+			setTimeout(q, 200*time.Millisecond)
 			within(t, func() {
 				cmds := make([]Command, 8)
 				for i := range cmds {
@@ -408,7 +408,7 @@ func TestTargetsThatDoNotReadAreGivenUp(t *testing.T) {
 		}
 	})
 	q, n := f.open(t, Options{Dial: smallSockets}, 64)
-	q.timeout = 200 * time.Millisecond
+	setTimeout(q, 200*time.Millisecond)
 	within(t, func() {
 		cmds := make([]Command, 64)
 		for i := range cmds {
@@ -443,7 +443,7 @@ func TestEventsMayTakeLongerThanTheTimeout(t *testing.T) {
 		}
 	})
 	c := f.connect(t, Options{})
-	c.admin.timeout = timeout
+	setTimeout(c.admin, timeout)
 	events, err := c.Events(t.Context(), wire.EventsNamespace)
 	if err != nil {
 		t.Fatal(err)
