@@ -18,8 +18,8 @@ import (
 )
 
 // tracer makes the node's spans. Until startTracing has found somebody to send
-// them to, its spans are those of a no-op provider.
-var tracer = otel.Tracer("github.com/spacestore/space")
+// them to, they are those of a no-op provider.
+func tracer() trace.Tracer { return otel.GetTracerProvider().Tracer("github.com/spacestore/space") }
 
 // traceEnd is how long the last spans may take on their way out.
 const traceEnd = 5 * time.Second
@@ -62,7 +62,7 @@ func serviceName() string {
 
 // span runs fn in a span, which tells how it ended.
 func span(ctx context.Context, name string, fn func(context.Context) error, about ...attribute.KeyValue) error {
-	ctx, s := tracer.Start(ctx, name, trace.WithAttributes(about...))
+	ctx, s := tracer().Start(ctx, name, trace.WithAttributes(about...))
 	defer s.End()
 	err := fn(ctx)
 	if err != nil {

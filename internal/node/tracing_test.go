@@ -27,7 +27,7 @@ func TestTracing(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop()
-	_, s := tracer.Start(t.Context(), "nothing")
+	_, s := tracer().Start(t.Context(), "nothing")
 	if s.IsRecording() {
 		t.Error("spans are recorded for nobody")
 	}
