@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	enc "encoding/binary"
 	"encoding/json"
 	"errors"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -101,6 +103,24 @@ func TestNVMeOutlivesTheNode(t *testing.T) {
 	}
 	c.fails(5, "nvme disconnect", "project", "unmount", p.ID)
 
+	// The node dies in the middle of writes that go on.
+	const rewritten = 2 << 20 // where they begin
+	flushed, some := new(atomic.Int64), make(chan struct{})
+	go func() {
+		p := make([]byte, 64<<10)
+		for round := int64(1); ; round++ {
+			for i := 0; i < len(p); i += 8 {
+				enc.LittleEndian.PutUint64(p[i:], uint64(round))
+			}
+			if ns.Write(ctx, q, uint64(rewritten/ns.BlockSize), p, false) != nil || ns.Flush(ctx, q) != nil {
+				return
+			}
+			if flushed.Store(round); round == 3 {
+				close(some)
+			}
+		}
+	}()
+	<-some
 	s.cmd.Process.Kill()
 	s.cmd.Wait()
 	if left := c.listProjections(); len(left) != 0 {
@@ -126,6 +146,15 @@ func TestNVMeOutlivesTheNode(t *testing.T) {
 	for off := 0; off < len(data); off += len(got) {
 		if err := ns.Read(ctx, q, uint64(off/ns.BlockSize), got); err != nil || !bytes.Equal(got, data[off:off+len(got)]) {
 			t.Fatalf("at %d after kill -9: %v", off, err)
+		}
+	}
+	if err := ns.Read(ctx, q, uint64(rewritten/ns.BlockSize), got); err != nil {
+		t.Fatal(err)
+	}
+	first := enc.LittleEndian.Uint64(got)
+	for i := 0; i < len(got); i += 8 { // one write, and so one round
+		if round := enc.LittleEndian.Uint64(got[i:]); round != first || int64(round) < flushed.Load() {
+			t.Fatalf("byte %d is of round %d, the first of %d; flushed was %d", i, round, first, flushed.Load())
 		}
 	}
 	report, err := ns.ReservationReport(ctx, q)
