@@ -444,3 +444,6 @@ func (c *Controller) Close() error {
 	c.wg.Wait()
 	return capsule.Wrap(capsule.Unavailable, err, "disconnect from %s at %s", c.subsys, c.address)
 }
+
+// Subsystem returns the name of the subsystem that the controller belongs to.
+func (c *Controller) Subsystem() string { return c.subsys }
