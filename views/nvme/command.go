@@ -58,8 +58,7 @@ const (
 // operation is how a kind of command is done.
 type operation struct {
 	dir direction
-	// length returns how much data there has to be, or a failure. The SGL has
-	// to describe as much; nil: whatever it describes, up to the maximum.
+	// length checks the command and returns how much data it has, nil: none.
 	length func(cmd *command) (int, wire.Status)
 	// run does it and returns status and result. With toHost it fills cmd.buf;
 	// what it leaves of it are zeroes.
@@ -140,18 +139,11 @@ func (c *conn) lookUp(cmd *command) wire.Status {
 func (cmd *command) data(dataLen int) (n int, inCapsule bool, status wire.Status) {
 	op := cmd.op
 	sgl := cmd.sqe.SGL()
-	if op.dir == noData {
-		return 0, false, wire.Success
-	}
 	if op.length != nil {
-		if n, status = op.length(cmd); status != wire.Success {
-			return 0, false, status
-		}
-	} else if n = int(sgl.Length); uint64(sgl.Length) > uint64(cmd.c.t.o.MaxTransfer) {
-		return 0, false, wire.InvalidField | wire.DNR
+		n, status = op.length(cmd)
 	}
-	if n == 0 {
-		return 0, false, wire.Success
+	if n == 0 || status != wire.Success {
+		return 0, false, status
 	}
 	switch {
 	case n > cmd.c.t.o.MaxTransfer:

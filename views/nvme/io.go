@@ -88,16 +88,17 @@ func (cmd *command) rangeOnly() (int, wire.Status) {
 }
 
 // enter takes the namespace's gate for a command, if it may do what it is
-// about to (Base 8.19, figure 431).
-func (cmd *command) enter(write bool) (leave func(), status wire.Status) {
-	ns := cmd.ns
-	ns.gate.RLock()
-	if s := cmd.mayAccess(write); s != wire.Success {
-		ns.gate.RUnlock()
-		return nil, s
+// about to (Base 8.19, figure 431). After success the caller leaves.
+func (cmd *command) enter(write bool) wire.Status {
+	cmd.ns.gate.RLock()
+	s := cmd.mayAccess(write)
+	if s != wire.Success {
+		cmd.leave()
 	}
-	return ns.gate.RUnlock, wire.Success
+	return s
 }
+
+func (cmd *command) leave() { cmd.ns.gate.RUnlock() }
 
 // mayAccess is for who holds the gate.
 func (cmd *command) mayAccess(write bool) wire.Status {
@@ -127,11 +128,10 @@ func (cmd *command) failed(err error, write bool) wire.Status {
 
 // read reads blocks (NVM 3.2.4).
 func (cmd *command) read() (wire.Status, uint64) {
-	leave, s := cmd.enter(false)
-	if s != wire.Success {
+	if s := cmd.enter(false); s != wire.Success {
 		return s, 0
 	}
-	defer leave()
+	defer cmd.leave()
 	off, _ := cmd.extent()
 	begin := time.Now()
 	if err := cmd.ns.readAt(cmd.buf, off); err != nil {
@@ -159,11 +159,10 @@ func (ns *namespace) readAt(p []byte, off int64) error {
 
 // write writes blocks (NVM 3.2.6).
 func (cmd *command) write() (wire.Status, uint64) {
-	leave, s := cmd.enter(true)
-	if s != wire.Success {
+	if s := cmd.enter(true); s != wire.Success {
 		return s, 0
 	}
-	defer leave()
+	defer cmd.leave()
 	return cmd.writeData(), 0
 }
 
@@ -239,11 +238,10 @@ func (ns *namespace) flush() error {
 // of a fused pair writes others if they are equal, with nobody in between.
 func (cmd *command) compare() (wire.Status, uint64) {
 	if cmd.pair == nil {
-		leave, s := cmd.enter(false)
-		if s != wire.Success {
+		if s := cmd.enter(false); s != wire.Success {
 			return s, 0
 		}
-		defer leave()
+		defer cmd.leave()
 		return cmd.compareData(), 0
 	}
 	cmd.pair.ns = cmd.ns
@@ -277,11 +275,10 @@ func (cmd *command) compareData() wire.Status {
 // writeZeroes makes zeroes of blocks (NVM 3.2.8). They take no space whether
 // the host asks for that or not, as DLFEAT says.
 func (cmd *command) writeZeroes() (wire.Status, uint64) {
-	leave, s := cmd.enter(true)
-	if s != wire.Success {
+	if s := cmd.enter(true); s != wire.Success {
 		return s, 0
 	}
-	defer leave()
+	defer cmd.leave()
 	off, n := cmd.extent()
 	if err := cmd.ns.trim(off, n); err != nil {
 		return cmd.failed(err, true), 0
@@ -305,11 +302,10 @@ func (cmd *command) datasetManagement() (wire.Status, uint64) {
 	if cmd.sqe.CDW(11)&wire.DSMDeallocate == 0 {
 		return wire.Success, 0
 	}
-	leave, s := cmd.enter(true)
-	if s != wire.Success {
+	if s := cmd.enter(true); s != wire.Success {
 		return s, 0
 	}
-	defer leave()
+	defer cmd.leave()
 	size := cmd.ns.blocks()
 	var ranges []wire.DSMRange
 	for b := cmd.buf; len(b) > 0; b = b[wire.DSMRangeLen:] {
@@ -335,11 +331,10 @@ func (cmd *command) datasetManagement() (wire.Status, uint64) {
 
 // verify reads blocks to see whether they can be read (NVM 3.2.5).
 func (cmd *command) verify() (wire.Status, uint64) {
-	leave, s := cmd.enter(false)
-	if s != wire.Success {
+	if s := cmd.enter(false); s != wire.Success {
 		return s, 0
 	}
-	defer leave()
+	defer cmd.leave()
 	off, n := cmd.extent()
 	buf := getBuffer(int(min(n, verifyChunk)))
 	defer putBuffer(buf)
