@@ -22,7 +22,7 @@ var commands = []func(*app) *cobra.Command{
 	newPut, newGet, newList, newStat, newRename, newRemove, newPolicy,
 	newVolume, newTree, newSnapshot, newClone,
 	newProject,
-	newVerify, newFsck, newGC, newDf, newKey, newBench,
+	newVerify, newFsck, newGC, newDf, newKey, newBench, newNVMe,
 	newServe, newVersion, newMan,
 }
 

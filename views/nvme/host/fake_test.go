@@ -31,6 +31,7 @@ type fake struct {
 	t        testing.TB
 	l        net.Listener
 	resp     wire.ICResp
+	flow     bool // flow control cannot be switched off
 	small    bool // sockets hold little; much less than this, and TCP itself stalls on loopback
 	success  bool // reads end with data, not with a response
 	r2t      int  // bytes that an R2T asks for
@@ -258,6 +259,10 @@ func (c *fakeConn) fabrics(s *wire.SQE, data []byte) {
 		}
 		c.qid = conn.QID
 		result := uint64(7) // the controller's ID
+		if c.flow && conn.CAttr != 0 {
+			c.reply(s, nil, wire.InvalidParam(false, wire.ConnectOffCAttr), wire.ConnectInvalidParam|wire.DNR)
+			return
+		}
 		if conn.QID > 0 && conn.CNTLID != 7 {
 			c.t.Errorf("queue %d connects to controller %d", conn.QID, conn.CNTLID)
 		}

@@ -26,7 +26,7 @@ func TestReadsAndWrites(t *testing.T) {
 	for _, digests := range []bool{false, true} {
 		for _, success := range []bool{false, true} {
 			t.Run(fmt.Sprintf("digests %v, success flag %v", digests, success), func(t *testing.T) {
-				f := newFake(t, func(f *fake) { f.success, f.resp.CPDA = success, 7 })
+				f := newFake(t, func(f *fake) { f.success, f.flow, f.resp.CPDA = success, !success, 7 })
 				q, n := f.open(t, Options{HeaderDigest: digests, DataDigest: digests}, 32)
 				ctx := t.Context()
 				for i, size := range []int{512, 4096, 8192, 8704, 65536, 131072, 262144} {

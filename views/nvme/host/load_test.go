@@ -87,9 +87,12 @@ func report(b *testing.B, h *histogram) {
 	b.ReportMetric(float64(h.quantile(0.99))/1000, "p99-µs")
 }
 
+// volume is the size of the volume that benchmarks read and write.
+const volume = 16 << 20
+
 // runHost does the same with commands.
 func runHost(b *testing.B, o Options, op uint8, size, depth int, random bool) {
-	d := &disk{b: make([]byte, 64<<20), block: 4096}
+	d := &disk{b: make([]byte, volume), block: 4096}
 	_, address := serve(b, d, nvme.Subsystem{AllowAnyHost: true})
 	qs, n, _ := openReal(b, address, o, 1, depth)
 	q := qs[0]
@@ -174,7 +177,7 @@ func BenchmarkSequential128K(b *testing.B) {
 				return
 			}
 			defer c.Close()
-			src := make([]byte, 64<<20) // as large as the volume
+			src := make([]byte, volume)
 			for at := 0; ; at += size {
 				if _, err := c.Write(src[at%len(src):][:size]); err != nil {
 					return

@@ -49,7 +49,6 @@ type Command struct {
 	finished  bool
 	silent    bool // may stay without an answer for ever: an asynchronous event request
 	do        bool // Do waits for it
-	wake      *waiter
 }
 
 // String describes the command without its data.
