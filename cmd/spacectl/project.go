@@ -41,7 +41,7 @@ func (m *mountFlags) addCommon(cmd *cobra.Command) {
 
 func newProject(a *app) *cobra.Command {
 	var m mountFlags
-	var n nvmeFlags
+	var n projectNVMeFlags
 	cmd := &cobra.Command{
 		Use:   "project",
 		Short: "Project capsules where programs can use them",

@@ -14,8 +14,8 @@ import (
 	"github.com/spacestore/space/views"
 )
 
-// nvmeFlags are those of project --view nvme.
-type nvmeFlags struct {
+// projectNVMeFlags are those of project --view nvme.
+type projectNVMeFlags struct {
 	ids, names []string
 	listen     []string
 	nqn        string
@@ -23,7 +23,7 @@ type nvmeFlags struct {
 	hosts      []string
 }
 
-func (n *nvmeFlags) add(cmd *cobra.Command) {
+func (n *projectNVMeFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringArrayVar(&n.ids, "id", nil, "the capsule's ID; several are namespaces of one subsystem")
 	f.StringArrayVar(&n.names, "name", nil, "the capsule's name")
@@ -34,12 +34,12 @@ func (n *nvmeFlags) add(cmd *cobra.Command) {
 }
 
 // given reports whether any flag is set that means nothing to other views.
-func (n *nvmeFlags) given() bool {
+func (n *projectNVMeFlags) given() bool {
 	return len(n.listen) > 0 || n.nqn != "" || n.nsid != 0 || len(n.hosts) > 0
 }
 
 // refs are the capsules that the flags name.
-func (n *nvmeFlags) refs() ([]string, error) {
+func (n *projectNVMeFlags) refs() ([]string, error) {
 	for _, id := range n.ids {
 		if _, err := capsule.ParseID(id); err != nil {
 			return nil, err
@@ -69,7 +69,7 @@ func parseHost(text string) (control.NVMeHost, error) {
 	return h, nil
 }
 
-func (a *app) projectNVMe(ctx context.Context, m mountFlags, n nvmeFlags) error {
+func (a *app) projectNVMe(ctx context.Context, m mountFlags, n projectNVMeFlags) error {
 	refs, err := n.refs()
 	switch {
 	case err != nil:
