@@ -292,9 +292,17 @@ func (ns *namespace) trim(off, n int64) error {
 	return ns.Device.Trim(context.Background(), off, n)
 }
 
-// dsmLength is the length of a dataset management command's ranges.
+// dsmRanges is the length of a dataset management command's ranges.
+func (cmd *command) dsmRanges() int { return (int(cmd.sqe.CDW(10)&0xff) + 1) * wire.DSMRangeLen }
+
+// dsmLength is the length of a dataset management command's data. Linux sends as
+// much as the most ranges take, however few there are.
 func (cmd *command) dsmLength() (int, wire.Status) {
-	return (int(cmd.sqe.CDW(10)&0xff) + 1) * wire.DSMRangeLen, wire.Success
+	n := cmd.dsmRanges()
+	if sent := int(cmd.sqe.SGL().Length); sent > n && sent <= wire.DSMMaxRanges*wire.DSMRangeLen {
+		n = sent
+	}
+	return n, wire.Success
 }
 
 // datasetManagement takes back space (NVM 3.2.3). Other hints are not used.
@@ -308,7 +316,7 @@ func (cmd *command) datasetManagement() (wire.Status, uint64) {
 	defer cmd.leave()
 	size := cmd.ns.blocks()
 	var ranges []wire.DSMRange
-	for b := cmd.buf; len(b) > 0; b = b[wire.DSMRangeLen:] {
+	for b := cmd.buf[:cmd.dsmRanges()]; len(b) > 0; b = b[wire.DSMRangeLen:] {
 		r := wire.ParseDSMRange(b)
 		if r.SLBA > size || uint64(r.Blocks) > size-r.SLBA {
 			return wire.LBARange | wire.DNR, 0

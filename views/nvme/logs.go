@@ -216,7 +216,8 @@ func (c *controller) discoveryLog(q *conn) []byte {
 		if isLoopback(addr) && !isLoopback(q.nc.LocalAddr().String()) {
 			return // it would be another machine to the host
 		}
-		e := wire.DiscoveryEntry{TrType: wire.TrTypeTCP, AdrFam: wire.AdrFamIPv4, SubType: subType, TReq: wire.TReqNotRequired | wire.TReqDisableSQFlow,
+		// Not "not required", which nvme-cli up to 2.3 takes for a wish for TLS.
+		e := wire.DiscoveryEntry{TrType: wire.TrTypeTCP, AdrFam: wire.AdrFamIPv4, SubType: subType, TReq: wire.TReqNotSpecified | wire.TReqDisableSQFlow,
 			PortID: p.ID, CNTLID: wire.DynamicCNTLID, ASQSz: minAdminDepth, TrSvcID: service, SubNQN: nqn, TrAddr: addr}
 		if ip, err := netip.ParseAddr(addr); err == nil && ip.Is6() {
 			e.AdrFam = wire.AdrFamIPv6
