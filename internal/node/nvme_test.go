@@ -571,8 +571,34 @@ func TestNVMeAddressesAreApart(t *testing.T) {
 	path.NVMe = &views.Namespace{NQN: v.NVMe.NQN, NSID: v.NVMe.NSID, Addresses: v.NVMe.Addresses[1:]}
 	connect(t, path, host.Options{}).want(1, pattern(4))
 	b.restart()
-	path.NVMe.NSID = 1
 	connect(t, path, host.Options{}).want(1, pattern(4))
+}
+
+// A subsystem is reached where its namespaces are; hosts at an address that
+// goes with one of them are let go.
+func TestNVMeAddressGoes(t *testing.T) {
+	b := newViewBox(t, nil)
+	newVolume(t, b.s, "v", 1<<20)
+	newVolume(t, b.s, "w", 1<<20)
+	v := b.must(request("v"))
+	join := request("w")
+	join.NVMe.NQN = v.NVMe.NQN
+	w := b.must(join)
+	atV, atW := connect(t, v, host.Options{}), connect(t, w, host.Options{})
+	atV.write(0, pattern(1))
+	atW.write(0, pattern(2))
+	p, err := b.list.Find(v.ID)
+	if err == nil {
+		err = p.Close(true)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed *host.CommandError
+	if err := atV.ns.Read(soon(t), atV.q, 0, make([]byte, 4096)); err == nil || errors.As(err, &failed) {
+		t.Errorf("a host is still connected at an address that is gone: %v", err)
+	}
+	atW.want(0, pattern(2))
 }
 
 // An address that is taken when a node starts is tried again; the listing says
