@@ -140,7 +140,10 @@ func (v *nvmeView) run(ctx context.Context) {
 		v.stir()
 	})
 	defer cancel()
-	v.look(ctx) // at what changed between begin and now
+	v.news.Lock()
+	v.all = true // at what changed between begin and now
+	v.news.Unlock()
+	v.look(ctx)
 	for {
 		var again <-chan time.Time
 		if v.portsDown() {
@@ -561,19 +564,15 @@ func (v *nvmeView) attach(p *nvmeProjection) error {
 		ReadOnly: p.ReadOnly, AtomicWrite: p.disk.writes})
 }
 
-// stop ends a projection, for good with forget: else it comes again with the
-// next node. v.mu is held.
-func (v *nvmeView) stop(ctx context.Context, p *nvmeProjection, forget bool) error {
-	if v.exports[p.key] != p {
-		return nil // it has ended
-	}
-	if forget && !p.configured {
+// stop ends a projection for good. v.mu is held.
+func (v *nvmeView) stop(ctx context.Context, p *nvmeProjection) error {
+	if !p.configured {
 		if err := forgetExport(ctx, v.store, p.key.id, &p.nvmeExport); err != nil {
 			return err
 		}
 	}
 	err := v.target.RemoveNamespace(p.NQN, p.NSID)
-	if forget && !p.configured { // now that nobody can make new ones
+	if !p.configured { // now that nobody can make new ones
 		err = errors.Join(err, dropReservations(ctx, v.store, p.key.id, p.place()))
 	}
 	sub := v.subsystems[p.NQN]
@@ -626,7 +625,7 @@ func (v *nvmeView) look(ctx context.Context) {
 	v.news.Unlock()
 	v.mu.Lock()
 	for key, p := range v.exports {
-		if all || changed[key.id] {
+		if !v.closed && (all || changed[key.id]) {
 			v.follow(ctx, p)
 		}
 	}
@@ -643,7 +642,7 @@ func (v *nvmeView) follow(ctx context.Context, p *nvmeProjection) {
 	switch k := capsule.KindOf(err); {
 	case k == capsule.NotFound || k == capsule.Denied:
 		v.log.Warn("projection ends", "id", p.ID, "view", views.NVMe, "capsule", p.key.id, "why", err)
-		if err := v.stop(ctx, p, true); err != nil {
+		if err := v.stop(ctx, p); err != nil {
 			v.log.Error("projection has not ended properly", "id", p.ID, "error", err)
 		}
 		if p.configured {
@@ -726,10 +725,15 @@ func (p *nvmeProjection) Close(lazy bool) error {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if p.configured && !v.closed {
+	switch {
+	case v.exports[p.key] != p:
+		return nil
+	case v.closed: // the node lets go of it and forgets nothing
+		return errEnding
+	case p.configured:
 		return capsule.Errorf(capsule.Denied, "%s is in %s; take it out there and restart the node", p.targetName(), ConfigName)
 	}
-	return v.stop(context.Background(), p, true)
+	return v.stop(context.Background(), p)
 }
 
 // Done implements views.Backend.

@@ -752,6 +752,26 @@ func TestNVMeDrain(t *testing.T) {
 	}
 }
 
+// A node that ends lets go of projections and forgets none, even of one that
+// could not be drained in time.
+func TestNVMeEndForgetsNothing(t *testing.T) {
+	b := newViewBox(t, nil)
+	newVolume(t, b.s, "v", 1<<20)
+	info := b.must(request("v"))
+	b.mu.Lock()
+	b.closed = true // as while commands still wait for their disk
+	b.mu.Unlock()
+	for _, err := range b.list.CloseAll() {
+		if capsule.KindOf(err) != capsule.Unavailable {
+			t.Error(err)
+		}
+	}
+	b.restart()
+	if got := b.only(); got.ID != info.ID {
+		t.Errorf("%+v", got)
+	}
+}
+
 // After a failed sync no flush and no write is acknowledged any more; what was
 // can be read.
 func TestNVMeFailedSync(t *testing.T) {
