@@ -5,15 +5,18 @@ import (
 	"context"
 	"errors"
 	"io"
-	"math"
 	"time"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/views/nvme/wire"
 )
 
-// verifyChunk is how much a verify and a write zeroes handle at a time.
-const verifyChunk = 1 << 20
+const (
+	// verifyChunk is how much a verify reads at a time.
+	verifyChunk = 1 << 20
+	// trimPart is how much of a deallocation locks out others at a time.
+	trimPart = 1 << 30
+)
 
 // The I/O commands (NVM 3.2).
 var ioOps = map[uint8]*operation{
@@ -327,7 +330,7 @@ func (cmd *command) datasetManagement() (wire.Status, uint64) {
 		// In parts, so that others get their turn.
 		off, left := int64(r.SLBA)<<cmd.ns.shift, int64(r.Blocks)<<cmd.ns.shift
 		for left > 0 {
-			n := min(left, math.MaxInt32)
+			n := min(left, trimPart)
 			if err := cmd.ns.trim(off, n); err != nil {
 				return cmd.failed(err, true), 0
 			}
