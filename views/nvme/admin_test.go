@@ -47,7 +47,7 @@ func TestIdentify(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n.NSZE != 2048 || n.NCAP != 2048 || n.LBADataSize != 9 || n.NGUID != [16]byte{5} || n.ANAGrpID != 3 || n.NMIC != 1 || n.RESCap == 0 ||
-		n.NSAttr != 0 || n.NAWUPF != 127 || n.NAWUN != 2047 || n.DLFeat&7 != 1 || n.NPWG != 127 {
+		n.NSAttr != 0 || n.NAWUPF != 127 || n.NAWUN != 2047 || n.DLFeat&7 != 1 || n.NPWG != 7 || n.NOWS != 127 {
 		t.Errorf("%+v", n)
 	}
 	if err := n.Parse(q.ok(q.identify(wire.CNSNamespace, 9)).data); err != nil || n.NSZE != 1024 || n.LBADataSize != 12 || n.NSAttr != wire.NSAttrWriteProtect || n.NAWUPF != 0 {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"net"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -95,6 +96,49 @@ func benchQueue(b *testing.B, size int) *queue {
 	q := r.io(admin, 1)
 	b.SetBytes(int64(size))
 	return q
+}
+
+// BenchmarkMemory shows what a connection costs: one that has said nothing, and
+// a queue that has been used.
+func BenchmarkMemory(b *testing.B) {
+	const n = 500
+	inUse := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapInuse + m.StackInuse
+	}
+	for _, used := range []bool{false, true} {
+		b.Run(fmt.Sprintf("used=%t", used), func(b *testing.B) {
+			for range b.N {
+				r := newRig(b, Options{MaxHalfOpen: n})
+				r.add(Namespace{NSID: 1, Device: &zeroes{}})
+				before := inUse()
+				var conns []net.Conn
+				for i := range n / 2 {
+					if !used {
+						conns = append(conns, r.dial(settings{}).nc, r.dial(settings{}).nc)
+						continue
+					}
+					admin, q := r.host(settings{id: byte(i)})
+					for range 16 {
+						q.send(room(ioCommand(wire.OpRead, 0, 16), 65536), nil)
+					}
+					for range 16 {
+						q.receive(nil)
+					}
+					conns = append(conns, admin.nc, q.nc)
+				}
+				r.until("all are there", func() bool { return r.Totals().Connections == n })
+				after := inUse()
+				b.ReportMetric(float64(after-before)/n, "bytes/conn")
+				for _, nc := range conns {
+					nc.Close()
+				}
+			}
+		})
+	}
 }
 
 // BenchmarkRead and BenchmarkEcho are the same exchange of bytes, with a

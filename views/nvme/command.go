@@ -304,9 +304,10 @@ func (cmd *command) ask() {
 	c := cmd.c
 	for cmd.asked < len(cmd.buf) && uint32(len(cmd.windows)) < c.r2ts && len(cmd.windows) < maxWindows {
 		n := min(c.t.o.R2TSize, len(cmd.buf)-cmd.asked)
-		at := len(c.pending.buf)
-		c.pending.buf = c.tx.AppendR2T(c.pending.buf, wire.R2T{CID: cmd.sqe.CID(), TTag: cmd.tag, Offset: uint32(cmd.asked), Length: uint32(n)})
-		c.pending.bytes += len(c.pending.buf) - at
+		b := c.batch()
+		at := len(b.buf)
+		b.buf = c.tx.AppendR2T(b.buf, wire.R2T{CID: cmd.sqe.CID(), TTag: cmd.tag, Offset: uint32(cmd.asked), Length: uint32(n)})
+		b.bytes += len(b.buf) - at
 		cmd.windows = append(cmd.windows, window{cmd.asked, cmd.asked + n})
 		cmd.asked += n
 		c.awaiting++

@@ -77,8 +77,8 @@ type conn struct {
 	closed   bool
 	done     chan struct{} // closed with it
 	pending  batch
+	batchLen int // length of the last batch, which the next will be like
 	writing  bool
-	spare    batch
 	awaiting int // R2Ts whose data is to come
 }
 
@@ -326,16 +326,12 @@ func (c *conn) flush() {
 	c.writing = true
 	for !c.pending.empty() && !c.closed {
 		b := c.pending
-		c.pending, c.spare = c.spare, batch{}
+		c.pending, c.batchLen = batch{}, len(b.buf)
 		c.mu.Unlock()
-		err := c.write(&b)
-		if err != nil {
+		if err := c.write(&b); err != nil {
 			c.close()
 		}
 		c.mu.Lock()
-		if cap(b.buf) <= 2*flushAt {
-			c.spare = batch{buf: b.buf[:0], splices: b.splices[:0]}
-		}
 		c.drained.Broadcast()
 	}
 	c.writing = false
@@ -361,11 +357,22 @@ func (c *conn) write(b *batch) (err error) {
 	return err
 }
 
+// releaseAll gives back a batch's buffers. An idle connection has none.
 func (c *conn) releaseAll(b *batch) {
-	for i, s := range b.splices {
+	for _, s := range b.splices {
 		c.release(s.buf, s.mem)
-		b.splices[i] = splice{}
 	}
+	if b.buf != nil {
+		putBuffer(b.buf)
+	}
+}
+
+// batch returns what is to be sent, to append to. Callers hold c.mu.
+func (c *conn) batch() *batch {
+	if c.pending.buf == nil {
+		c.pending.buf = getBuffer(c.batchLen)[:0]
+	}
+	return &c.pending
 }
 
 // release gives back a command's data.
@@ -427,9 +434,10 @@ func (c *conn) appendResponse(cid uint16, status wire.Status, result uint64) {
 	if c.noFlow {
 		head = 0
 	}
-	n := len(c.pending.buf)
-	c.pending.buf = c.tx.AppendResponse(c.pending.buf, wire.CQE{Result: result, SQHead: head, SQID: c.qid, CID: cid, Status: status})
-	c.pending.bytes += len(c.pending.buf) - n
+	b := c.batch()
+	n := len(b.buf)
+	b.buf = c.tx.AppendResponse(b.buf, wire.CQE{Result: result, SQHead: head, SQID: c.qid, CID: cid, Status: status})
+	b.bytes += len(b.buf) - n
 }
 
 // appendData sends data; it keeps buf, and mem bytes of the budgets, until the
@@ -438,7 +446,7 @@ func (c *conn) appendData(d wire.Data, buf []byte, mem int64) (kept bool) {
 	if c.closed {
 		return false
 	}
-	b := &c.pending
+	b := c.batch()
 	n := len(b.buf)
 	b.buf = c.tx.AppendC2HData(b.buf, d)
 	if len(buf) <= copyMax {

@@ -1,6 +1,7 @@
 package nvme
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -134,9 +135,9 @@ func (m *memory) ReadOnly() bool { return m.readOnly }
 func (m *memory) NextData(_ context.Context, off int64) (int64, int64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for i := off; i < int64(len(m.data)); i++ {
-		if m.data[i] != 0 {
-			return i, int64(len(m.data)), nil
+	for ; off < int64(len(m.data)); off += 512 {
+		if p := m.data[off:min(off+512, int64(len(m.data)))]; !bytes.Equal(p, make([]byte, len(p))) {
+			return off, int64(len(m.data)), nil
 		}
 	}
 	return 0, 0, io.EOF

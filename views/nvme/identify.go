@@ -50,7 +50,7 @@ func (cmd *command) identify() (wire.Status, uint64) {
 		case wire.CNSNamespace, wire.CNSNamespaceAllocated:
 			c.describeNamespace(ns).Append(out)
 		case wire.CNSNamespaceCommon:
-			d := wire.IdentifyNamespaceCommon{NSFeat: 0, NMIC: wire.NMICShared, RESCap: wire.ReservCapAll, ANAGrpID: ns.ANAGroup, NStat: 1}
+			d := wire.IdentifyNamespaceCommon{NSFeat: 0, NMIC: wire.NMICShared, RESCap: c.reservCap(), ANAGrpID: ns.ANAGroup, NStat: 1}
 			if ns.readOnly() {
 				d.NSAttr = wire.NSAttrWriteProtect
 			}
@@ -98,6 +98,14 @@ func (cmd *command) identify() (wire.Status, uint64) {
 // maxNSID is NN, the largest number that a namespace may have. Some hosts go
 // through all numbers.
 const maxNSID = maxNamespaces
+
+// reservCap returns RESCAP: all types, and persistence if there is who keeps them.
+func (c *controller) reservCap() uint8 {
+	if c.s.t.o.Persister == nil {
+		return wire.ReservCapAll &^ 1
+	}
+	return wire.ReservCapAll
+}
 
 // appendDescriptors appends a namespace's identifiers.
 func appendDescriptors(b []byte, ns *namespace) {
@@ -157,12 +165,12 @@ func (c *controller) describeNamespace(ns *namespace) *wire.IdentifyNamespace {
 	blocks := func(bytes int) uint16 { return uint16(min(bytes>>ns.shift, 65536) - 1) } // less one, as all these are
 	d := &wire.IdentifyNamespace{
 		NSZE: ns.blocks(), NCAP: ns.blocks(), NUSE: ns.blocks(),
-		NSFeat: wire.NSFeatAtomic | wire.NSFeatOptimal, NMIC: wire.NMICShared, RESCap: wire.ReservCapAll,
+		NSFeat: wire.NSFeatAtomic | wire.NSFeatOptimal, NMIC: wire.NMICShared, RESCap: c.reservCap(),
 		DLFeat: wire.DLFeatZeroes | wire.DLFeatWriteZeroes,
 		// Our locks make reads and writes of any size atomic to each other;
 		// what a power cut leaves whole is the device's doing.
 		NAWUN: blocks(transfer), NACWU: blocks(transfer), NAWUPF: blocks(ns.atomicBlocks(transfer) << ns.shift),
-		NPWG: blocks(deviceAtom), NPWA: blocks(4096), NPDG: blocks(deviceAtom), NPDA: blocks(4096), NOWS: blocks(deviceAtom),
+		NPWG: blocks(4096), NPWA: blocks(4096), NPDG: blocks(4096), NPDA: blocks(4096), NOWS: blocks(deviceAtom),
 		ANAGrpID: ns.ANAGroup, NGUID: ns.NGUID, LBADataSize: uint8(ns.shift),
 	}
 	if ns.readOnly() {

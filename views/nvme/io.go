@@ -5,15 +5,18 @@ import (
 	"context"
 	"errors"
 	"io"
-	"math"
 	"time"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/views/nvme/wire"
 )
 
-// verifyChunk is how much a verify and a write zeroes handle at a time.
-const verifyChunk = 1 << 20
+const (
+	// verifyChunk is how much a verify reads at a time.
+	verifyChunk = 1 << 20
+	// trimPart is how much of a deallocation locks out others at a time.
+	trimPart = 1 << 30
+)
 
 // The I/O commands (NVM 3.2).
 var ioOps = map[uint8]*operation{
@@ -292,9 +295,17 @@ func (ns *namespace) trim(off, n int64) error {
 	return ns.Device.Trim(context.Background(), off, n)
 }
 
-// dsmLength is the length of a dataset management command's ranges.
+// dsmRanges is the length of a dataset management command's ranges.
+func (cmd *command) dsmRanges() int { return (int(cmd.sqe.CDW(10)&0xff) + 1) * wire.DSMRangeLen }
+
+// dsmLength is the length of a dataset management command's data. Linux sends as
+// much as the most ranges take, however few there are.
 func (cmd *command) dsmLength() (int, wire.Status) {
-	return (int(cmd.sqe.CDW(10)&0xff) + 1) * wire.DSMRangeLen, wire.Success
+	n := cmd.dsmRanges()
+	if sent := int(cmd.sqe.SGL().Length); sent > n && sent <= wire.DSMMaxRanges*wire.DSMRangeLen {
+		n = sent
+	}
+	return n, wire.Success
 }
 
 // datasetManagement takes back space (NVM 3.2.3). Other hints are not used.
@@ -308,7 +319,7 @@ func (cmd *command) datasetManagement() (wire.Status, uint64) {
 	defer cmd.leave()
 	size := cmd.ns.blocks()
 	var ranges []wire.DSMRange
-	for b := cmd.buf; len(b) > 0; b = b[wire.DSMRangeLen:] {
+	for b := cmd.buf[:cmd.dsmRanges()]; len(b) > 0; b = b[wire.DSMRangeLen:] {
 		r := wire.ParseDSMRange(b)
 		if r.SLBA > size || uint64(r.Blocks) > size-r.SLBA {
 			return wire.LBARange | wire.DNR, 0
@@ -319,7 +330,7 @@ func (cmd *command) datasetManagement() (wire.Status, uint64) {
 		// In parts, so that others get their turn.
 		off, left := int64(r.SLBA)<<cmd.ns.shift, int64(r.Blocks)<<cmd.ns.shift
 		for left > 0 {
-			n := min(left, math.MaxInt32)
+			n := min(left, trimPart)
 			if err := cmd.ns.trim(off, n); err != nil {
 				return cmd.failed(err, true), 0
 			}

@@ -212,7 +212,8 @@ func (c *controller) discoveryLog(q *conn) []byte {
 	n := uint64(0)
 	add := func(p *port, nqn string, subType uint8) {
 		addr, service := p.reachedAt(q)
-		e := wire.DiscoveryEntry{TrType: wire.TrTypeTCP, AdrFam: wire.AdrFamIPv4, SubType: subType, TReq: wire.TReqNotRequired | wire.TReqDisableSQFlow,
+		// Not "not required", which nvme-cli up to 2.3 takes for a wish for TLS.
+		e := wire.DiscoveryEntry{TrType: wire.TrTypeTCP, AdrFam: wire.AdrFamIPv4, SubType: subType, TReq: wire.TReqNotSpecified | wire.TReqDisableSQFlow,
 			PortID: p.ID, CNTLID: wire.DynamicCNTLID, ASQSz: minAdminDepth, TrSvcID: service, SubNQN: nqn, TrAddr: addr}
 		if ip, err := netip.ParseAddr(addr); err == nil && ip.Is6() {
 			e.AdrFam = wire.AdrFamIPv6
