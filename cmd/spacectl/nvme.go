@@ -109,11 +109,19 @@ func nvmeSecret(path, env string) (dhchap.Secret, error) {
 	return s, capsule.Wrap(capsule.Invalid, err, "%s", from)
 }
 
-// with connects to the subsystem that the flags name, calls fn, and disconnects.
-func (f *nvmeFlags) with(ctx context.Context, address string, fn func(*host.Controller) error) error {
+// From bulk bytes in a command on, its data had better not go through a large
+// read buffer.
+const bulk, bulkBuffer = 32 << 10, 8 << 10
+
+// with connects to the subsystem that the flags name, calls fn, which uses
+// commands of about size bytes, and disconnects.
+func (f *nvmeFlags) with(ctx context.Context, address string, size int, fn func(*host.Controller) error) error {
 	o, err := f.options()
 	if err != nil {
 		return err
+	}
+	if size >= bulk {
+		o.ReadBuffer = bulkBuffer
 	}
 	nqn := f.nqn
 	if nqn == "" {
@@ -219,7 +227,7 @@ func newNVMeIdentify(a *app) *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var v nvmeController
-			err := f.with(cmd.Context(), args[0], func(c *host.Controller) (err error) {
+			err := f.with(cmd.Context(), args[0], 0, func(c *host.Controller) (err error) {
 				v, err = identifyNVMe(cmd.Context(), c)
 				return err
 			})
@@ -314,7 +322,7 @@ file appears under its name when it is whole. Content goes to a terminal only if
 			}
 			var moved nvmeMoved
 			start := time.Now()
-			err = f.with(cmd.Context(), args[0], func(c *host.Controller) error {
+			err = f.with(cmd.Context(), args[0], bulk, func(c *host.Controller) error {
 				return a.streamNVMe(cmd.Context(), c, f.nsid, func(q *host.Queue, n *host.Namespace) error {
 					if count < 0 {
 						count = max(n.Size()-off, 0)
@@ -406,7 +414,7 @@ namespace held there is gone, so --overwrite has to say that this is meant.`,
 			}
 			var moved nvmeMoved
 			start := time.Now()
-			err = f.with(cmd.Context(), args[0], func(c *host.Controller) error {
+			err = f.with(cmd.Context(), args[0], bulk, func(c *host.Controller) error {
 				return a.streamNVMe(cmd.Context(), c, f.nsid, func(q *host.Queue, n *host.Namespace) error {
 					if total > n.Size()-off {
 						return capsule.Errorf(capsule.OutOfRange, "%s has %d bytes; from %d on namespace %d has room for %d", show(args[1]), total, off, n.ID, max(n.Size()-off, 0))
@@ -468,7 +476,7 @@ meant.`,
 				return capsule.Errorf(capsule.Invalid, "nvme bench %s: the pattern %s overwrites the namespace's content; give --overwrite if that is meant", show(args[0]), o.Pattern)
 			}
 			var r *host.BenchResult
-			err = f.with(cmd.Context(), args[0], func(c *host.Controller) error {
+			err = f.with(cmd.Context(), args[0], o.Size, func(c *host.Controller) error {
 				n, err := c.OnlyNamespace(cmd.Context(), f.nsid)
 				if err != nil {
 					return err

@@ -5,6 +5,7 @@ import (
 
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"testing"
@@ -21,7 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const (
 	fakeNQN = "nqn.2026-11.org.example:fake"
 	// patience bounds hangs; no test waits for it.
-	patience = 60 * time.Second
+	patience = 3 * time.Minute
 )
 
 // fake is a target small enough to be made to misbehave. It serves one
@@ -424,12 +425,14 @@ func within(t testing.TB, fn func()) {
 	}
 }
 
-func pattern(n int, seed byte) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = seed + byte(i) + byte(i>>8)*31
-	}
+// noise is what patterns are parts of.
+var noise = func() []byte {
+	b := make([]byte, 4<<20)
+	rand.NewChaCha8([32]byte{1}).Read(b)
 	return b
-}
+}()
+
+// pattern returns n bytes that differ with seed.
+func pattern(n int, seed byte) []byte { return bytes.Clone(noise[int(seed)*97:][:n]) }
 
 var errWanted = errors.New("an error was wanted")

@@ -692,7 +692,7 @@ func TestStreams(t *testing.T) {
 		f := newFake(t, func(f *fake) { f.block = block })
 		q, n := f.open(t, Options{}, 16)
 		ctx := t.Context()
-		copy(f.disk, pattern(len(f.disk), 3))
+		copy(f.disk, pattern(3<<20, 3))
 		before := bytes.Clone(f.disk)
 		for _, r := range [][2]int64{{0, int64(len(f.disk))}, {0, 0}, {1, 1}, {511, 2}, {4096, 8192}, {5000, 3_000_001}, {int64(len(f.disk)) - 3, 3}} {
 			var out bytes.Buffer

@@ -131,46 +131,45 @@ func openReal(t testing.TB, address string, o Options, queues, depth int) ([]*Qu
 // The two ends agree on every size, both block sizes, digests or none, over
 // several queues at once.
 func TestHostOnTarget(t *testing.T) {
-	for _, o := range []Options{{}, {HeaderDigest: true}, {DataDigest: true}, {HeaderDigest: true, DataDigest: true}} {
-		for _, block := range []int{512, 4096} {
-			d := &disk{b: make([]byte, 16<<20), block: block}
-			_, address := serve(t, d, nvme.Subsystem{AllowAnyHost: true})
-			qs, n, _ := openReal(t, address, o, 3, 16)
-			var wg sync.WaitGroup
-			part := len(d.b) / 12
-			for g := range 12 { // four goroutines to a queue
-				q := qs[g%len(qs)]
-				wg.Go(func() {
-					rng := rand.New(rand.NewPCG(uint64(g), uint64(block)))
-					for i := range 25 {
-						size := (1 + rng.IntN(n.MaxTransfer()/block)) * block
-						if i%2 == 0 {
-							size = (1 + rng.IntN(32768/block)) * block
-						}
-						lba := uint64(g*part/block + rng.IntN((part-size)/block))
-						want := pattern(size, byte(g*31+i))
-						if err := n.Write(t.Context(), q, lba, want, i%5 == 0); err != nil {
-							t.Error(err)
-							return
-						}
-						got := make([]byte, size)
-						if err := n.Read(t.Context(), q, lba, got); err != nil {
-							t.Error(err)
-							return
-						}
-						if !bytes.Equal(got, want) {
-							t.Errorf("%d bytes at %d come back changed", size, lba)
-							return
-						}
-						if err := n.Compare(t.Context(), q, lba, want[:block]); err != nil {
-							t.Error(err)
-							return
-						}
+	for i, o := range []Options{{}, {HeaderDigest: true}, {DataDigest: true}, {HeaderDigest: true, DataDigest: true}} {
+		block := []int{512, 4096}[i%2]
+		d := &disk{b: make([]byte, 12<<20), block: block}
+		_, address := serve(t, d, nvme.Subsystem{AllowAnyHost: true})
+		qs, n, _ := openReal(t, address, o, 3, 16)
+		var wg sync.WaitGroup
+		part := len(d.b) / 6
+		for g := range 6 { // two goroutines to a queue
+			q := qs[g%len(qs)]
+			wg.Go(func() {
+				rng := rand.New(rand.NewPCG(uint64(g), uint64(block)))
+				for i := range 12 {
+					size := (1 + rng.IntN(n.MaxTransfer()/block)) * block
+					if i%2 == 0 {
+						size = (1 + rng.IntN(32768/block)) * block
 					}
-				})
-			}
-			within(t, wg.Wait)
+					lba := uint64(g*part/block + rng.IntN((part-size)/block))
+					want := pattern(size, byte(g*31+i))
+					if err := n.Write(t.Context(), q, lba, want, i%5 == 0); err != nil {
+						t.Error(err)
+						return
+					}
+					got := make([]byte, size)
+					if err := n.Read(t.Context(), q, lba, got); err != nil {
+						t.Error(err)
+						return
+					}
+					if !bytes.Equal(got, want) {
+						t.Errorf("%d bytes at %d come back changed", size, lba)
+						return
+					}
+					if err := n.Compare(t.Context(), q, lba, want[:block]); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
 		}
+		within(t, wg.Wait)
 	}
 }
 
