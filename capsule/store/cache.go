@@ -28,6 +28,13 @@ func newSegmentCache(limit int64) *segmentCache {
 	return &segmentCache{limit: limit, m: map[pipeline.SegmentID]*list.Element{}}
 }
 
+// bytes is how much the cache holds.
+func (c *segmentCache) bytes() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.size
+}
+
 // get returns a segment's bytes, which must not be changed, loading them if
 // they are not there. Errors are not kept.
 func (c *segmentCache) get(id pipeline.SegmentID, load func() ([]byte, error)) ([]byte, error) {

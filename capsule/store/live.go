@@ -205,6 +205,7 @@ func (l *Live) damage(start int64, err error) error {
 	var at *pieceError
 	var seg *segmentError
 	if errors.As(err, &at) && errors.As(err, &seg) {
+		l.s.tally.damaged.Add(1)
 		return &capsule.DamageError{Capsule: l.line.capsule, Off: start + int64(at.off), Len: int64(at.n),
 			Log: seg.log, LogOff: seg.off, Why: seg.err.Error()}
 	}

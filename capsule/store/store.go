@@ -99,6 +99,7 @@ type Store struct {
 
 	failure  atomic.Pointer[error]
 	space    spaceGauge
+	tally    tally
 	watchers *notify.Queue[Change]
 
 	life     life

@@ -82,6 +82,7 @@ type Subsystem struct {
 	Model        string // at most 40
 	AllowAnyHost bool   // who is not in Hosts may connect too, without a secret
 	Hosts        []Host
+	Ports        []uint16 // IDs of the ports at which hosts reach it; nil: all
 }
 
 // Host is a host that may connect to a subsystem.

@@ -77,7 +77,7 @@ func (c *conn) connect(req *wire.Connect) (result uint32, failed *connectError) 
 	s := c.t.discovery
 	if req.SubNQN != wire.DiscoveryNQN {
 		var err error
-		if s, err = c.t.subsystem(req.SubNQN); err != nil || c.port.DiscoveryOnly {
+		if s, err = c.t.subsystem(req.SubNQN); err != nil || !s.at(c.port.Port) {
 			return 0, invalidData(wire.ConnectOffSubNQN)
 		}
 	}

@@ -190,8 +190,9 @@ func (c *controller) smart() []byte {
 	return s.Append(nil)
 }
 
-// discoveryLog is log page 70h (Base 5.16.1.23): the subsystems that the host
-// may connect to, at each port, and the discovery service itself.
+// discoveryLog is log page 70h (Base 5.16.1.23): the discovery service itself
+// and the subsystems that the host may connect to, at all their ports; of those
+// that are reached through a port of disks only the ones that are at it.
 func (c *controller) discoveryLog(q *conn) []byte {
 	t := c.s.t
 	t.mu.Lock()
@@ -212,6 +213,9 @@ func (c *controller) discoveryLog(q *conn) []byte {
 	n := uint64(0)
 	add := func(p *port, nqn string, subType uint8) {
 		addr, service := p.reachedAt(q)
+		if isLoopback(addr) && !isLoopback(q.nc.LocalAddr().String()) {
+			return // it would be another machine to the host
+		}
 		// Not "not required", which nvme-cli up to 2.3 takes for a wish for TLS.
 		e := wire.DiscoveryEntry{TrType: wire.TrTypeTCP, AdrFam: wire.AdrFamIPv4, SubType: subType, TReq: wire.TReqNotSpecified | wire.TReqDisableSQFlow,
 			PortID: p.ID, CNTLID: wire.DynamicCNTLID, ASQSz: minAdminDepth, TrSvcID: service, SubNQN: nqn, TrAddr: addr}
@@ -230,17 +234,27 @@ func (c *controller) discoveryLog(q *conn) []byte {
 		}
 	}
 	for _, s := range subs {
-		if _, ok := s.admits(c.hostNQN); !ok {
+		if _, ok := s.admits(c.hostNQN); !ok || !c.port.DiscoveryOnly && !s.at(c.port.Port) {
 			continue
 		}
 		for _, p := range ports {
-			if !p.DiscoveryOnly {
+			if s.at(p.Port) {
 				add(p, s.NQN, wire.SubTypeNVM)
 			}
 		}
 	}
 	h := wire.DiscoveryHeader{Generation: generation, Records: n}
 	return append(h.Append(nil), entries...)
+}
+
+// isLoopback reports whether an address, with or without a port number, means
+// the machine itself. What is no IP address does not, for all that is known.
+func isLoopback(addr string) bool {
+	if ap, err := netip.ParseAddrPort(addr); err == nil {
+		return ap.Addr().Unmap().IsLoopback()
+	}
+	ip, err := netip.ParseAddr(addr)
+	return err == nil && ip.Unmap().IsLoopback()
 }
 
 // reachedAt returns by what address and port number a host that came on q

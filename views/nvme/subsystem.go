@@ -46,6 +46,7 @@ type subsystem struct {
 	removed     bool
 	allowAny    bool
 	hosts       map[string]host
+	ports       []uint16 // as Subsystem.Ports
 	controllers map[uint16]*controller
 	nextID      uint16
 	lingering   map[*conn]string // closed connections with commands at devices, and their hosts
@@ -108,7 +109,7 @@ func newSubsystem(t *Target, s Subsystem) *subsystem {
 	if s.Model == "" {
 		s.Model = defaultModel
 	}
-	sub := &subsystem{t: t, Subsystem: s, allowAny: s.AllowAnyHost, controllers: map[uint16]*controller{},
+	sub := &subsystem{t: t, Subsystem: s, allowAny: s.AllowAnyHost, ports: s.Ports, controllers: map[uint16]*controller{},
 		lingering: map[*conn]string{}, anaChanges: map[uint32]uint64{}, nextID: 1}
 	sub.namespaces.Store(&map[uint32]*namespace{})
 	return sub
@@ -153,6 +154,29 @@ func (s *subsystem) setHosts(allowAny bool, list []Host) error {
 		c.end("the host may not connect any more, or has another secret")
 	}
 	return nil
+}
+
+// setPorts changes where hosts reach the subsystem.
+func (s *subsystem) setPorts(ports []uint16) {
+	s.mu.Lock()
+	s.ports = ports
+	var out []*controller
+	for _, c := range s.controllers {
+		if ports != nil && !slices.Contains(ports, c.port.ID) {
+			out = append(out, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range out {
+		c.end("the subsystem cannot be reached at this port any more")
+	}
+}
+
+// at reports whether hosts reach the subsystem at a port.
+func (s *subsystem) at(p Port) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !p.DiscoveryOnly && (s.ports == nil || slices.Contains(s.ports, p.ID))
 }
 
 // admits returns what a host needs to connect.

@@ -374,6 +374,18 @@ func (t *Target) SetHosts(nqn string, allowAny bool, hosts []Host) error {
 	return nil
 }
 
+// SetPorts changes the ports at which hosts reach a subsystem; nil means all.
+// Controllers that came through another one are ended.
+func (t *Target) SetPorts(nqn string, ports []uint16) error {
+	s, err := t.subsystem(nqn)
+	if err != nil {
+		return err
+	}
+	s.setPorts(ports)
+	t.discoveryChanged()
+	return nil
+}
+
 // AddNamespace adds a namespace; connected hosts are told.
 func (t *Target) AddNamespace(nqn string, ns Namespace) error {
 	s, err := t.subsystem(nqn)

@@ -73,11 +73,16 @@ func (c *Controller) Descriptors(ctx context.Context, nsid uint32) ([]wire.Descr
 // LogPage fills p with a log page from offset off on. nsid is 0 for a page of
 // the controller.
 func (c *Controller) LogPage(ctx context.Context, id uint8, nsid uint32, off int64, p []byte) error {
+	return c.logPage(ctx, id, nsid, off, p, pageSize)
+}
+
+// logPage reads chunk bytes with each command.
+func (c *Controller) logPage(ctx context.Context, id uint8, nsid uint32, off int64, p []byte, chunk int) error {
 	if len(p) == 0 || len(p)%4 != 0 || off%4 != 0 {
 		return capsule.Errorf(capsule.Invalid, "%d bytes at %d of a log page, which has dwords", len(p), off)
 	}
 	for len(p) > 0 {
-		n := min(len(p), pageSize)
+		n := min(len(p), chunk)
 		cmd := Command{Data: p[:n], What: fmt.Sprintf("log page %02xh", id)}
 		cmd.SQE.SetOpcode(wire.OpGetLogPage)
 		cmd.SQE.SetNSID(nsid)
@@ -127,11 +132,9 @@ func (c *Controller) Errors(ctx context.Context) ([]wire.ErrorEntry, error) {
 // ANA returns the ANA log's groups.
 func (c *Controller) ANA(ctx context.Context) ([]wire.ANAGroup, error) {
 	size := wire.ANAHeaderLen + int64(c.info.NANAGrpID)*wire.ANAGroupLen + 4*int64(c.info.MNAN)
-	if size > 1<<20 || c.info.NANAGrpID == 0 {
-		size = pageSize
-	}
-	b := make([]byte, size)
-	if err := c.LogPage(ctx, wire.LogANA, 0, 0, b); err != nil {
+	b := make([]byte, min(size, int64(c.MaxTransfer())))
+	// In one command: the page may be shorter, and nothing can be read behind its end.
+	if err := c.logPage(ctx, wire.LogANA, 0, 0, b, len(b)); err != nil {
 		return nil, err
 	}
 	_, groups := wire.ParseANALog(b)

@@ -100,6 +100,11 @@ type Controller struct {
 	info    wire.IdentifyController
 	admin   *Queue
 
+	// flow is set when the target insists on submission queue flow control, which
+	// a host does without that never has more in flight than there is room for.
+	// Without it, reads may end with their data and need no response capsule.
+	flow bool
+
 	mu     sync.Mutex
 	queues []*Queue
 	events chan Event
@@ -174,6 +179,8 @@ func (c *Controller) connectQueue(ctx context.Context, q *Queue, qid uint16) (ui
 	if qid == 0 {
 		conn.CNTLID = wire.DynamicCNTLID
 		conn.KATO = uint32(c.o.KeepAlive.Milliseconds())
+	} else if !c.flow {
+		conn.CAttr = wire.ConnectDisableSQFlow
 	}
 	var cmd Command
 	conn.Command(&cmd.SQE)
@@ -370,6 +377,11 @@ func (c *Controller) OpenQueues(ctx context.Context, n, depth int) ([]*Queue, er
 	var opened []*Queue
 	for i := range n {
 		q, _, err := c.openQueue(ctx, uint16(i+1), depth, min(inCapsule, 1<<20))
+		var s *CommandError
+		if !c.flow && errors.As(err, &s) && s.Status.Code() == wire.ConnectInvalidParam {
+			c.flow = true
+			q, _, err = c.openQueue(ctx, uint16(i+1), depth, min(inCapsule, 1<<20))
+		}
 		if err != nil {
 			for _, q := range opened {
 				q.Close()
@@ -444,3 +456,6 @@ func (c *Controller) Close() error {
 	c.wg.Wait()
 	return capsule.Wrap(capsule.Unavailable, err, "disconnect from %s at %s", c.subsys, c.address)
 }
+
+// Subsystem returns the name of the subsystem that the controller belongs to.
+func (c *Controller) Subsystem() string { return c.subsys }

@@ -49,7 +49,15 @@ type Command struct {
 	finished  bool
 	silent    bool // may stay without an answer for ever: an asynchronous event request
 	do        bool // Do waits for it
-	wake      *waiter
+}
+
+// String describes the command without its data.
+func (c *Command) String() string {
+	s := fmt.Sprintf("command %02xh with %d bytes", c.SQE.Opcode(), len(c.Data))
+	if c.Err != nil {
+		s += ": " + c.Err.Error()
+	}
+	return s
 }
 
 // transfer directions, by the two lowest bits of the opcode (Base 3.3.3.1) or
@@ -84,7 +92,6 @@ type piece struct {
 type batch struct {
 	buf    []byte
 	pieces []piece
-	data   bool // it holds more than commands
 }
 
 func (b *batch) empty() bool { return len(b.buf) == 0 }
@@ -128,6 +135,7 @@ type Queue struct {
 
 	awaited  int       // commands in flight that the target has to answer
 	owed     int       // of these, those that the target sends data for
+	sends    int       // and those that we send data for
 	armed    time.Time // when that was
 	armedW   time.Time // the same for writing
 	pdus     int       // since then, roughly
@@ -354,17 +362,14 @@ func (q *Queue) submit(c *Command, do bool) error {
 		}
 	}
 
+	q.countData(c, 1)
 	n := 0
-	switch dir := direction(&c.SQE); {
-	case len(c.Data) == 0:
-		c.SQE.SetSGL(wire.SGL{Type: wire.SGLTransport})
-	case dir == toController && len(c.Data) <= q.inCapsule:
+	if direction(&c.SQE) == toController && len(c.Data) <= q.inCapsule {
 		n = len(c.Data)
+	}
+	if n > 0 {
 		c.SQE.SetSGL(wire.SGL{Length: uint32(n), Type: wire.SGLInCapsule})
-	default:
-		if dir == toHost {
-			q.owed++
-		}
+	} else {
 		c.SQE.SetSGL(wire.SGL{Length: uint32(len(c.Data)), Type: wire.SGLTransport})
 	}
 	q.pending.buf = q.framing.AppendCommand(q.pending.buf, &c.SQE, n)
@@ -374,10 +379,20 @@ func (q *Queue) submit(c *Command, do bool) error {
 	return nil
 }
 
+// countData counts a command among those whose data is on its way.
+func (q *Queue) countData(c *Command, n int) {
+	switch dir := direction(&c.SQE); {
+	case len(c.Data) == 0:
+	case dir == toHost:
+		q.owed += n
+	case dir == toController:
+		q.sends += n
+	}
+}
+
 // appendData appends data and its digest to the pending batch.
 func (q *Queue) appendData(c *Command, data []byte, r2t bool) {
 	b := &q.pending
-	b.data = true
 	if len(data) <= copyLimit && !r2t {
 		b.buf = q.framing.AppendDigest(append(b.buf, data...), data)
 		return
@@ -396,7 +411,10 @@ func (q *Queue) await(ready func() bool) {
 			q.advance()
 			continue
 		}
-		q.flush()
+		if !q.writing && !q.pending.empty() && q.err == nil {
+			q.flush() // which may let go of the lock
+			continue
+		}
 		if w == nil {
 			w = &waiter{ready: ready, ch: make(chan struct{}, 1)}
 		}
@@ -415,9 +433,12 @@ func (q *Queue) await(ready func() bool) {
 // advance reads one PDU and does what it says.
 func (q *Queue) advance() {
 	q.reading = true
-	if q.pdus++; !q.r.Buffered() || q.pdus >= 16 { // a busy queue never waits, and needs its deadline moved all the same
-		q.pdus = 0
+	idle := !q.r.Buffered()
+	if idle {
 		q.flush()
+	}
+	if q.pdus++; idle || q.pdus >= 16 { // a busy queue never waits, and needs its deadline moved all the same
+		q.pdus = 0
 		q.arm()
 	}
 	q.mu.Unlock()
@@ -621,9 +642,7 @@ func (q *Queue) finish(c *Command) {
 	if !c.silent {
 		q.awaited--
 	}
-	if len(c.Data) > 0 && direction(&c.SQE) == toHost {
-		q.owed--
-	}
+	q.countData(c, -1)
 	c.finished = true
 	if !c.do {
 		q.done = append(q.done, c)
@@ -636,28 +655,21 @@ func (q *Queue) finish(c *Command) {
 }
 
 // flush has the pending batch written: by the caller, unless somebody writes
-// already, or the target may be waiting for us to read.
+// already, or the caller could wait for ever.
 func (q *Queue) flush() {
 	if q.writing || q.pending.empty() || q.err != nil {
 		return
 	}
 	q.writing = true
-	if q.pending.data && q.owed > 0 {
-		go func() {
-			q.mu.Lock()
-			defer q.mu.Unlock()
-			q.drain(true)
-		}()
-		return
-	}
 	q.drain(false)
 }
 
-// drain writes batches until there is none. With background false it leaves to
-// a goroutine what could have it wait for the target.
+// drain writes batches until there is none. If data goes both ways, the target
+// may take none of ours until we took some of its: then a goroutine
+// writes, so that its caller can read.
 func (q *Queue) drain(background bool) {
 	for !q.pending.empty() && q.err == nil {
-		if !background && q.pending.data && q.owed > 0 {
+		if !background && q.owed > 0 && q.sends > 0 {
 			go func() {
 				q.mu.Lock()
 				defer q.mu.Unlock()
