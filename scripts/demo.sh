@@ -15,6 +15,7 @@ cleanup() {
 		# What is still projected after a step that failed.
 		if [[ -d $d ]]; then "$spacectl" project unmount --lazy "$d" >/dev/null 2>&1 || true; fi
 	done
+	kill_node # where a step has failed it may still serve a disk
 	rm -rf --one-file-system "$tmp"
 }
 trap cleanup EXIT
@@ -129,6 +130,24 @@ if [[ $view == "through FUSE" ]]; then
 else
 	say "Trees and volumes are shown through FUSE, which is not here."
 fi
+
+say "A disk over the network: NVMe/TCP, written by a host, kill -9 of its node, read again."
+run volume create net --size 64MiB
+connect=$("$spacectl" project --view nvme --name net --listen 127.0.0.1:0)
+printf '   $ spacectl project --view nvme --name net --listen 127.0.0.1:0\n     %s\n' "$connect"
+addr=$(sed -E 's/.* -a ([^ ]+) -s ([0-9]+) .*/\1:\2/' <<<"$connect")
+nqn=${connect##* }
+head -c $((16 << 20)) "$tmp/go.tar" >"$tmp/net.img"
+run nvme discover "$addr"
+run nvme write "$addr" "$tmp/net.img" --overwrite
+kill_node
+run project --view nvme --name net # the next node serves it already, under the same names
+run nvme read "$addr" --length 16MiB --out "$tmp/net.out"
+cmp "$tmp/net.img" "$tmp/net.out"
+run nvme bench "$addr" --time 1s
+run project list
+run project unmount --lazy "$nqn#1"
+ok "what was written before kill -9 is there; a Linux host does the same with the line above"
 
 say "Rotate the keys, remove a capsule, collect garbage."
 run key rotate

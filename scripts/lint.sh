@@ -38,7 +38,7 @@ fi
 
 begin shellcheck
 if command -v shellcheck >/dev/null; then
-	shellcheck scripts/*.sh .ci/run || wrong
+	shellcheck scripts/*.sh scripts/*/*.sh .ci/run || wrong
 else
 	echo "skipped: no shellcheck here"
 fi

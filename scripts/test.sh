@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
-# Runs every test with the race detector, having installed what the tests need.
-# Ends with the sums; fails too if a test was skipped that this machine can run.
+# Runs every test, having installed what the tests need. Ends with the sums; fails
+# too if a test was skipped that this machine can run.
+#
+# First all that need nothing but this machine, with the race detector. Then those
+# with a kernel of their own in an emulated machine (internal/testenv/kernelvm), which
+# are called TestKernel...: by themselves, because everything takes long there, and
+# without the race detector, because the same code has run under it before.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,4 +23,13 @@ fi
 if [[ ! -e /dev/fuse ]] && ((EUID == 0)); then
 	modprobe fuse 2>/dev/null || echo "no /dev/fuse here: tests of the kernel mount will be skipped"
 fi
-CGO_ENABLED=1 go test -race -timeout 30m -json "$@" ./... | go run ./scripts/testreport
+if [[ $(dpkg --print-architecture 2>/dev/null) = amd64 ]]; then
+	scripts/kernelvm/build.sh >/dev/null
+fi
+mapfile -t kernel < <(grep -rl --include='*_test.go' '^func TestKernel' . | xargs -n 1 dirname | sort -u)
+{
+	status=0
+	CGO_ENABLED=1 go test -race -timeout 30m -json -skip '^TestKernel' "$@" ./... || status=$?
+	go test -timeout 60m -json "$@" -p 1 -run '^TestKernel' "${kernel[@]}" || status=$?
+	exit $status
+} | go run ./scripts/testreport

@@ -2,8 +2,11 @@ package views
 
 import "github.com/spacestore/space/capsule"
 
-// FUSE is the FUSE view's name in policies and listings.
-const FUSE = "fuse"
+// The views' names in policies and listings.
+const (
+	FUSE = "fuse"
+	NVMe = "nvme"
+)
 
 // Gate reports whether a capsule with policy p may be exposed through view:
 // nil, or an error of kind [capsule.Denied]. A view asks at every open, not

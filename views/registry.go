@@ -2,10 +2,10 @@ package views
 
 import (
 	"cmp"
+	"maps"
 	"path/filepath"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/spacestore/space/capsule"
 )
@@ -31,8 +31,8 @@ func NewRegistry(idle func()) *Registry {
 	return &Registry{idle: idle, running: map[string]*Projection{}}
 }
 
-// Start runs start and lists the projection it returns, under a fresh ID,
-// until that ends. It refuses to run start when the registry is full or sealed.
+// Start runs start and lists the projection it returns, under its ID or a fresh
+// one, until that ends. It refuses to run start when the registry is full or sealed.
 func (r *Registry) Start(start func() (*Projection, error)) (*Projection, error) {
 	r.mu.Lock()
 	switch {
@@ -58,8 +58,8 @@ func (r *Registry) Start(start func() (*Projection, error)) (*Projection, error)
 		}
 		return nil, err
 	}
-	for p.ID = ""; p.ID == "" || r.running[p.ID] != nil; {
-		p.ID = capsule.NewID(time.Now()).String()[28:]
+	for p.ID == "" || r.running[p.ID] != nil {
+		p.ID = NewID()
 	}
 	r.running[p.ID] = p
 	go r.forgetWhenDone(p)
@@ -80,10 +80,13 @@ func (r *Registry) forgetWhenDone(p *Projection) {
 // List returns the running projections, oldest first.
 func (r *Registry) List() []Info {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	list := make([]Info, 0, len(r.running))
-	for _, p := range r.running {
-		list = append(list, p.Info)
+	running := slices.Collect(maps.Values(r.running))
+	r.mu.Unlock()
+	list := make([]Info, len(running))
+	for i, p := range running {
+		if list[i] = p.Info; p.Describe != nil {
+			p.Describe(&list[i])
+		}
 	}
 	slices.SortFunc(list, func(a, b Info) int {
 		return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.ID, b.ID))
@@ -140,10 +143,7 @@ func (r *Registry) Seal() bool {
 func (r *Registry) CloseAll() []error {
 	r.mu.Lock()
 	r.sealed = true
-	running := make([]*Projection, 0, len(r.running))
-	for _, p := range r.running {
-		running = append(running, p)
-	}
+	running := slices.Collect(maps.Values(r.running))
 	r.mu.Unlock()
 	var errs []error
 	for _, p := range running {

@@ -40,6 +40,13 @@ func newSegmentCache(limit int64) *segmentCache {
 	return &segmentCache{limit: limit, m: map[pipeline.SegmentID]*list.Element{}}
 }
 
+// bytes is how much the cache holds.
+func (c *segmentCache) bytes() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.size
+}
+
 // use calls fn with a segment's bytes, which must not be changed and are gone
 // when it returns, loading them if they are not there: load appends size bytes to a
 // buffer. Errors are not kept.

@@ -29,6 +29,21 @@ func putStep(name string, data []byte) step {
 	}, func(m state) { m[name] = string(data) }}
 }
 
+// noteStep sets a note, or takes it away where value is "".
+func noteStep(name, note, value string) step {
+	return step{"note " + name, byName(name, func(s *Store, id capsule.ID) error {
+		var v []byte
+		if value != "" {
+			v = []byte(value)
+		}
+		return s.SetNote(context.Background(), id, note, v)
+	}), func(m state) {
+		if m[noteOf(name, note)] = value; value == "" {
+			delete(m, noteOf(name, note))
+		}
+	}}
+}
+
 func byName(name string, do func(s *Store, id capsule.ID) error) func(*Store) error {
 	return func(s *Store) error {
 		info, err := s.Resolve(context.Background(), name)
@@ -55,6 +70,10 @@ func crashWorkload() []step {
 		putStep("a", shared),
 		putStep("dir/b", append(text(3, 90<<10), shared...)),
 		putStep("large", large),
+		noteStep("large", "view", "goes with its capsule"),
+		noteStep("a", "view", "first"),
+		{"note of the store", func(s *Store) error { return s.SetNote(ctx, capsule.ID{}, "who", []byte("me")) },
+			func(m state) { m[noteOf("", "who")] = "me" }},
 		putStep("a", random(4, 50<<10)),
 		{"rename", byName("dir/b", func(s *Store, id capsule.ID) error {
 			_, err := s.Rename(ctx, id, "c")
@@ -63,14 +82,18 @@ func crashWorkload() []step {
 		putStep("empty", nil),
 		{"set policy", byName("c", func(s *Store, id capsule.ID) error { return s.SetPolicy(ctx, id, policy) }), none},
 		{"remove large", byName("large", func(s *Store, id capsule.ID) error { return s.Remove(ctx, id) }),
-			func(m state) { delete(m, "large") }},
+			func(m state) { delete(m, "large"); delete(m, noteOf("large", "view")) }},
+		noteStep("a", "view", "second"),
+		noteStep("c", "view", "stays"),
+		noteStep("c", "another", "goes"),
 		gc,
 		putStep("c", text(5, 200<<10)),
 		{"rotate key", func(s *Store) error { return s.RotateKey(nil) }, none},
 		putStep("d", large[:300<<10]),
 		gc,
 		{"remove a", byName("a", func(s *Store, id capsule.ID) error { return s.Remove(ctx, id) }),
-			func(m state) { delete(m, "a") }},
+			func(m state) { delete(m, "a"); delete(m, noteOf("a", "view")) }},
+		noteStep("c", "another", ""),
 		putStep("e", shared),
 	}
 }
@@ -126,7 +149,7 @@ func TestPowerCutAtEveryStep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if done, _ := runSteps(s, steps); len(done) != 4 {
+	if done, _ := runSteps(s, steps); len(done) != 6 {
 		t.Fatalf("the workload does not run through: %v", done)
 	}
 	if err := s.Close(); err != nil {

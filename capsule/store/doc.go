@@ -6,8 +6,8 @@
 // [Store] is the store; one process holds it at a time. [Reader] reads one
 // version of one object's content. [Live] is an open volume or tree, [Volume] a
 // volume; [Update] changes one. [DataReader] is what a volume is made of.
-// [PutRequest], [CreateRequest], [ListQuery], [GCOptions] and [VerifyOptions] are
-// what the longer calls take.
+// [Notes] are what others keep with a capsule. [PutRequest], [CreateRequest],
+// [ListQuery], [GCOptions] and [VerifyOptions] are what the longer calls take.
 //
 // # What is on disk
 //

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"maps"
 	"testing"
 
 	"github.com/spacestore/space/capsule"
@@ -25,6 +26,7 @@ func FuzzRecords(f *testing.F) {
 	f.Add((&snapshotRow{created: 1, living: living{family: 1, node: 2}}).encode(capsule.Tree))
 	f.Add((&familyRow{policy: policyID{1}}).encode())
 	f.Add((&retentionRow{every: 3600e9, keep: 24, last: 1}).encode())
+	f.Add(Notes{"a": []byte("x"), "b": nil}.encode())
 	f.Add((&nodeRow{parent: 7, owner: ownerSnapshot}).encode())
 	f.Add((&row{state: rowBlock, block: &liveBlock{pieces: []piece{
 		{off: 3, n: 2, mem: []byte("ab")}, {off: 9, n: 5, id: pipeline.SegmentID{2}, segOff: 1, segLen: 6}}}}).encode())
@@ -75,6 +77,12 @@ func FuzzRecords(f *testing.F) {
 			q, err := decodeRetention(r.encode())
 			if same("snapshot policy", err); q != r {
 				t.Fatalf("%+v became %+v", r, q)
+			}
+		}
+		if n, err := decodeNotes(b); err == nil {
+			q, err := decodeNotes(n.encode())
+			if same("notes", err); !maps.EqualFunc(n, q, bytes.Equal) {
+				t.Fatalf("%q became %q", n, q)
 			}
 		}
 		if r, err := decodeFamily(b); err == nil {

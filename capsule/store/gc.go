@@ -70,6 +70,7 @@ func (s *Store) GC(ctx context.Context, o GCOptions, progress func(done, total i
 	}
 	defer s.moving.release()
 	err := s.collectGarbage(ctx, o, &rep, progress)
+	s.tally.collected(&rep)
 	if err != nil {
 		err = capsule.Wrap(ioKind(err), err, "collect garbage")
 	}

@@ -111,13 +111,19 @@ func wantClean(t testing.TB, s *Store) {
 	}
 }
 
-// state is what a store should hold: content by name.
+// state is what a store should hold: content by name, and notes by noteOf.
 type state map[string]string
 
 func (m state) clone() state { return maps.Clone(m) }
 
+// noteOf is a note's key in a state; name is that of its capsule.
+func noteOf(name, note string) string { return name + "\x00" + note }
+
 func readState(s *Store) (state, error) {
 	m := state{}
+	if err := s.readNotes(m); err != nil {
+		return nil, err
+	}
 	q := ListQuery{Limit: 3}
 	for {
 		page, err := s.List(context.Background(), q)
@@ -142,6 +148,32 @@ func readState(s *Store) (state, error) {
 		}
 		q.Cursor = page.Next
 	}
+}
+
+// readNotes adds all notes to a state, page by page.
+func (s *Store) readNotes(m state) error {
+	ctx := context.Background()
+	own, err := getNotes(s.kv, capsule.ID{})
+	for note, v := range own {
+		m[noteOf("", note)] = string(v)
+	}
+	for after := (capsule.ID{}); err == nil; {
+		var page []Noted
+		if page, err = s.Noted(ctx, after, 1); err != nil || len(page) == 0 {
+			return err
+		}
+		for _, n := range page {
+			info, err := s.Info(ctx, n.ID)
+			if err != nil {
+				return fmt.Errorf("notes of a capsule that is not there: %w", err)
+			}
+			for note, v := range n.Notes {
+				m[noteOf(info.Name, note)] = string(v)
+			}
+			after = n.ID
+		}
+	}
+	return err
 }
 
 func (m state) String() string {

@@ -256,6 +256,7 @@ func (l *Live) damage(start int64, err error) error {
 	var at *pieceError
 	var seg *segmentError
 	if errors.As(err, &at) && errors.As(err, &seg) {
+		l.s.tally.damaged.Add(1)
 		return &capsule.DamageError{Capsule: l.line.capsule, Off: start + int64(at.off), Len: int64(at.n),
 			Log: seg.log, LogOff: seg.off, Why: seg.err.Error()}
 	}
@@ -620,6 +621,7 @@ func (u *Update) Write(file uint64, off int64, p []byte) (grew int64, err error)
 	if full := int(BlockSize-off%BlockSize) % BlockSize; len(p) >= full+BlockSize {
 		// Whole blocks need not go through the journal.
 		end := full + (len(p)-full)/BlockSize*BlockSize
+		u.data -= full // this call counts it again
 		if grew, err = u.Write(file, off, p[:full]); err != nil {
 			return grew, err
 		}
@@ -627,7 +629,6 @@ func (u *Update) Write(file uint64, off int64, p []byte) (grew int64, err error)
 		if grew += n; err != nil {
 			return grew, err
 		}
-		u.data -= full // counted twice
 		p = p[end:]
 		off += int64(end)
 	}

@@ -17,6 +17,7 @@ type modelCapsule struct {
 	name    string
 	data    string
 	version uint64
+	notes   map[string]string
 }
 
 // Random operations, restarts and power cuts against a map. Names come from a
@@ -84,7 +85,7 @@ func TestModel(t *testing.T) {
 				if err != nil || replaces && info.ID != old {
 					t.Fatalf("put %q: %+v, %v", name, info, err)
 				}
-				model[info.ID] = modelCapsule{name, string(data), model[info.ID].version + 1}
+				model[info.ID] = modelCapsule{name, string(data), model[info.ID].version + 1, model[info.ID].notes}
 				if info.Version != model[info.ID].version {
 					t.Fatalf("put %q gives version %d", name, info.Version)
 				}
@@ -117,6 +118,31 @@ func TestModel(t *testing.T) {
 				}
 				delete(model, id)
 			},
+			"note": func(t *rapid.T) {
+				id, note := some(), rapid.SampledFrom([]string{"a", "b"}).Draw(t, "note")
+				value := rapid.SliceOfN(rapid.Byte(), 0, 9).Draw(t, "value")
+				if rapid.Bool().Draw(t, "none") {
+					value = nil
+				}
+				err := s.SetNote(ctx, id, note, value)
+				c, ok := model[id]
+				if !ok {
+					if capsule.KindOf(err) != capsule.NotFound {
+						t.Fatalf("note of nothing: %v", err)
+					}
+					return
+				}
+				if err != nil {
+					t.Fatalf("note: %v", err)
+				}
+				if c.notes == nil {
+					c.notes = map[string]string{}
+				}
+				if c.notes[note] = string(value); value == nil {
+					delete(c.notes, note)
+				}
+				model[id] = c
+			},
 			"gc": func(t *rapid.T) {
 				if _, err := s.GC(ctx, GCOptions{MinDead: 0.01, Recompress: rapid.Bool().Draw(t, "dense")}, nil); err != nil {
 					t.Fatal(err)
@@ -145,6 +171,15 @@ func TestModel(t *testing.T) {
 					got, err := get(s, info.ID)
 					if err != nil || string(got) != c.data || info.Name != c.name || info.Version != c.version {
 						t.Fatalf("%s is %+v with %d bytes (%v), want %q version %d with %d", info.ID, info, len(got), err, c.name, c.version, len(c.data))
+					}
+					notes, err := getNotes(s.kv, info.ID)
+					if err != nil || len(notes) != len(c.notes) {
+						t.Fatalf("%s has the notes %q, want %q: %v", info.ID, notes, c.notes, err)
+					}
+					for name, want := range c.notes {
+						if got, err := s.Note(ctx, info.ID, name); err != nil || got == nil || string(got) != want {
+							t.Fatalf("note %q of %s is %q, want %q: %v", name, info.ID, got, want, err)
+						}
 					}
 					logical += info.Size
 				}

@@ -142,12 +142,23 @@ func (t *tx) remove(id capsule.ID) (capsuleRecord, error) {
 	if err := t.setName(id, &rec.name, nil); err != nil {
 		return rec, err
 	}
-	if err := t.dropRetention(id); err != nil {
-		return rec, err
+	for _, k := range [][]byte{retentionKey(id), notesKey(id)} {
+		if err := t.drop(k); err != nil {
+			return rec, err
+		}
 	}
 	t.totals.capsules--
 	t.changes = append(t.changes, Change{ID: id, OldName: rec.name, Removed: true})
 	return rec, t.b.delete(capsuleKey(id))
+}
+
+// drop deletes a row that most often is not there, which leaves no tombstone then.
+func (t *tx) drop(key []byte) error {
+	b, err := t.b.get(key)
+	if err != nil || b == nil {
+		return err
+	}
+	return t.b.delete(key)
 }
 
 // Remove removes a capsule. Readers that have it open go on; its space comes

@@ -118,6 +118,17 @@ func newOverlay(limit int64) *overlay {
 	return o
 }
 
+// memory is about how many bytes of changes are held.
+func (o *overlay) memory() int64 {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	n := o.active.bytes
+	if o.frozen != nil {
+		n += o.frozen.bytes
+	}
+	return n
+}
+
 // room waits until there is room for more changes. more tells the checkpointer.
 func (o *overlay) room(ctx context.Context, more func()) error {
 	o.mu.RLock()

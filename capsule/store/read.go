@@ -186,6 +186,7 @@ func (r *Reader) context(err error) error {
 func (r *Reader) damage(err error, off, n int64) error {
 	var d *segmentError
 	if errors.As(err, &d) {
+		r.s.tally.damaged.Add(1)
 		return &capsule.DamageError{Capsule: r.info.ID, Off: off, Len: n, Log: d.log, LogOff: d.off, Why: d.err.Error()}
 	}
 	return r.context(err)

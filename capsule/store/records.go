@@ -29,6 +29,7 @@ const (
 	keySnapshot  = 'x' // + capsule ID + name         -> snapshotRow
 	keyShared    = 'o' // + content ID                -> how many records name the content, if not one
 	keyRetention = 'k' // + capsule ID                -> retentionRow
+	keyNotes     = 'm' // + capsule ID, or zeros      -> Notes
 	keyApplied   = 'j' //                             -> the journal's last record that is part of the metadata
 )
 
@@ -583,6 +584,7 @@ func nodeKey(f uint64, node uint32) []byte {
 	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint64([]byte{keyNode}, f), node)
 }
 func retentionKey(id capsule.ID) []byte             { return key(keyRetention, id[:]) }
+func notesKey(id capsule.ID) []byte                 { return key(keyNotes, id[:]) }
 func snapshotKey(id capsule.ID, name string) []byte { return key(keySnapshot, id[:], []byte(name)) }
 func pageKey(id contentID, start int64) []byte {
 	return binary.BigEndian.AppendUint64(key(keyPage, id[:]), uint64(start))

@@ -81,7 +81,7 @@ func (s *Store) SetSnapshotPolicy(ctx context.Context, id capsule.ID, p capsule.
 			return err
 		}
 		if p.Every == 0 {
-			return t.dropRetention(id)
+			return t.drop(retentionKey(id))
 		}
 		row, err := getRetention(t.b, id)
 		if err != nil {
@@ -106,15 +106,6 @@ func (s *Store) SnapshotWasDue(ctx context.Context, id capsule.ID, at time.Time)
 		row.last = at.UnixNano()
 		return t.b.set(retentionKey(id), row.encode())
 	})
-}
-
-// dropRetention forgets a capsule's snapshot policy, if it has one.
-func (t *tx) dropRetention(id capsule.ID) error {
-	b, err := t.b.get(retentionKey(id))
-	if err != nil || b == nil {
-		return err
-	}
-	return t.b.delete(retentionKey(id))
 }
 
 // Retention is a capsule that has a snapshot policy.

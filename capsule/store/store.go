@@ -109,6 +109,7 @@ type Store struct {
 	failure     atomic.Pointer[error]
 	space       spaceGauge // for content
 	spaceToMove spaceGauge // for the rest
+	tally       tally
 	watchers    *notify.Queue[Change]
 
 	life     life

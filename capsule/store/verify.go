@@ -620,6 +620,9 @@ func (s *Store) checkPass(ctx context.Context, r kvReader, want totals, rep *Ver
 	if sum != want {
 		rep.problem("the store's totals are %+v, counted are %+v", want, sum)
 	}
+	if err := checkNotes(r, rep); err != nil {
+		return err
+	}
 	return r.scan([]byte{keyLog}, []byte{keyLog + 1}, func(k, v []byte) (bool, error) {
 		log := binary.BigEndian.Uint64(k[1:])
 		row, err := decodeLog(v)

@@ -12,6 +12,10 @@ import (
 // volumeFile is the file that holds a volume's bytes.
 const volumeFile = 1
 
+// MaxAtomicWrite is the largest write, in bytes, of which a power cut leaves all
+// or nothing, wherever it begins.
+const MaxAtomicWrite = maxUpdate
+
 // Volume is an open volume, or a snapshot of one. It may be used from many
 // goroutines. Writes of up to 1 MiB are whole or not there after a power cut.
 type Volume struct {

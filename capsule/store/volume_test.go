@@ -545,3 +545,32 @@ func TestPushOutlivesTheProcess(t *testing.T) {
 	defer s2.Close()
 	wantBytes(t, openVolume(t, s2, info.ID, ""), want)
 }
+
+// One update takes 1 MiB wherever it begins, and not a byte more.
+func TestUnalignedMebibyte(t *testing.T) {
+	s, err := openSmall(vfstest.NewPowerCut(), 8<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	v := newVolume(t, s, "v", 4<<20)
+	want := make([]byte, 4<<20)
+	for _, off := range []int64{0, 512, BlockSize - 512, BlockSize + 4096, 3<<20 - 512} {
+		p := random(uint64(off), maxUpdate)
+		if n, err := v.WriteAt(p, off); n != len(p) || err != nil {
+			t.Fatalf("1 MiB at offset %d: wrote %d, %v", off, n, err)
+		}
+		copy(want[off:], p)
+		wantBytes(t, v, want)
+	}
+	err = v.Update(t.Context(), func(u *Update) error {
+		if _, err := u.Write(volumeFile, 512, want[:maxUpdate]); err != nil {
+			return err
+		}
+		_, err := u.Write(volumeFile, 2<<20, want[:1])
+		return err
+	})
+	if capsule.KindOf(err) != capsule.Invalid {
+		t.Fatalf("an update of 1 MiB and a byte: %v", err)
+	}
+}

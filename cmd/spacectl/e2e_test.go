@@ -758,7 +758,7 @@ func TestExitCodes(t *testing.T) {
 		{2, "50MB/s", []string{"verify", "--rate", "fast"}},
 		{2, "min-dead", []string{"gc", "--min-dead", "2"}},
 		{2, "limit", []string{"list", "--limit", "0"}},
-		{2, "not in this version", []string{"project", "--view", "nvme", "--id", "9b2ee3a0-27ab-4a39-a32e-8d1cbbe18b1c", "--target", "/x"}},
+		{2, "not in this version", []string{"project", "--view", "nfs", "--id", "9b2ee3a0-27ab-4a39-a32e-8d1cbbe18b1c", "--target", "/x"}},
 		{2, "--target", []string{"project", "mount", "n"}},
 		{2, "lock-timeout", []string{"list", "--lock-timeout", "soon"}},
 		{3, "no such file", []string{"put", "/nonexistent"}},
@@ -890,6 +890,7 @@ func TestSettings(t *testing.T) {
 	file := filepath.Join(c.home, "space.yaml")
 	for text, says := range map[string]string{
 		"cache_size: 32MiB\nfoo: 1\n":          "space.yaml:2: unknown setting \"foo\"",
+		"nvme:\n  listen: [127.0.0.1]\n":       "space.yaml:2: listen: \"127.0.0.1\"",
 		"\n\nlog_format: xml\n":                "space.yaml:3: log_format",
 		"cache_size: [1]\n":                    "space.yaml:1",
 		"a: 'unclosed":                         "space.yaml",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -24,6 +25,10 @@ type mountFlags struct {
 
 func (m *mountFlags) add(cmd *cobra.Command) {
 	m.ref.add(cmd)
+	m.addCommon(cmd)
+}
+
+func (m *mountFlags) addCommon(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.BoolVar(&m.req.All, "all", false, "project the whole namespace: all capsules by name")
 	f.StringVar(&m.req.Target, "target", "", "directory to mount at")
@@ -36,21 +41,48 @@ func (m *mountFlags) add(cmd *cobra.Command) {
 
 func newProject(a *app) *cobra.Command {
 	var m mountFlags
+	var n projectNVMeFlags
 	cmd := &cobra.Command{
 		Use:   "project",
-		Short: "Project capsules where programs can read them",
-		Long: `Project a capsule, or the whole namespace, as files. "project --view fuse" is
-the long form of "project mount".`,
+		Short: "Project capsules where programs can use them",
+		Long: `Project a capsule, or the whole namespace, where programs can use it.
+
+  spacectl project --view fuse --id ID --target DIR
+  spacectl project --view nvme --id ID [--id ID…] [--listen ADDR]
+
+"--view fuse" is the long form of "project mount". "--view nvme" makes disks of
+volumes, and read-only ones of objects and snapshots, for every host that has
+NVMe/TCP; it prints the nvme(1) command that connects. A node in the background
+serves them, started if none runs. They last until "project unmount ID" ends
+them: the next node serves them again, under the same names.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if m.req.View == "" {
+			switch m.req.View {
+			case "":
 				return needsSubcommand(cmd, args)
+			case views.NVMe:
+				return a.projectNVMe(cmd.Context(), m, n)
+			}
+			if n.given() {
+				return capsule.Errorf(capsule.Invalid, "project: --listen, --nqn, --nsid and --host are for --view nvme")
+			}
+			refs, err := n.refs()
+			if err != nil {
+				return err
+			}
+			if len(refs) > 1 {
+				return capsule.Errorf(capsule.Invalid, "project: --view fuse shows one capsule, or --all")
+			}
+			if len(refs) == 1 {
+				m.ref.name = refs[0] // an ID serves as well
 			}
 			return a.mount(cmd.Context(), m, nil)
 		},
 	}
-	cmd.Flags().StringVar(&m.req.View, "view", "", "how to project; this version has: fuse")
-	m.add(cmd)
+	f := cmd.Flags()
+	f.StringVar(&m.req.View, "view", "", "how to project: fuse or nvme")
+	n.add(cmd)
+	m.addCommon(cmd)
 	cmd.AddCommand(newMount(a), newUnmount(a), newProjections(a))
 	return cmd
 }
@@ -75,7 +107,7 @@ projection.`,
 func (a *app) mount(ctx context.Context, m mountFlags, args []string) error {
 	req := m.req
 	if req.View != views.FUSE {
-		return capsule.Errorf(capsule.Invalid, "the view %.32q is not in this version of SPACE; there is fuse", req.View)
+		return capsule.Errorf(capsule.Invalid, "the view %.32q is not in this version of SPACE; there are fuse and nvme", req.View)
 	}
 	if req.Target == "" {
 		return capsule.Errorf(capsule.Invalid, "project: say where with --target DIR")
@@ -92,17 +124,8 @@ func (a *app) mount(ctx context.Context, m mountFlags, args []string) error {
 	if req.Target, err = filepath.Abs(req.Target); err != nil {
 		return transfer.FileError(err, "project mount %s", shown)
 	}
-	if m.policy != "" {
-		p, err := readPolicy(m.policy)
-		if err != nil {
-			return err
-		}
-		if err := a.with(ctx, func(api node.Conn) error {
-			_, err := api.SetPolicy(ctx, req.Ref, p)
-			return err
-		}, "policy set %s", show(req.Ref)); err != nil {
-			return err
-		}
+	if err := a.setPolicyFirst(ctx, m.policy, req.Ref); err != nil {
+		return err
 	}
 	if !m.foreground {
 		info, err := node.Mount(ctx, a.target, req)
@@ -118,6 +141,21 @@ func (a *app) mount(ctx context.Context, m mountFlags, args []string) error {
 		return a.stdout.Flush() // whoever waits for the line should get it now
 	})
 	return capsule.Wrap(capsule.Other, err, "project mount %s", shown)
+}
+
+// setPolicyFirst gives a capsule the policy in a file, if one is named.
+func (a *app) setPolicyFirst(ctx context.Context, file, ref string) error {
+	if file == "" {
+		return nil
+	}
+	p, err := readPolicy(file)
+	if err != nil {
+		return err
+	}
+	return a.with(ctx, func(api node.Conn) error {
+		_, err := api.SetPolicy(ctx, ref, p)
+		return err
+	}, "policy set %s", show(ref))
 }
 
 func (a *app) printProjection(info views.Info) error {
@@ -159,12 +197,13 @@ func newUnmount(a *app) *cobra.Command {
 			return failed.err("project unmount: %d of %d projections did not end", failed.count(), len(args))
 		},
 	}
-	cmd.Flags().BoolVar(&lazy, "lazy", false, "detach now, though files are open; they can be read until they close")
+	cmd.Flags().BoolVar(&lazy, "lazy", false, "detach now, though files are open or hosts connected; files can be read until they close")
 	return cmd
 }
 
 func newProjections(a *app) *cobra.Command {
-	return &cobra.Command{
+	var clients bool
+	cmd := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the running projections",
@@ -174,18 +213,42 @@ func newProjections(a *app) *cobra.Command {
 			if err != nil && !errors.Is(err, control.ErrNoNode) {
 				return capsule.Wrap(capsule.Other, err, "project list")
 			}
-			if a.json() {
-				return a.printJSON(map[string]any{"projections": nonNil(list)})
+			out := map[string]any{"projections": nonNil(list)}
+			if !a.json() {
+				a.printProjections(list)
 			}
-			a.printf("%-8s  %-4s  %-19s  %-36s  %s\n", "ID", "VIEW", "SINCE", "CAPSULE", "TARGET")
-			for _, p := range list {
-				id := "all"
-				if !p.Capsule.IsZero() {
-					id = p.Capsule.String()
+			if clients {
+				now, err := a.sampleClients(cmd.Context())
+				if err != nil {
+					return capsule.Wrap(capsule.Other, err, "project list")
 				}
-				a.printf("%-8s  %-4s  %-19s  %-36s  %s\n", printable(p.ID), printable(p.View), when(p.Since), id, printable(p.Target))
+				out["clients"] = nonNil(now)
+				if !a.json() {
+					a.printf("\n")
+					a.printClients(now)
+				}
+			}
+			if a.json() {
+				return a.printJSON(out)
 			}
 			return nil
 		},
+	}
+	cmd.Flags().BoolVar(&clients, "clients", false, "also who uses them over the network: queues, rates (of one second) and latencies")
+	return cmd
+}
+
+func (a *app) printProjections(list []views.Info) {
+	a.printf("%-8s  %-4s  %-19s  %-36s  %s\n", "ID", "VIEW", "SINCE", "CAPSULE", "TARGET")
+	for _, p := range list {
+		id := "all"
+		if !p.Capsule.IsZero() {
+			id = p.Capsule.String()
+		}
+		target := p.Target
+		if p.NVMe != nil {
+			target += " at " + strings.Join(p.NVMe.Addresses, ", ")
+		}
+		a.printf("%-8s  %-4s  %-19s  %-36s  %s\n", printable(p.ID), printable(p.View), when(p.Since), id, printable(target))
 	}
 }

@@ -22,7 +22,7 @@ var commands = []func(*app) *cobra.Command{
 	newPut, newGet, newList, newStat, newRename, newRemove, newPolicy,
 	newVolume, newTree, newSnapshot, newClone,
 	newProject,
-	newVerify, newFsck, newGC, newDf, newKey, newBench,
+	newVerify, newFsck, newGC, newDf, newKey, newBench, newNVMe,
 	newServe, newVersion, newMan,
 }
 
@@ -71,7 +71,7 @@ the node that holds it. Exit codes are listed in docs/cli.md.`,
 }
 
 // settingFlags are the flags that are settings, by their names in space.yaml.
-var settingFlags = []string{"background", "cache-size", "drain-timeout", "lock-timeout", "log-format", "log-level"}
+var settingFlags = []string{"background", "cache-size", "drain-timeout", "lock-timeout", "log-format", "log-level", "metrics-listen"}
 
 // prepare does what comes before any command: output, store, settings.
 func (a *app) prepare(cmd *cobra.Command) error {

@@ -39,6 +39,7 @@ in the store's directory, in this order.`,
 	f.String("drain-timeout", "", "how long to wait for requests and busy mounts at the end (default 30s)")
 	f.String("log-format", "", "text or json (default text)")
 	f.String("log-level", "", "debug, info, warn or error (default info)")
+	f.String("metrics-listen", "", "address at which to serve /metrics (Prometheus) and /healthz (default: nowhere)")
 	f.BoolVar(&ephemeral, "ephemeral", false, "how project mount starts a node")
 	f.MarkHidden("ephemeral")
 	return cmd

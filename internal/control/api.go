@@ -176,13 +176,15 @@ type Keyring interface {
 type Projections interface {
 	Mount(ctx context.Context, req MountRequest) (views.Info, error)
 	Projections(ctx context.Context) ([]views.Info, error)
+	// Clients lists who uses them over the network.
+	Clients(ctx context.Context) ([]views.Client, error)
 	Unmount(ctx context.Context, ref string, lazy bool) (views.Info, error)
 	// Wait returns when the projection has ended.
 	Wait(ctx context.Context, ref string) error
 }
 
 // MountRequest asks for one capsule, or with All for the namespace, at the
-// directory Target, an absolute path.
+// directory Target, an absolute path, or over the network.
 type MountRequest struct {
 	View       string // "" means fuse
 	Ref        string
@@ -191,6 +193,23 @@ type MountRequest struct {
 	AllowOther bool
 	ReadOnly   bool
 	Snapshot   string // of a tree or volume; "": what it is now
+	NVMe       NVMeExport
+}
+
+// NVMeExport says how the nvme view is to show a capsule; what is empty, the
+// node chooses.
+type NVMeExport struct {
+	Listen []string // addresses, host:port
+	NQN    string   // of the subsystem
+	NSID   uint32
+	Hosts  []NVMeHost // that may connect; none: any
+}
+
+// NVMeHost is a host that may connect.
+type NVMeHost struct {
+	NQN        string `json:"nqn"`
+	Secret     string `json:"secret,omitempty"`      // "": it need not authenticate
+	CtrlSecret string `json:"ctrl_secret,omitempty"` // "": we do not authenticate to it
 }
 
 // Node is about the process that answers.

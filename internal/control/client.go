@@ -599,9 +599,7 @@ func (c *Client) ExportKey(ctx context.Context) (string, error) {
 
 // Mount implements API.
 func (c *Client) Mount(ctx context.Context, req MountRequest) (views.Info, error) {
-	return c.projection(ctx)(c.projections.Mount(ctx, &controlpb.MountRequest{View: req.View, Ref: req.Ref, All: req.All,
-		Target: req.Target, AllowOther: req.AllowOther,
-		ReadOnly: req.ReadOnly, Snapshot: req.Snapshot}))
+	return c.projection(ctx)(c.projections.Mount(ctx, mountTo(req)))
 }
 
 func (c *Client) projection(ctx context.Context) func(*controlpb.Projection, error) (views.Info, error) {
@@ -615,15 +613,30 @@ func (c *Client) projection(ctx context.Context) func(*controlpb.Projection, err
 
 // Projections implements API.
 func (c *Client) Projections(ctx context.Context) ([]views.Info, error) {
-	p, err := c.projections.List(ctx, &controlpb.ProjectionsRequest{})
+	stream, err := c.projections.List(ctx, &controlpb.ProjectionsRequest{})
 	if err != nil {
 		return nil, c.fromStatus(ctx, err)
 	}
-	list := make([]views.Info, len(p.GetProjections()))
-	for i, one := range p.GetProjections() {
-		list[i] = projectionFrom(one)
+	var list []views.Info
+	err = batches(c, ctx, stream, func(p *controlpb.Projection) error {
+		list = append(list, projectionFrom(p))
+		return nil
+	})
+	return list, err
+}
+
+// Clients implements API.
+func (c *Client) Clients(ctx context.Context) ([]views.Client, error) {
+	stream, err := c.projections.Clients(ctx, &controlpb.ClientsRequest{})
+	if err != nil {
+		return nil, c.fromStatus(ctx, err)
 	}
-	return list, nil
+	var list []views.Client
+	err = batches(c, ctx, stream, func(p *controlpb.Client) error {
+		list = append(list, clientFrom(p))
+		return nil
+	})
+	return list, err
 }
 
 // Unmount implements API.

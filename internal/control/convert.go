@@ -124,13 +124,68 @@ func damageFrom(p *controlpb.Damage) store.Damage {
 
 func projectionTo(p views.Info) *controlpb.Projection {
 	return &controlpb.Projection{Id: p.ID, View: p.View, Target: p.Target, Capsule: idTo(p.Capsule), Name: p.Name,
-		Mode: string(p.Mode), SinceUnixNano: timeTo(p.Since), Note: p.Note}
+		Mode: string(p.Mode), SinceUnixNano: timeTo(p.Since), Note: p.Note, Nvme: nvmeTo(p.NVMe)}
 }
 
 func projectionFrom(p *controlpb.Projection) views.Info {
 	id, _ := idFrom(p.GetCapsule())
 	return views.Info{ID: p.GetId(), View: p.GetView(), Target: p.GetTarget(), Capsule: id, Name: p.GetName(),
-		Mode: views.Mode(p.GetMode()), Since: timeFrom(p.GetSinceUnixNano()), Note: p.GetNote()}
+		Mode: views.Mode(p.GetMode()), Since: timeFrom(p.GetSinceUnixNano()), Note: p.GetNote(), NVMe: nvmeFrom(p.GetNvme())}
+}
+
+func nvmeTo(n *views.Namespace) *controlpb.NVMeNamespace {
+	if n == nil {
+		return nil
+	}
+	return &controlpb.NVMeNamespace{Nqn: n.NQN, Nsid: n.NSID, Uuid: n.UUID[:], ReadOnly: n.ReadOnly, Snapshot: n.Snapshot,
+		Addresses: n.Addresses, Hosts: n.Hosts, Configured: n.Configured}
+}
+
+func nvmeFrom(p *controlpb.NVMeNamespace) *views.Namespace {
+	if p == nil {
+		return nil
+	}
+	id, _ := idFrom(p.GetUuid())
+	return &views.Namespace{NQN: p.GetNqn(), NSID: p.GetNsid(), UUID: id, ReadOnly: p.GetReadOnly(), Snapshot: p.GetSnapshot(),
+		Addresses: p.GetAddresses(), Hosts: p.GetHosts(), Configured: p.GetConfigured()}
+}
+
+func mountTo(r MountRequest) *controlpb.MountRequest {
+	p := &controlpb.MountRequest{View: r.View, Ref: r.Ref, All: r.All, Target: r.Target, AllowOther: r.AllowOther,
+		ReadOnly: r.ReadOnly, Snapshot: r.Snapshot, Nvme: &controlpb.NVMeExport{Listen: r.NVMe.Listen, Nqn: r.NVMe.NQN, Nsid: r.NVMe.NSID}}
+	for _, h := range r.NVMe.Hosts {
+		p.Nvme.Hosts = append(p.Nvme.Hosts, &controlpb.NVMeHost{Nqn: h.NQN, Secret: h.Secret, CtrlSecret: h.CtrlSecret})
+	}
+	return p
+}
+
+func mountFrom(p *controlpb.MountRequest) MountRequest {
+	n := p.GetNvme()
+	r := MountRequest{View: p.GetView(), Ref: p.GetRef(), All: p.GetAll(), Target: p.GetTarget(), AllowOther: p.GetAllowOther(),
+		ReadOnly: p.GetReadOnly(), Snapshot: p.GetSnapshot(), NVMe: NVMeExport{Listen: n.GetListen(), NQN: n.GetNqn(), NSID: n.GetNsid()}}
+	for _, h := range n.GetHosts() {
+		r.NVMe.Hosts = append(r.NVMe.Hosts, NVMeHost{NQN: h.GetNqn(), Secret: h.GetSecret(), CtrlSecret: h.GetCtrlSecret()})
+	}
+	return r
+}
+
+func clientTo(c views.Client) *controlpb.Client {
+	return &controlpb.Client{View: c.View, Subsystem: c.Subsystem, Host: c.Host, Address: c.Address, Controller: uint32(c.Controller),
+		SinceUnixNano: timeTo(c.Since), Queues: uint32(c.Queues), Reads: trafficTo(c.Reads), Writes: trafficTo(c.Writes)}
+}
+
+func clientFrom(p *controlpb.Client) views.Client {
+	return views.Client{View: p.GetView(), Subsystem: p.GetSubsystem(), Host: p.GetHost(), Address: p.GetAddress(),
+		Controller: uint16(p.GetController()), Since: timeFrom(p.GetSinceUnixNano()), Queues: int(p.GetQueues()),
+		Reads: trafficFrom(p.GetReads()), Writes: trafficFrom(p.GetWrites())}
+}
+
+func trafficTo(t views.Traffic) *controlpb.Traffic {
+	return &controlpb.Traffic{Operations: t.Operations, Bytes: t.Bytes, P50Nano: int64(t.P50), P99Nano: int64(t.P99)}
+}
+
+func trafficFrom(p *controlpb.Traffic) views.Traffic {
+	return views.Traffic{Operations: p.GetOperations(), Bytes: p.GetBytes(), P50: capsule.Duration(p.GetP50Nano()), P99: capsule.Duration(p.GetP99Nano())}
 }
 
 func statusTo(s Status) *controlpb.StatusResponse {

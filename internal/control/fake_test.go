@@ -29,6 +29,9 @@ type fake struct {
 	diffTree     func(DiffRequest, func(TreeChange) error) error
 	snapshots    []capsule.Snapshot
 	policy       capsule.SnapshotPolicy
+	mount        MountRequest // the last one
+	projection   views.Info
+	clients      []views.Client
 	called       string // the last call that changes something, and what it was given
 }
 
@@ -150,10 +153,14 @@ func (f *fake) CreateTree(context.Context, CreateTreeRequest) (capsule.Info, err
 	return capsule.Info{}, nil
 }
 
-func (f *fake) Mount(context.Context, MountRequest) (views.Info, error) {
-	return views.Info{}, nil
+func (f *fake) Mount(_ context.Context, req MountRequest) (views.Info, error) {
+	f.mount = req
+	return f.projection, nil
 }
-func (f *fake) Projections(context.Context) ([]views.Info, error) { return nil, nil }
+func (f *fake) Projections(context.Context) ([]views.Info, error) {
+	return []views.Info{f.projection}, nil
+}
+func (f *fake) Clients(context.Context) ([]views.Client, error) { return f.clients, nil }
 func (f *fake) Unmount(context.Context, string, bool) (views.Info, error) {
 	return views.Info{}, nil
 }

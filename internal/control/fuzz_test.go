@@ -107,6 +107,8 @@ func FuzzServer(f *testing.F) {
 	seed(&controlpb.PutRequest{Header: &controlpb.PutHeader{Id: make([]byte, 16), Policy: "compression: none\n", Size: 5}, Data: []byte("abcde")})
 	seed(&controlpb.SetPolicyRequest{Ref: "name", Policy: "views: [fuse]\n"})
 	seed(&controlpb.MountRequest{View: "fuse", All: true, Target: "/mnt"})
+	seed(&controlpb.MountRequest{View: "nvme", Ref: "v", Nvme: &controlpb.NVMeExport{Listen: []string{"127.0.0.1:4420"}, Nqn: "nqn.2014-08.org.nvmexpress:uuid:1",
+		Hosts: []*controlpb.NVMeHost{{Nqn: "nqn.h", Secret: "DHHC-1:00:x:"}}}})
 	seed(&controlpb.GCRequest{MinDead: 0.5})
 	seed(&controlpb.VerifyRequest{Ref: "x", Rate: 1})
 	seed(&controlpb.UnmountRequest{Ref: "/mnt", Lazy: true})

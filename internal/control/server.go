@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
@@ -212,6 +213,31 @@ func checkTarget(target string) error {
 		return capsule.Errorf(capsule.Invalid, "target %.64q is not a path", target)
 	case !filepath.IsAbs(target) || filepath.Clean(target) != target:
 		return capsule.Errorf(capsule.Invalid, "target %q is not a clean absolute path", target)
+	}
+	return nil
+}
+
+// maxNVMeList bounds the lists of one NVMe export.
+const maxNVMeList = 256
+
+// checkNVMe bounds what an NVMe export asks for; whether it makes sense, the
+// node knows.
+func checkNVMe(req *controlpb.MountRequest) error {
+	n := req.GetNvme()
+	if req.GetTarget() != "" || req.GetAllowOther() || req.GetAll() {
+		return capsule.Errorf(capsule.Invalid, "project: the nvme view shows one capsule, and not at a directory")
+	}
+	texts := append([]string{n.GetNqn()}, n.GetListen()...)
+	for _, h := range n.GetHosts() {
+		texts = append(texts, h.GetNqn(), h.GetSecret(), h.GetCtrlSecret())
+	}
+	if len(n.GetListen()) > maxNVMeList || len(n.GetHosts()) > maxNVMeList {
+		return capsule.Errorf(capsule.Invalid, "project: at most %d addresses and %d hosts can be given", maxNVMeList, maxNVMeList)
+	}
+	for _, text := range texts {
+		if len(text) > 512 || !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
+			return capsule.Errorf(capsule.Invalid, "project: %.32q is no name, address or secret of NVMe", text)
+		}
 	}
 	return nil
 }
@@ -622,7 +648,11 @@ type projectionsServer struct {
 }
 
 func (s projectionsServer) Mount(ctx context.Context, req *controlpb.MountRequest) (*controlpb.Projection, error) {
-	if err := checkTarget(req.GetTarget()); err != nil {
+	if req.GetView() == views.NVMe {
+		if err := checkNVMe(req); err != nil {
+			return nil, err
+		}
+	} else if err := checkTarget(req.GetTarget()); err != nil {
 		return nil, err
 	}
 	if req.GetAll() != (req.GetRef() == "") {
@@ -636,9 +666,10 @@ func (s projectionsServer) Mount(ctx context.Context, req *controlpb.MountReques
 	if len(req.GetView()) > 32 {
 		return nil, capsule.Errorf(capsule.Invalid, "project: view %.32q does not exist", req.GetView())
 	}
-	return projectionReply(s.api.Mount(ctx, MountRequest{View: req.GetView(), Ref: req.GetRef(), All: req.GetAll(),
-		Target: req.GetTarget(), AllowOther: req.GetAllowOther(),
-		ReadOnly: req.GetReadOnly(), Snapshot: req.GetSnapshot()}))
+	if err := checkOptionalSnapshot(req.GetSnapshot()); err != nil {
+		return nil, err
+	}
+	return projectionReply(s.api.Mount(ctx, mountFrom(req)))
 }
 
 func projectionReply(p views.Info, err error) (*controlpb.Projection, error) {
@@ -648,16 +679,30 @@ func projectionReply(p views.Info, err error) (*controlpb.Projection, error) {
 	return projectionTo(p), nil
 }
 
-func (s projectionsServer) List(ctx context.Context, _ *controlpb.ProjectionsRequest) (*controlpb.ProjectionList, error) {
-	list, err := s.api.Projections(ctx)
+func (s projectionsServer) List(_ *controlpb.ProjectionsRequest, stream grpc.ServerStreamingServer[controlpb.Projection]) error {
+	list, err := s.api.Projections(stream.Context())
 	if err != nil {
-		return nil, err
+		return err
 	}
-	out := &controlpb.ProjectionList{}
 	for _, p := range list {
-		out.Projections = append(out.Projections, projectionTo(p))
+		if err := stream.Send(projectionTo(p)); err != nil {
+			return err
+		}
 	}
-	return out, nil
+	return nil
+}
+
+func (s projectionsServer) Clients(_ *controlpb.ClientsRequest, stream grpc.ServerStreamingServer[controlpb.Client]) error {
+	list, err := s.api.Clients(stream.Context())
+	if err != nil {
+		return err
+	}
+	for _, c := range list {
+		if err := stream.Send(clientTo(c)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s projectionsServer) Unmount(ctx context.Context, req *controlpb.UnmountRequest) (*controlpb.Projection, error) {

@@ -5,6 +5,7 @@
 //   - kill_test.go: kill -9 at random moments. -kill-rounds says how often.
 //   - disk_test.go: disks that are full, read-only or limited.
 //   - damage_test.go: garbage in every kind of file under SPACE_HOME.
+//   - nvme_kernel_linux_test.go: kill -9 of the node whose volume is a stock kernel's disk.
 //
 // TestMain builds the binary once, as users have it, without the race detector:
 // speed decides how many moments a kill can hit. A test that needs more of the

@@ -18,6 +18,7 @@ var floors = [][]string{
 	{"internal/control/controlpb"},
 	{"csi/..."},
 	{"views/fuse/...", "views/nfs/...", "views/nvme/...", "views/cache/..."},
+	{"views/nvme/wire", "views/nvme/dhchap"},
 	{"views"},
 	{"federation/..."},
 	{"federation/zone/..."},
@@ -29,6 +30,7 @@ var floors = [][]string{
 	{"capsule"},
 	{"pipeline"},
 	{"internal/vfs/...", "internal/clock", "internal/notify", "internal/testenv/..."},
+	{"internal/testenv/kernelvm/agent"},
 	{"vendorstubs/..."},
 }
 

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -33,6 +32,8 @@ type Config struct {
 	DrainTimeout time.Duration // how long a node waits for requests and busy mounts at its end
 	LockTimeout  time.Duration // how long a command waits for another one to leave the store
 	Background   bool          // a node collects garbage, re-seals and recompresses when idle
+	Metrics      string        // address at which a node serves /metrics and /healthz; "": nowhere
+	NVMe         *NVMeConfig   // the section of that name, of space.yaml alone; nil: there is none
 }
 
 // DefaultConfig is what holds where nothing is set.
@@ -73,7 +74,14 @@ var settings = []setting{
 		}
 		return nil
 	}},
+	{"metrics_listen", func(c *Config, s string) error {
+		c.Metrics = s
+		return checkAddress(s)
+	}},
 }
+
+// nvmeSection is the one setting that is more than a value.
+const nvmeSection = "nvme"
 
 func setTimeout(d *time.Duration, s string) (err error) {
 	if *d, err = time.ParseDuration(s); err != nil || *d < 0 {
@@ -90,7 +98,7 @@ const maxConfig = 64 << 10
 // accept is an error that says where it stands.
 func LoadConfig(home string, flags map[string]string, getenv func(string) string) (Config, error) {
 	path := filepath.Join(home, ConfigName)
-	lines, file, err := readConfig(path)
+	f, err := readConfig(path)
 	if err != nil {
 		return Config{}, err
 	}
@@ -105,19 +113,20 @@ func LoadConfig(home string, flags map[string]string, getenv func(string) string
 		flag[name] = v
 	}
 	k := koanf.New("\x00") // no nesting
-	for _, layer := range []map[string]any{file, env, flag} {
+	for _, layer := range []map[string]any{f.values, env, flag} {
 		if err := k.Load(confmap.Provider(layer, ""), nil); err != nil {
 			return Config{}, err
 		}
 	}
 	c := DefaultConfig
+	c.NVMe = f.nvme
 	for _, s := range settings {
 		if !k.Exists(s.name) {
 			continue
 		}
 		text := k.String(s.name)
 		if err := s.set(&c, text); err != nil {
-			where := fmt.Sprintf("%s:%d: %s", path, lines[s.name], s.name)
+			where := fmt.Sprintf("%s:%d: %s", path, f.lines[s.name], s.name)
 			if env[s.name] != nil {
 				where = "environment variable SPACE_" + strings.ToUpper(s.name)
 			}
@@ -130,60 +139,60 @@ func LoadConfig(home string, flags map[string]string, getenv func(string) string
 	return c, nil
 }
 
-// readConfig returns the file's values and the line of each.
-func readConfig(path string) (lines map[string]int, values map[string]any, err error) {
+// configFile is what the settings file says.
+type configFile struct {
+	values map[string]any // plain settings
+	lines  map[string]int // where each is
+	nvme   *NVMeConfig
+}
+
+func readConfig(path string) (configFile, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, nil
+		return configFile{}, nil
 	}
 	if err != nil {
-		return nil, nil, capsule.Wrap(capsule.IO, err, "settings")
+		return configFile{}, capsule.Wrap(capsule.IO, err, "settings")
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
 	if err != nil {
-		return nil, nil, capsule.Wrap(capsule.IO, err, "settings")
+		return configFile{}, capsule.Wrap(capsule.IO, err, "settings")
 	}
 	if len(data) > maxConfig {
-		return nil, nil, capsule.Errorf(capsule.Invalid, "%s: larger than %d bytes", path, maxConfig)
+		return configFile{}, capsule.Errorf(capsule.Invalid, "%s: larger than %d bytes", path, maxConfig)
 	}
 	return parseConfig(path, data)
 }
 
-func parseConfig(path string, data []byte) (lines map[string]int, values map[string]any, err error) {
+func parseConfig(path string, data []byte) (configFile, error) {
+	c := configFile{values: map[string]any{}, lines: map[string]int{}}
 	var doc yaml.Node
 	if err := yaml.Unmarshal(data, &doc); err != nil {
-		return nil, nil, capsule.Errorf(capsule.Invalid, "%s: %v", path, err)
+		return c, capsule.Errorf(capsule.Invalid, "%s: %v", path, err)
 	}
-	lines, values = map[string]int{}, map[string]any{}
 	if len(doc.Content) == 0 { // empty, or comments only
-		return lines, values, nil
+		return c, nil
 	}
 	root := doc.Content[0]
 	if root.Kind == yaml.ScalarNode && root.Tag == "!!null" {
-		return lines, values, nil
+		return c, nil
 	}
-	if root.Kind != yaml.MappingNode {
-		return nil, nil, capsule.Errorf(capsule.Invalid, "%s:%d: want lines of the form `name: value`", path, root.Line)
-	}
-	for i := 0; i+1 < len(root.Content); i += 2 {
-		key, value := root.Content[i], root.Content[i+1]
-		if !slices.ContainsFunc(settings, func(s setting) bool { return s.name == key.Value }) {
-			var names []string
-			for _, s := range settings {
-				names = append(names, s.name)
+	s := section{path}
+	keys := map[string]func(*yaml.Node) error{nvmeSection: func(n *yaml.Node) (err error) {
+		c.nvme, err = parseNVMe(path, n)
+		return err
+	}}
+	for _, one := range settings {
+		keys[one.name] = func(n *yaml.Node) error {
+			if n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
+				return s.errorf(n, "%s wants one plain value", one.name)
 			}
-			return nil, nil, capsule.Errorf(capsule.Invalid, "%s:%d: unknown setting %.64q; there are %s", path, key.Line, key.Value, strings.Join(names, ", "))
+			c.lines[one.name], c.values[one.name] = n.Line, n.Value
+			return nil
 		}
-		if lines[key.Value] != 0 {
-			return nil, nil, capsule.Errorf(capsule.Invalid, "%s:%d: %s is set twice, first in line %d", path, key.Line, key.Value, lines[key.Value])
-		}
-		if value.Kind != yaml.ScalarNode || value.Tag == "!!null" {
-			return nil, nil, capsule.Errorf(capsule.Invalid, "%s:%d: %s wants one plain value", path, value.Line, key.Value)
-		}
-		lines[key.Value], values[key.Value] = key.Line, value.Value
 	}
-	return lines, values, nil
+	return c, s.mapping(root, ConfigName, keys)
 }
 
 // ParseSize reads a number of bytes: 4096, 64MiB, 1.5GB, 100k. Units without

@@ -57,9 +57,9 @@ func FuzzParseConfig(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		lines, values, err := parseConfig("space.yaml", data)
-		if err == nil && len(lines) != len(values) {
-			t.Errorf("%d lines for %d values", len(lines), len(values))
+		c, err := parseConfig("space.yaml", data)
+		if err == nil && len(c.lines) != len(c.values) {
+			t.Errorf("%d lines for %d values", len(c.lines), len(c.values))
 		}
 	})
 }

@@ -24,4 +24,21 @@
 // An ephemeral node ends with its last projection. Deciding to end and
 // starting a projection exclude each other; a mount that comes too late is
 // told Unavailable, and its command starts the next node.
+//
+// # NVMe/TCP
+//
+// Mounts end with their node. What is projected through NVMe (nvme.go) does
+// not: it is noted with its capsule (nvme_notes.go) before hosts see it, and
+// every node that holds the store serves it again, under the same names. So the
+// end of a node lets go of such projections and forgets none; only Unmount, the
+// policy, and the capsule's removal do that. Reservations are notes as well. One
+// lock orders all changes of what the target shows; commands of hosts never take
+// it. What space.yaml asks for (config_nvme.go) is served by nodes that run for
+// good, and waits for capsules that are not there yet.
+//
+// # Watching a node
+//
+// metrics.go answers Prometheus, where metrics_listen says so, from numbers that
+// the store and the target have at hand. tracing.go sends spans to a collector of
+// OpenTelemetry, if the environment names one. Neither costs anything otherwise.
 package node

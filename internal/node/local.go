@@ -162,9 +162,13 @@ func (l *Local) Mount(_ context.Context, req control.MountRequest) (views.Info, 
 // Projections implements control.API.
 func (l *Local) Projections(context.Context) ([]views.Info, error) { return nil, nil }
 
-// Unmount implements control.API.
-func (l *Local) Unmount(_ context.Context, ref string, _ bool) (views.Info, error) {
-	return views.Info{}, noProjection(ref)
+// Clients implements control.API.
+func (l *Local) Clients(context.Context) ([]views.Client, error) { return nil, nil }
+
+// Unmount implements control.API. Nothing runs, but what would run again with
+// the next node can be ended.
+func (l *Local) Unmount(ctx context.Context, ref string, _ bool) (views.Info, error) {
+	return forgetNVMe(ctx, l.store, ref)
 }
 
 // Wait implements control.API.

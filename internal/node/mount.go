@@ -3,6 +3,8 @@ package node
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
 
@@ -33,9 +35,9 @@ func Mount(ctx context.Context, t Target, req control.MountRequest) (info views.
 // ctx ends it ends the projection. mounted is told when the projection is ready.
 func RunMount(ctx context.Context, o Options, req control.MountRequest, mounted func(views.Info) error) error {
 	o.Ephemeral = true
-	o.Ready = func(api control.API) error {
-		info, err := api.Mount(ctx, req)
-		if err != nil {
+	var info views.Info
+	o.Ready = func(api control.API) (err error) {
+		if info, err = api.Mount(ctx, req); err != nil {
 			return err
 		}
 		return mounted(info)
@@ -48,6 +50,10 @@ func RunMount(ctx context.Context, o Options, req control.MountRequest, mounted 
 		}
 		if errors.Is(err, control.ErrNoNode) {
 			err = Run(ctx, o)
+			if info.View == views.NVMe { // else it would come again with the next node
+				_, uerr := o.unmountLocal(context.WithoutCancel(ctx), info.ID, info.Target)
+				err = errors.Join(err, uerr)
+			}
 		}
 		if errors.Is(err, ErrRunning) { // started just now, by another command
 			err = errEnding
@@ -105,11 +111,27 @@ func Unmount(ctx context.Context, t Target, ref string, lazy bool) (views.Info, 
 	var st unix.Statfs_t
 	if unix.Statfs(target, &st) != unix.ENOTCONN {
 		if errors.Is(err, control.ErrNoNode) {
-			err = capsule.Errorf(capsule.NotFound, "nothing is projected at %s; no node is running", target)
+			return t.unmountLocal(ctx, ref, target)
 		}
 		return views.Info{}, err
 	}
 	return views.Info{View: views.FUSE, Target: target, Mode: views.ModeFUSE, Note: "its node had died"}, clearDead(target)
+}
+
+// unmountLocal is Unmount where no node runs.
+func (t Target) unmountLocal(ctx context.Context, ref, target string) (info views.Info, err error) {
+	if _, err := os.Stat(t.Home); errors.Is(err, fs.ErrNotExist) {
+		return info, noProjection(target) // and no store, which asking would make
+	}
+	c, err := Connect(ctx, t)
+	if err != nil {
+		return info, err
+	}
+	info, err = c.Unmount(ctx, ref, false)
+	if capsule.KindOf(err) == capsule.NotFound {
+		err = capsule.Errorf(capsule.NotFound, "nothing is projected at %s; no node is running", target)
+	}
+	return info, errors.Join(err, c.Close())
 }
 
 // clearDead detaches a FUSE mount that nobody serves any more.
@@ -119,6 +141,19 @@ func clearDead(target string) error {
 		err = exec.Command("fusermount3", "-u", "-z", "--", target).Run()
 	}
 	return capsule.Wrap(capsule.IO, err, "clear the dead mount at %s", target)
+}
+
+// Clients lists who uses the node's projections over the network.
+func Clients(ctx context.Context, t Target) ([]views.Client, error) {
+	c, err := t.reach(ctx)
+	if errors.Is(err, control.ErrNoNode) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return c.Clients(ctx)
 }
 
 // Projections lists what the node projects; it is nothing where there is none.

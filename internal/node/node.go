@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/internal/clock"
@@ -57,7 +59,23 @@ func Run(ctx context.Context, o Options) error {
 
 	ctx, quit := context.WithCancel(ctx)
 	defer quit()
+	endTraces, err := startTracing(ctx, o.Version, o.Log)
+	if err != nil {
+		return errors.Join(err, l.Close(), closeStore())
+	}
+	defer endTraces()
 	n := newNode(s, o, quit)
+	endMetrics := func() {}
+	if o.Config.Metrics != "" {
+		if _, endMetrics, err = serveMetrics(ctx, o.Config.Metrics, n.registry, n.healthy, o.Log); err != nil {
+			return errors.Join(err, l.Close(), closeStore())
+		}
+	}
+	defer endMetrics()
+	if err := n.nvme.begin(ctx, !o.Ephemeral); err != nil {
+		return errors.Join(err, n.nvme.close(ctx), l.Close(), closeStore())
+	}
+	n.begun.Store(true)
 	srv := control.NewServer(n, o.Log, control.DefaultLimits)
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
@@ -65,6 +83,11 @@ func Run(ctx context.Context, o Options) error {
 	go func() {
 		defer close(kept)
 		n.keeper.run(ctx)
+	}()
+	followed := make(chan struct{})
+	go func() {
+		defer close(followed)
+		n.nvme.run(ctx)
 	}()
 	if o.Ephemeral {
 		grace := time.AfterFunc(startGrace, func() { n.endIfIdle() })
@@ -100,6 +123,7 @@ func Run(ctx context.Context, o Options) error {
 	<-unmounted
 	quit()
 	<-kept
+	<-followed
 	err = errors.Join(err, closeStore())
 	o.Log.Info("node has ended")
 	return err
@@ -134,9 +158,12 @@ type node struct {
 	home        string
 	log         *slog.Logger
 	projections *views.Registry
+	nvme        *nvmeView
+	registry    *prometheus.Registry
 	keeper      *keeper
 	quit        func()
 	ephemeral   bool
+	begun       atomic.Bool // what it projects by itself has started
 	draining    atomic.Bool
 	gone        chan struct{} // closed when the socket is
 }
@@ -145,6 +172,8 @@ func newNode(s *store.Store, o Options, quit func()) *node {
 	n := &node{Local: newLocal(s, o.Version), home: o.Home, log: o.Log, quit: quit, ephemeral: o.Ephemeral, gone: make(chan struct{}),
 		keeper: newKeeper(s, clock.System(), o.Log)}
 	n.projections = views.NewRegistry(func() { n.endIfIdle() })
+	n.registry = n.metrics()
+	n.nvme = newNVMeView(s, o.Home, n.projections, o.Config.NVMe, n.registry, o.Log)
 	return n
 }
 

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/internal/control"
 	"github.com/spacestore/space/views"
@@ -17,10 +19,24 @@ func (n *node) Mount(ctx context.Context, req control.MountRequest) (views.Info,
 	if n.draining.Load() {
 		return views.Info{}, errEnding
 	}
-	if req.View != "" && req.View != views.FUSE {
-		return views.Info{}, capsule.Errorf(capsule.Invalid, "the view %q is not in this version of SPACE; there is %s", req.View, views.FUSE)
+	start, spanName := n.mount, "fuse_mount"
+	switch req.View {
+	case "", views.FUSE:
+	case views.NVMe:
+		if info, found, err := n.nvme.change(ctx, req); found || err != nil {
+			return info, err
+		}
+		start, spanName = n.nvme.project, "nvme_project"
+	default:
+		return views.Info{}, capsule.Errorf(capsule.Invalid, "the view %q is not in this version of SPACE; there are %s and %s", req.View, views.FUSE, views.NVMe)
 	}
-	p, err := n.projections.Start(func() (*views.Projection, error) { return n.mount(ctx, req) })
+	p, err := n.projections.Start(func() (p *views.Projection, err error) {
+		err = span(ctx, spanName, func(ctx context.Context) error {
+			p, err = start(ctx, req)
+			return err
+		}, attribute.String("capsule", req.Ref), attribute.String("target", req.Target))
+		return p, err
+	})
 	if err != nil {
 		return views.Info{}, err
 	}
@@ -34,6 +50,9 @@ func (n *node) Mount(ctx context.Context, req control.MountRequest) (views.Info,
 
 // Projections implements control.API.
 func (n *node) Projections(context.Context) ([]views.Info, error) { return n.projections.List(), nil }
+
+// Clients implements control.API.
+func (n *node) Clients(context.Context) ([]views.Client, error) { return n.nvme.clients(), nil }
 
 // Unmount implements control.API.
 func (n *node) Unmount(ctx context.Context, ref string, lazy bool) (views.Info, error) {
@@ -81,7 +100,7 @@ func ended(ctx context.Context, p *views.Projection) error {
 
 // endIfIdle ends an ephemeral node that projects nothing.
 func (n *node) endIfIdle() bool {
-	if !n.ephemeral || !n.projections.Seal() {
+	if !n.ephemeral || !n.begun.Load() || !n.projections.Seal() {
 		return false
 	}
 	n.quit()
@@ -93,10 +112,15 @@ func (n *node) endIfIdle() bool {
 // process ends.
 func (n *node) closeProjections(ctx context.Context) {
 	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := n.nvme.close(ctx); err != nil {
+			n.log.Error("the nvme target has not ended properly", "error", err)
+		}
+	})
 	for _, info := range n.projections.List() {
 		p, err := n.projections.Find(info.ID)
-		if err != nil {
-			continue // ended meanwhile
+		if err != nil || p.View == views.NVMe {
+			continue // ended meanwhile, or by its target, which drains as a whole
 		}
 		wg.Go(func() {
 			for p.Close(false) != nil {

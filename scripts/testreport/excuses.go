@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 )
@@ -22,6 +23,7 @@ func excuses() []excuse {
 		{"no FUSE", "/dev/fuse is not here or may not be used", !usable("/dev/fuse") || root && !admin},
 		{"takes root", "this run is not root's, or is root's in a container that may not mount", !admin},
 		{"without root", "covered by the run as it is: this user is not root", !root},
+		{"no test machine", "it is made of Debian's packages for amd64", runtime.GOARCH != "amd64" || !exists("/usr/bin/dpkg")},
 		{"no loop device", "/dev/loop-control is not here", !exists("/dev/loop-control")},
 	}
 }

@@ -3015,6 +3015,7 @@ type MountRequest struct {
 	AllowOther    bool                   `protobuf:"varint,5,opt,name=allow_other,json=allowOther,proto3" json:"allow_other,omitempty"`
 	ReadOnly      bool                   `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	Snapshot      string                 `protobuf:"bytes,7,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // of a tree or volume
+	Nvme          *NVMeExport            `protobuf:"bytes,8,opt,name=nvme,proto3" json:"nvme,omitempty"`         // of the view nvme alone, which has no target
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3098,6 +3099,142 @@ func (x *MountRequest) GetSnapshot() string {
 	return ""
 }
 
+func (x *MountRequest) GetNvme() *NVMeExport {
+	if x != nil {
+		return x.Nvme
+	}
+	return nil
+}
+
+// NVMeExport says how a capsule is to be a namespace; what is empty, the node chooses.
+type NVMeExport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Listen        []string               `protobuf:"bytes,1,rep,name=listen,proto3" json:"listen,omitempty"` // host:port
+	Nqn           string                 `protobuf:"bytes,2,opt,name=nqn,proto3" json:"nqn,omitempty"`       // of the subsystem
+	Nsid          uint32                 `protobuf:"varint,3,opt,name=nsid,proto3" json:"nsid,omitempty"`
+	Hosts         []*NVMeHost            `protobuf:"bytes,4,rep,name=hosts,proto3" json:"hosts,omitempty"` // that may connect; none: any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NVMeExport) Reset() {
+	*x = NVMeExport{}
+	mi := &file_control_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NVMeExport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NVMeExport) ProtoMessage() {}
+
+func (x *NVMeExport) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NVMeExport.ProtoReflect.Descriptor instead.
+func (*NVMeExport) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *NVMeExport) GetListen() []string {
+	if x != nil {
+		return x.Listen
+	}
+	return nil
+}
+
+func (x *NVMeExport) GetNqn() string {
+	if x != nil {
+		return x.Nqn
+	}
+	return ""
+}
+
+func (x *NVMeExport) GetNsid() uint32 {
+	if x != nil {
+		return x.Nsid
+	}
+	return 0
+}
+
+func (x *NVMeExport) GetHosts() []*NVMeHost {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+type NVMeHost struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nqn           string                 `protobuf:"bytes,1,opt,name=nqn,proto3" json:"nqn,omitempty"`
+	Secret        string                 `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`                           // empty: no authentication
+	CtrlSecret    string                 `protobuf:"bytes,3,opt,name=ctrl_secret,json=ctrlSecret,proto3" json:"ctrl_secret,omitempty"` // empty: the host does not authenticate us
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NVMeHost) Reset() {
+	*x = NVMeHost{}
+	mi := &file_control_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NVMeHost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NVMeHost) ProtoMessage() {}
+
+func (x *NVMeHost) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NVMeHost.ProtoReflect.Descriptor instead.
+func (*NVMeHost) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *NVMeHost) GetNqn() string {
+	if x != nil {
+		return x.Nqn
+	}
+	return ""
+}
+
+func (x *NVMeHost) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *NVMeHost) GetCtrlSecret() string {
+	if x != nil {
+		return x.CtrlSecret
+	}
+	return ""
+}
+
 type Projection struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -3108,13 +3245,14 @@ type Projection struct {
 	Mode          string                 `protobuf:"bytes,6,opt,name=mode,proto3" json:"mode,omitempty"`
 	SinceUnixNano int64                  `protobuf:"varint,7,opt,name=since_unix_nano,json=sinceUnixNano,proto3" json:"since_unix_nano,omitempty"`
 	Note          string                 `protobuf:"bytes,8,opt,name=note,proto3" json:"note,omitempty"`
+	Nvme          *NVMeNamespace         `protobuf:"bytes,9,opt,name=nvme,proto3" json:"nvme,omitempty"` // of the view nvme alone
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Projection) Reset() {
 	*x = Projection{}
-	mi := &file_control_proto_msgTypes[49]
+	mi := &file_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3126,7 +3264,7 @@ func (x *Projection) String() string {
 func (*Projection) ProtoMessage() {}
 
 func (x *Projection) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[49]
+	mi := &file_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3139,7 +3277,7 @@ func (x *Projection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Projection.ProtoReflect.Descriptor instead.
 func (*Projection) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{49}
+	return file_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Projection) GetId() string {
@@ -3198,6 +3336,326 @@ func (x *Projection) GetNote() string {
 	return ""
 }
 
+func (x *Projection) GetNvme() *NVMeNamespace {
+	if x != nil {
+		return x.Nvme
+	}
+	return nil
+}
+
+type NVMeNamespace struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nqn           string                 `protobuf:"bytes,1,opt,name=nqn,proto3" json:"nqn,omitempty"`
+	Nsid          uint32                 `protobuf:"varint,2,opt,name=nsid,proto3" json:"nsid,omitempty"`
+	Uuid          []byte                 `protobuf:"bytes,3,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	ReadOnly      bool                   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Snapshot      string                 `protobuf:"bytes,5,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Addresses     []string               `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Hosts         []string               `protobuf:"bytes,7,rep,name=hosts,proto3" json:"hosts,omitempty"`            // that may connect; none: any
+	Configured    bool                   `protobuf:"varint,8,opt,name=configured,proto3" json:"configured,omitempty"` // in space.yaml
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NVMeNamespace) Reset() {
+	*x = NVMeNamespace{}
+	mi := &file_control_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NVMeNamespace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NVMeNamespace) ProtoMessage() {}
+
+func (x *NVMeNamespace) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NVMeNamespace.ProtoReflect.Descriptor instead.
+func (*NVMeNamespace) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *NVMeNamespace) GetNqn() string {
+	if x != nil {
+		return x.Nqn
+	}
+	return ""
+}
+
+func (x *NVMeNamespace) GetNsid() uint32 {
+	if x != nil {
+		return x.Nsid
+	}
+	return 0
+}
+
+func (x *NVMeNamespace) GetUuid() []byte {
+	if x != nil {
+		return x.Uuid
+	}
+	return nil
+}
+
+func (x *NVMeNamespace) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *NVMeNamespace) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *NVMeNamespace) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *NVMeNamespace) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *NVMeNamespace) GetConfigured() bool {
+	if x != nil {
+		return x.Configured
+	}
+	return false
+}
+
+type ClientsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClientsRequest) Reset() {
+	*x = ClientsRequest{}
+	mi := &file_control_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClientsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClientsRequest) ProtoMessage() {}
+
+func (x *ClientsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClientsRequest.ProtoReflect.Descriptor instead.
+func (*ClientsRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{53}
+}
+
+// Client is a host that is connected.
+type Client struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	View          string                 `protobuf:"bytes,1,opt,name=view,proto3" json:"view,omitempty"`
+	Subsystem     string                 `protobuf:"bytes,2,opt,name=subsystem,proto3" json:"subsystem,omitempty"`
+	Host          string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	Address       string                 `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
+	Controller    uint32                 `protobuf:"varint,5,opt,name=controller,proto3" json:"controller,omitempty"`
+	SinceUnixNano int64                  `protobuf:"varint,6,opt,name=since_unix_nano,json=sinceUnixNano,proto3" json:"since_unix_nano,omitempty"`
+	Queues        uint32                 `protobuf:"varint,7,opt,name=queues,proto3" json:"queues,omitempty"`
+	Reads         *Traffic               `protobuf:"bytes,8,opt,name=reads,proto3" json:"reads,omitempty"`
+	Writes        *Traffic               `protobuf:"bytes,9,opt,name=writes,proto3" json:"writes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Client) Reset() {
+	*x = Client{}
+	mi := &file_control_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Client) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Client) ProtoMessage() {}
+
+func (x *Client) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Client.ProtoReflect.Descriptor instead.
+func (*Client) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *Client) GetView() string {
+	if x != nil {
+		return x.View
+	}
+	return ""
+}
+
+func (x *Client) GetSubsystem() string {
+	if x != nil {
+		return x.Subsystem
+	}
+	return ""
+}
+
+func (x *Client) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Client) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Client) GetController() uint32 {
+	if x != nil {
+		return x.Controller
+	}
+	return 0
+}
+
+func (x *Client) GetSinceUnixNano() int64 {
+	if x != nil {
+		return x.SinceUnixNano
+	}
+	return 0
+}
+
+func (x *Client) GetQueues() uint32 {
+	if x != nil {
+		return x.Queues
+	}
+	return 0
+}
+
+func (x *Client) GetReads() *Traffic {
+	if x != nil {
+		return x.Reads
+	}
+	return nil
+}
+
+func (x *Client) GetWrites() *Traffic {
+	if x != nil {
+		return x.Writes
+	}
+	return nil
+}
+
+type Traffic struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operations    uint64                 `protobuf:"varint,1,opt,name=operations,proto3" json:"operations,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	P50Nano       int64                  `protobuf:"varint,3,opt,name=p50_nano,json=p50Nano,proto3" json:"p50_nano,omitempty"`
+	P99Nano       int64                  `protobuf:"varint,4,opt,name=p99_nano,json=p99Nano,proto3" json:"p99_nano,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Traffic) Reset() {
+	*x = Traffic{}
+	mi := &file_control_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Traffic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Traffic) ProtoMessage() {}
+
+func (x *Traffic) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
+func (*Traffic) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *Traffic) GetOperations() uint64 {
+	if x != nil {
+		return x.Operations
+	}
+	return 0
+}
+
+func (x *Traffic) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Traffic) GetP50Nano() int64 {
+	if x != nil {
+		return x.P50Nano
+	}
+	return 0
+}
+
+func (x *Traffic) GetP99Nano() int64 {
+	if x != nil {
+		return x.P99Nano
+	}
+	return 0
+}
+
 type ProjectionsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3206,7 +3664,7 @@ type ProjectionsRequest struct {
 
 func (x *ProjectionsRequest) Reset() {
 	*x = ProjectionsRequest{}
-	mi := &file_control_proto_msgTypes[50]
+	mi := &file_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3218,7 +3676,7 @@ func (x *ProjectionsRequest) String() string {
 func (*ProjectionsRequest) ProtoMessage() {}
 
 func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[50]
+	mi := &file_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3231,51 +3689,7 @@ func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectionsRequest.ProtoReflect.Descriptor instead.
 func (*ProjectionsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{50}
-}
-
-type ProjectionList struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Projections   []*Projection          `protobuf:"bytes,1,rep,name=projections,proto3" json:"projections,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ProjectionList) Reset() {
-	*x = ProjectionList{}
-	mi := &file_control_proto_msgTypes[51]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ProjectionList) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ProjectionList) ProtoMessage() {}
-
-func (x *ProjectionList) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[51]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ProjectionList.ProtoReflect.Descriptor instead.
-func (*ProjectionList) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{51}
-}
-
-func (x *ProjectionList) GetProjections() []*Projection {
-	if x != nil {
-		return x.Projections
-	}
-	return nil
+	return file_control_proto_rawDescGZIP(), []int{56}
 }
 
 type UnmountRequest struct {
@@ -3288,7 +3702,7 @@ type UnmountRequest struct {
 
 func (x *UnmountRequest) Reset() {
 	*x = UnmountRequest{}
-	mi := &file_control_proto_msgTypes[52]
+	mi := &file_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3300,7 +3714,7 @@ func (x *UnmountRequest) String() string {
 func (*UnmountRequest) ProtoMessage() {}
 
 func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[52]
+	mi := &file_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3313,7 +3727,7 @@ func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountRequest.ProtoReflect.Descriptor instead.
 func (*UnmountRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{52}
+	return file_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *UnmountRequest) GetRef() string {
@@ -3339,7 +3753,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_control_proto_msgTypes[53]
+	mi := &file_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3351,7 +3765,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[53]
+	mi := &file_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3364,7 +3778,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{53}
+	return file_control_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *WaitRequest) GetRef() string {
@@ -3382,7 +3796,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[54]
+	mi := &file_control_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3394,7 +3808,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[54]
+	mi := &file_control_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3407,7 +3821,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{54}
+	return file_control_proto_rawDescGZIP(), []int{59}
 }
 
 type StatusResponse struct {
@@ -3424,7 +3838,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[55]
+	mi := &file_control_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3436,7 +3850,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[55]
+	mi := &file_control_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3449,7 +3863,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{55}
+	return file_control_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -3502,7 +3916,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_control_proto_msgTypes[56]
+	mi := &file_control_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3514,7 +3928,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[56]
+	mi := &file_control_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3527,7 +3941,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{56}
+	return file_control_proto_rawDescGZIP(), []int{61}
 }
 
 // ErrorDetail rides in the details of a gRPC status: the error's kind, and
@@ -3543,7 +3957,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_control_proto_msgTypes[57]
+	mi := &file_control_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3555,7 +3969,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[57]
+	mi := &file_control_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3568,7 +3982,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{57}
+	return file_control_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ErrorDetail) GetKind() uint32 {
@@ -3825,7 +4239,7 @@ const file_control_proto_rawDesc = "" +
 	"\vTreeProblem\x12\x14\n" +
 	"\x05inode\x18\x01 \x01(\x04R\x05inode\x12\x12\n" +
 	"\x04what\x18\x02 \x01(\tR\x04what\x12\x1a\n" +
-	"\brepaired\x18\x03 \x01(\bR\brepaired\"\xb8\x01\n" +
+	"\brepaired\x18\x03 \x01(\bR\brepaired\"\xea\x01\n" +
 	"\fMountRequest\x12\x12\n" +
 	"\x04view\x18\x01 \x01(\tR\x04view\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x10\n" +
@@ -3834,7 +4248,19 @@ const file_control_proto_rawDesc = "" +
 	"\vallow_other\x18\x05 \x01(\bR\n" +
 	"allowOther\x12\x1b\n" +
 	"\tread_only\x18\x06 \x01(\bR\breadOnly\x12\x1a\n" +
-	"\bsnapshot\x18\a \x01(\tR\bsnapshot\"\xc6\x01\n" +
+	"\bsnapshot\x18\a \x01(\tR\bsnapshot\x120\n" +
+	"\x04nvme\x18\b \x01(\v2\x1c.space.control.v1.NVMeExportR\x04nvme\"|\n" +
+	"\n" +
+	"NVMeExport\x12\x16\n" +
+	"\x06listen\x18\x01 \x03(\tR\x06listen\x12\x10\n" +
+	"\x03nqn\x18\x02 \x01(\tR\x03nqn\x12\x12\n" +
+	"\x04nsid\x18\x03 \x01(\rR\x04nsid\x120\n" +
+	"\x05hosts\x18\x04 \x03(\v2\x1a.space.control.v1.NVMeHostR\x05hosts\"U\n" +
+	"\bNVMeHost\x12\x10\n" +
+	"\x03nqn\x18\x01 \x01(\tR\x03nqn\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\x12\x1f\n" +
+	"\vctrl_secret\x18\x03 \x01(\tR\n" +
+	"ctrlSecret\"\xfb\x01\n" +
 	"\n" +
 	"Projection\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3844,10 +4270,40 @@ const file_control_proto_rawDesc = "" +
 	"\x04name\x18\x05 \x01(\tR\x04name\x12\x12\n" +
 	"\x04mode\x18\x06 \x01(\tR\x04mode\x12&\n" +
 	"\x0fsince_unix_nano\x18\a \x01(\x03R\rsinceUnixNano\x12\x12\n" +
-	"\x04note\x18\b \x01(\tR\x04note\"\x14\n" +
-	"\x12ProjectionsRequest\"P\n" +
-	"\x0eProjectionList\x12>\n" +
-	"\vprojections\x18\x01 \x03(\v2\x1c.space.control.v1.ProjectionR\vprojections\"6\n" +
+	"\x04note\x18\b \x01(\tR\x04note\x123\n" +
+	"\x04nvme\x18\t \x01(\v2\x1f.space.control.v1.NVMeNamespaceR\x04nvme\"\xd6\x01\n" +
+	"\rNVMeNamespace\x12\x10\n" +
+	"\x03nqn\x18\x01 \x01(\tR\x03nqn\x12\x12\n" +
+	"\x04nsid\x18\x02 \x01(\rR\x04nsid\x12\x12\n" +
+	"\x04uuid\x18\x03 \x01(\fR\x04uuid\x12\x1b\n" +
+	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12\x1a\n" +
+	"\bsnapshot\x18\x05 \x01(\tR\bsnapshot\x12\x1c\n" +
+	"\taddresses\x18\x06 \x03(\tR\taddresses\x12\x14\n" +
+	"\x05hosts\x18\a \x03(\tR\x05hosts\x12\x1e\n" +
+	"\n" +
+	"configured\x18\b \x01(\bR\n" +
+	"configured\"\x10\n" +
+	"\x0eClientsRequest\"\xac\x02\n" +
+	"\x06Client\x12\x12\n" +
+	"\x04view\x18\x01 \x01(\tR\x04view\x12\x1c\n" +
+	"\tsubsystem\x18\x02 \x01(\tR\tsubsystem\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\x12\x1e\n" +
+	"\n" +
+	"controller\x18\x05 \x01(\rR\n" +
+	"controller\x12&\n" +
+	"\x0fsince_unix_nano\x18\x06 \x01(\x03R\rsinceUnixNano\x12\x16\n" +
+	"\x06queues\x18\a \x01(\rR\x06queues\x12/\n" +
+	"\x05reads\x18\b \x01(\v2\x19.space.control.v1.TrafficR\x05reads\x121\n" +
+	"\x06writes\x18\t \x01(\v2\x19.space.control.v1.TrafficR\x06writes\"u\n" +
+	"\aTraffic\x12\x1e\n" +
+	"\n" +
+	"operations\x18\x01 \x01(\x04R\n" +
+	"operations\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x19\n" +
+	"\bp50_nano\x18\x03 \x01(\x03R\ap50Nano\x12\x19\n" +
+	"\bp99_nano\x18\x04 \x01(\x03R\ap99Nano\"\x14\n" +
+	"\x12ProjectionsRequest\"6\n" +
 	"\x0eUnmountRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
 	"\x04lazy\x18\x02 \x01(\bR\x04lazy\"\x1f\n" +
@@ -3904,10 +4360,11 @@ const file_control_proto_rawDesc = "" +
 	"\x06Export\x12\x1f.space.control.v1.ExportRequest\x1a\x1d.space.control.v1.GetResponse0\x01\x12J\n" +
 	"\x04List\x12!.space.control.v1.ListTreeRequest\x1a\x1d.space.control.v1.TreeEntries0\x01\x12L\n" +
 	"\x05Check\x12\".space.control.v1.CheckTreeRequest\x1a\x1d.space.control.v1.TreeProblem0\x01\x12F\n" +
-	"\x04Diff\x12\x1d.space.control.v1.DiffRequest\x1a\x1d.space.control.v1.TreeChanges0\x012\xb4\x02\n" +
+	"\x04Diff\x12\x1d.space.control.v1.DiffRequest\x1a\x1d.space.control.v1.TreeChanges0\x012\xfb\x02\n" +
 	"\vProjections\x12E\n" +
-	"\x05Mount\x12\x1e.space.control.v1.MountRequest\x1a\x1c.space.control.v1.Projection\x12N\n" +
-	"\x04List\x12$.space.control.v1.ProjectionsRequest\x1a .space.control.v1.ProjectionList\x12I\n" +
+	"\x05Mount\x12\x1e.space.control.v1.MountRequest\x1a\x1c.space.control.v1.Projection\x12L\n" +
+	"\x04List\x12$.space.control.v1.ProjectionsRequest\x1a\x1c.space.control.v1.Projection0\x01\x12G\n" +
+	"\aClients\x12 .space.control.v1.ClientsRequest\x1a\x18.space.control.v1.Client0\x01\x12I\n" +
 	"\aUnmount\x12 .space.control.v1.UnmountRequest\x1a\x1c.space.control.v1.Projection\x12C\n" +
 	"\x04Wait\x12\x1d.space.control.v1.WaitRequest\x1a\x1c.space.control.v1.Projection2\xa4\x01\n" +
 	"\x04Node\x12K\n" +
@@ -3926,7 +4383,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_control_proto_goTypes = []any{
 	(*Ref)(nil),                      // 0: space.control.v1.Ref
 	(*Info)(nil),                     // 1: space.control.v1.Info
@@ -3977,15 +4434,20 @@ var file_control_proto_goTypes = []any{
 	(*CheckTreeRequest)(nil),         // 46: space.control.v1.CheckTreeRequest
 	(*TreeProblem)(nil),              // 47: space.control.v1.TreeProblem
 	(*MountRequest)(nil),             // 48: space.control.v1.MountRequest
-	(*Projection)(nil),               // 49: space.control.v1.Projection
-	(*ProjectionsRequest)(nil),       // 50: space.control.v1.ProjectionsRequest
-	(*ProjectionList)(nil),           // 51: space.control.v1.ProjectionList
-	(*UnmountRequest)(nil),           // 52: space.control.v1.UnmountRequest
-	(*WaitRequest)(nil),              // 53: space.control.v1.WaitRequest
-	(*StatusRequest)(nil),            // 54: space.control.v1.StatusRequest
-	(*StatusResponse)(nil),           // 55: space.control.v1.StatusResponse
-	(*ShutdownRequest)(nil),          // 56: space.control.v1.ShutdownRequest
-	(*ErrorDetail)(nil),              // 57: space.control.v1.ErrorDetail
+	(*NVMeExport)(nil),               // 49: space.control.v1.NVMeExport
+	(*NVMeHost)(nil),                 // 50: space.control.v1.NVMeHost
+	(*Projection)(nil),               // 51: space.control.v1.Projection
+	(*NVMeNamespace)(nil),            // 52: space.control.v1.NVMeNamespace
+	(*ClientsRequest)(nil),           // 53: space.control.v1.ClientsRequest
+	(*Client)(nil),                   // 54: space.control.v1.Client
+	(*Traffic)(nil),                  // 55: space.control.v1.Traffic
+	(*ProjectionsRequest)(nil),       // 56: space.control.v1.ProjectionsRequest
+	(*UnmountRequest)(nil),           // 57: space.control.v1.UnmountRequest
+	(*WaitRequest)(nil),              // 58: space.control.v1.WaitRequest
+	(*StatusRequest)(nil),            // 59: space.control.v1.StatusRequest
+	(*StatusResponse)(nil),           // 60: space.control.v1.StatusResponse
+	(*ShutdownRequest)(nil),          // 61: space.control.v1.ShutdownRequest
+	(*ErrorDetail)(nil),              // 62: space.control.v1.ErrorDetail
 }
 var file_control_proto_depIdxs = []int32{
 	2,  // 0: space.control.v1.PutRequest.header:type_name -> space.control.v1.PutHeader
@@ -4004,91 +4466,97 @@ var file_control_proto_depIdxs = []int32{
 	34, // 13: space.control.v1.VerifyEvent.report:type_name -> space.control.v1.VerifyReport
 	43, // 14: space.control.v1.TreeEntries.entries:type_name -> space.control.v1.TreeEntry
 	45, // 15: space.control.v1.TreeChanges.changes:type_name -> space.control.v1.TreeChange
-	49, // 16: space.control.v1.ProjectionList.projections:type_name -> space.control.v1.Projection
-	35, // 17: space.control.v1.ErrorDetail.damage:type_name -> space.control.v1.Damage
-	3,  // 18: space.control.v1.Capsules.Put:input_type -> space.control.v1.PutRequest
-	4,  // 19: space.control.v1.Capsules.Get:input_type -> space.control.v1.GetRequest
-	0,  // 20: space.control.v1.Capsules.Resolve:input_type -> space.control.v1.Ref
-	0,  // 21: space.control.v1.Capsules.Stat:input_type -> space.control.v1.Ref
-	7,  // 22: space.control.v1.Capsules.List:input_type -> space.control.v1.ListRequest
-	9,  // 23: space.control.v1.Capsules.Rename:input_type -> space.control.v1.RenameRequest
-	0,  // 24: space.control.v1.Capsules.Remove:input_type -> space.control.v1.Ref
-	0,  // 25: space.control.v1.Capsules.Policy:input_type -> space.control.v1.Ref
-	11, // 26: space.control.v1.Capsules.SetPolicy:input_type -> space.control.v1.SetPolicyRequest
-	12, // 27: space.control.v1.Volumes.Create:input_type -> space.control.v1.VolumeHeader
-	13, // 28: space.control.v1.Volumes.Resize:input_type -> space.control.v1.ResizeRequest
-	14, // 29: space.control.v1.Volumes.Import:input_type -> space.control.v1.ImportRequest
-	15, // 30: space.control.v1.Volumes.Export:input_type -> space.control.v1.ExportRequest
-	17, // 31: space.control.v1.Snapshots.Create:input_type -> space.control.v1.SnapshotRef
-	0,  // 32: space.control.v1.Snapshots.List:input_type -> space.control.v1.Ref
-	17, // 33: space.control.v1.Snapshots.Delete:input_type -> space.control.v1.SnapshotRef
-	17, // 34: space.control.v1.Snapshots.Rollback:input_type -> space.control.v1.SnapshotRef
-	20, // 35: space.control.v1.Snapshots.Clone:input_type -> space.control.v1.CloneRequest
-	21, // 36: space.control.v1.Snapshots.Diff:input_type -> space.control.v1.DiffRequest
-	0,  // 37: space.control.v1.Snapshots.Policy:input_type -> space.control.v1.Ref
-	25, // 38: space.control.v1.Snapshots.SetPolicy:input_type -> space.control.v1.SetSnapshotPolicyRequest
-	26, // 39: space.control.v1.Maintenance.Usage:input_type -> space.control.v1.UsageRequest
-	29, // 40: space.control.v1.Maintenance.GC:input_type -> space.control.v1.GCRequest
-	32, // 41: space.control.v1.Maintenance.Verify:input_type -> space.control.v1.VerifyRequest
-	36, // 42: space.control.v1.Keys.Describe:input_type -> space.control.v1.KeysRequest
-	37, // 43: space.control.v1.Keys.Rotate:input_type -> space.control.v1.RotateRequest
-	36, // 44: space.control.v1.Keys.Export:input_type -> space.control.v1.KeysRequest
-	40, // 45: space.control.v1.Trees.Create:input_type -> space.control.v1.CreateTreeRequest
-	3,  // 46: space.control.v1.Trees.Import:input_type -> space.control.v1.PutRequest
-	15, // 47: space.control.v1.Trees.Export:input_type -> space.control.v1.ExportRequest
-	41, // 48: space.control.v1.Trees.List:input_type -> space.control.v1.ListTreeRequest
-	46, // 49: space.control.v1.Trees.Check:input_type -> space.control.v1.CheckTreeRequest
-	21, // 50: space.control.v1.Trees.Diff:input_type -> space.control.v1.DiffRequest
-	48, // 51: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
-	50, // 52: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
-	52, // 53: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
-	53, // 54: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
-	54, // 55: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
-	56, // 56: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
-	1,  // 57: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
-	5,  // 58: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
-	1,  // 59: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
-	6,  // 60: space.control.v1.Capsules.Stat:output_type -> space.control.v1.StatResponse
-	8,  // 61: space.control.v1.Capsules.List:output_type -> space.control.v1.ListResponse
-	1,  // 62: space.control.v1.Capsules.Rename:output_type -> space.control.v1.Info
-	1,  // 63: space.control.v1.Capsules.Remove:output_type -> space.control.v1.Info
-	10, // 64: space.control.v1.Capsules.Policy:output_type -> space.control.v1.PolicyText
-	1,  // 65: space.control.v1.Capsules.SetPolicy:output_type -> space.control.v1.Info
-	1,  // 66: space.control.v1.Volumes.Create:output_type -> space.control.v1.Info
-	1,  // 67: space.control.v1.Volumes.Resize:output_type -> space.control.v1.Info
-	1,  // 68: space.control.v1.Volumes.Import:output_type -> space.control.v1.Info
-	16, // 69: space.control.v1.Volumes.Export:output_type -> space.control.v1.ExportResponse
-	18, // 70: space.control.v1.Snapshots.Create:output_type -> space.control.v1.Snapshot
-	19, // 71: space.control.v1.Snapshots.List:output_type -> space.control.v1.SnapshotList
-	18, // 72: space.control.v1.Snapshots.Delete:output_type -> space.control.v1.Snapshot
-	1,  // 73: space.control.v1.Snapshots.Rollback:output_type -> space.control.v1.Info
-	1,  // 74: space.control.v1.Snapshots.Clone:output_type -> space.control.v1.Info
-	22, // 75: space.control.v1.Snapshots.Diff:output_type -> space.control.v1.DiffResponse
-	24, // 76: space.control.v1.Snapshots.Policy:output_type -> space.control.v1.SnapshotPolicy
-	24, // 77: space.control.v1.Snapshots.SetPolicy:output_type -> space.control.v1.SnapshotPolicy
-	27, // 78: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
-	30, // 79: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
-	33, // 80: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
-	38, // 81: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
-	38, // 82: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
-	39, // 83: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
-	1,  // 84: space.control.v1.Trees.Create:output_type -> space.control.v1.Info
-	1,  // 85: space.control.v1.Trees.Import:output_type -> space.control.v1.Info
-	5,  // 86: space.control.v1.Trees.Export:output_type -> space.control.v1.GetResponse
-	42, // 87: space.control.v1.Trees.List:output_type -> space.control.v1.TreeEntries
-	47, // 88: space.control.v1.Trees.Check:output_type -> space.control.v1.TreeProblem
-	44, // 89: space.control.v1.Trees.Diff:output_type -> space.control.v1.TreeChanges
-	49, // 90: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
-	51, // 91: space.control.v1.Projections.List:output_type -> space.control.v1.ProjectionList
-	49, // 92: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
-	49, // 93: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
-	55, // 94: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
-	55, // 95: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
-	57, // [57:96] is the sub-list for method output_type
-	18, // [18:57] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	49, // 16: space.control.v1.MountRequest.nvme:type_name -> space.control.v1.NVMeExport
+	50, // 17: space.control.v1.NVMeExport.hosts:type_name -> space.control.v1.NVMeHost
+	52, // 18: space.control.v1.Projection.nvme:type_name -> space.control.v1.NVMeNamespace
+	55, // 19: space.control.v1.Client.reads:type_name -> space.control.v1.Traffic
+	55, // 20: space.control.v1.Client.writes:type_name -> space.control.v1.Traffic
+	35, // 21: space.control.v1.ErrorDetail.damage:type_name -> space.control.v1.Damage
+	3,  // 22: space.control.v1.Capsules.Put:input_type -> space.control.v1.PutRequest
+	4,  // 23: space.control.v1.Capsules.Get:input_type -> space.control.v1.GetRequest
+	0,  // 24: space.control.v1.Capsules.Resolve:input_type -> space.control.v1.Ref
+	0,  // 25: space.control.v1.Capsules.Stat:input_type -> space.control.v1.Ref
+	7,  // 26: space.control.v1.Capsules.List:input_type -> space.control.v1.ListRequest
+	9,  // 27: space.control.v1.Capsules.Rename:input_type -> space.control.v1.RenameRequest
+	0,  // 28: space.control.v1.Capsules.Remove:input_type -> space.control.v1.Ref
+	0,  // 29: space.control.v1.Capsules.Policy:input_type -> space.control.v1.Ref
+	11, // 30: space.control.v1.Capsules.SetPolicy:input_type -> space.control.v1.SetPolicyRequest
+	12, // 31: space.control.v1.Volumes.Create:input_type -> space.control.v1.VolumeHeader
+	13, // 32: space.control.v1.Volumes.Resize:input_type -> space.control.v1.ResizeRequest
+	14, // 33: space.control.v1.Volumes.Import:input_type -> space.control.v1.ImportRequest
+	15, // 34: space.control.v1.Volumes.Export:input_type -> space.control.v1.ExportRequest
+	17, // 35: space.control.v1.Snapshots.Create:input_type -> space.control.v1.SnapshotRef
+	0,  // 36: space.control.v1.Snapshots.List:input_type -> space.control.v1.Ref
+	17, // 37: space.control.v1.Snapshots.Delete:input_type -> space.control.v1.SnapshotRef
+	17, // 38: space.control.v1.Snapshots.Rollback:input_type -> space.control.v1.SnapshotRef
+	20, // 39: space.control.v1.Snapshots.Clone:input_type -> space.control.v1.CloneRequest
+	21, // 40: space.control.v1.Snapshots.Diff:input_type -> space.control.v1.DiffRequest
+	0,  // 41: space.control.v1.Snapshots.Policy:input_type -> space.control.v1.Ref
+	25, // 42: space.control.v1.Snapshots.SetPolicy:input_type -> space.control.v1.SetSnapshotPolicyRequest
+	26, // 43: space.control.v1.Maintenance.Usage:input_type -> space.control.v1.UsageRequest
+	29, // 44: space.control.v1.Maintenance.GC:input_type -> space.control.v1.GCRequest
+	32, // 45: space.control.v1.Maintenance.Verify:input_type -> space.control.v1.VerifyRequest
+	36, // 46: space.control.v1.Keys.Describe:input_type -> space.control.v1.KeysRequest
+	37, // 47: space.control.v1.Keys.Rotate:input_type -> space.control.v1.RotateRequest
+	36, // 48: space.control.v1.Keys.Export:input_type -> space.control.v1.KeysRequest
+	40, // 49: space.control.v1.Trees.Create:input_type -> space.control.v1.CreateTreeRequest
+	3,  // 50: space.control.v1.Trees.Import:input_type -> space.control.v1.PutRequest
+	15, // 51: space.control.v1.Trees.Export:input_type -> space.control.v1.ExportRequest
+	41, // 52: space.control.v1.Trees.List:input_type -> space.control.v1.ListTreeRequest
+	46, // 53: space.control.v1.Trees.Check:input_type -> space.control.v1.CheckTreeRequest
+	21, // 54: space.control.v1.Trees.Diff:input_type -> space.control.v1.DiffRequest
+	48, // 55: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
+	56, // 56: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
+	53, // 57: space.control.v1.Projections.Clients:input_type -> space.control.v1.ClientsRequest
+	57, // 58: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
+	58, // 59: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
+	59, // 60: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
+	61, // 61: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
+	1,  // 62: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
+	5,  // 63: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
+	1,  // 64: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
+	6,  // 65: space.control.v1.Capsules.Stat:output_type -> space.control.v1.StatResponse
+	8,  // 66: space.control.v1.Capsules.List:output_type -> space.control.v1.ListResponse
+	1,  // 67: space.control.v1.Capsules.Rename:output_type -> space.control.v1.Info
+	1,  // 68: space.control.v1.Capsules.Remove:output_type -> space.control.v1.Info
+	10, // 69: space.control.v1.Capsules.Policy:output_type -> space.control.v1.PolicyText
+	1,  // 70: space.control.v1.Capsules.SetPolicy:output_type -> space.control.v1.Info
+	1,  // 71: space.control.v1.Volumes.Create:output_type -> space.control.v1.Info
+	1,  // 72: space.control.v1.Volumes.Resize:output_type -> space.control.v1.Info
+	1,  // 73: space.control.v1.Volumes.Import:output_type -> space.control.v1.Info
+	16, // 74: space.control.v1.Volumes.Export:output_type -> space.control.v1.ExportResponse
+	18, // 75: space.control.v1.Snapshots.Create:output_type -> space.control.v1.Snapshot
+	19, // 76: space.control.v1.Snapshots.List:output_type -> space.control.v1.SnapshotList
+	18, // 77: space.control.v1.Snapshots.Delete:output_type -> space.control.v1.Snapshot
+	1,  // 78: space.control.v1.Snapshots.Rollback:output_type -> space.control.v1.Info
+	1,  // 79: space.control.v1.Snapshots.Clone:output_type -> space.control.v1.Info
+	22, // 80: space.control.v1.Snapshots.Diff:output_type -> space.control.v1.DiffResponse
+	24, // 81: space.control.v1.Snapshots.Policy:output_type -> space.control.v1.SnapshotPolicy
+	24, // 82: space.control.v1.Snapshots.SetPolicy:output_type -> space.control.v1.SnapshotPolicy
+	27, // 83: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
+	30, // 84: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
+	33, // 85: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
+	38, // 86: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
+	38, // 87: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
+	39, // 88: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
+	1,  // 89: space.control.v1.Trees.Create:output_type -> space.control.v1.Info
+	1,  // 90: space.control.v1.Trees.Import:output_type -> space.control.v1.Info
+	5,  // 91: space.control.v1.Trees.Export:output_type -> space.control.v1.GetResponse
+	42, // 92: space.control.v1.Trees.List:output_type -> space.control.v1.TreeEntries
+	47, // 93: space.control.v1.Trees.Check:output_type -> space.control.v1.TreeProblem
+	44, // 94: space.control.v1.Trees.Diff:output_type -> space.control.v1.TreeChanges
+	51, // 95: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
+	51, // 96: space.control.v1.Projections.List:output_type -> space.control.v1.Projection
+	54, // 97: space.control.v1.Projections.Clients:output_type -> space.control.v1.Client
+	51, // 98: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
+	51, // 99: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
+	60, // 100: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
+	60, // 101: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
+	62, // [62:102] is the sub-list for method output_type
+	22, // [22:62] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -4102,7 +4570,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   58,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

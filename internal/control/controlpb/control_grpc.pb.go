@@ -1703,6 +1703,7 @@ var Trees_ServiceDesc = grpc.ServiceDesc{
 const (
 	Projections_Mount_FullMethodName   = "/space.control.v1.Projections/Mount"
 	Projections_List_FullMethodName    = "/space.control.v1.Projections/List"
+	Projections_Clients_FullMethodName = "/space.control.v1.Projections/Clients"
 	Projections_Unmount_FullMethodName = "/space.control.v1.Projections/Unmount"
 	Projections_Wait_FullMethodName    = "/space.control.v1.Projections/Wait"
 )
@@ -1712,7 +1713,8 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type ProjectionsClient interface {
 	Mount(ctx context.Context, in *MountRequest, opts ...grpc.CallOption) (*Projection, error)
-	List(ctx context.Context, in *ProjectionsRequest, opts ...grpc.CallOption) (*ProjectionList, error)
+	List(ctx context.Context, in *ProjectionsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Projection], error)
+	Clients(ctx context.Context, in *ClientsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Client], error)
 	Unmount(ctx context.Context, in *UnmountRequest, opts ...grpc.CallOption) (*Projection, error)
 	// Wait returns when a projection has ended, whoever ended it.
 	Wait(ctx context.Context, in *WaitRequest, opts ...grpc.CallOption) (*Projection, error)
@@ -1736,15 +1738,43 @@ func (c *projectionsClient) Mount(ctx context.Context, in *MountRequest, opts ..
 	return out, nil
 }
 
-func (c *projectionsClient) List(ctx context.Context, in *ProjectionsRequest, opts ...grpc.CallOption) (*ProjectionList, error) {
+func (c *projectionsClient) List(ctx context.Context, in *ProjectionsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Projection], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(ProjectionList)
-	err := c.cc.Invoke(ctx, Projections_List_FullMethodName, in, out, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Projections_ServiceDesc.Streams[0], Projections_List_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	x := &grpc.GenericClientStream[ProjectionsRequest, Projection]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Projections_ListClient = grpc.ServerStreamingClient[Projection]
+
+func (c *projectionsClient) Clients(ctx context.Context, in *ClientsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Client], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Projections_ServiceDesc.Streams[1], Projections_Clients_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ClientsRequest, Client]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Projections_ClientsClient = grpc.ServerStreamingClient[Client]
 
 func (c *projectionsClient) Unmount(ctx context.Context, in *UnmountRequest, opts ...grpc.CallOption) (*Projection, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -1771,7 +1801,8 @@ func (c *projectionsClient) Wait(ctx context.Context, in *WaitRequest, opts ...g
 // for forward compatibility.
 type ProjectionsServer interface {
 	Mount(context.Context, *MountRequest) (*Projection, error)
-	List(context.Context, *ProjectionsRequest) (*ProjectionList, error)
+	List(*ProjectionsRequest, grpc.ServerStreamingServer[Projection]) error
+	Clients(*ClientsRequest, grpc.ServerStreamingServer[Client]) error
 	Unmount(context.Context, *UnmountRequest) (*Projection, error)
 	// Wait returns when a projection has ended, whoever ended it.
 	Wait(context.Context, *WaitRequest) (*Projection, error)
@@ -1788,8 +1819,11 @@ type UnimplementedProjectionsServer struct{}
 func (UnimplementedProjectionsServer) Mount(context.Context, *MountRequest) (*Projection, error) {
 	return nil, status.Error(codes.Unimplemented, "method Mount not implemented")
 }
-func (UnimplementedProjectionsServer) List(context.Context, *ProjectionsRequest) (*ProjectionList, error) {
-	return nil, status.Error(codes.Unimplemented, "method List not implemented")
+func (UnimplementedProjectionsServer) List(*ProjectionsRequest, grpc.ServerStreamingServer[Projection]) error {
+	return status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedProjectionsServer) Clients(*ClientsRequest, grpc.ServerStreamingServer[Client]) error {
+	return status.Error(codes.Unimplemented, "method Clients not implemented")
 }
 func (UnimplementedProjectionsServer) Unmount(context.Context, *UnmountRequest) (*Projection, error) {
 	return nil, status.Error(codes.Unimplemented, "method Unmount not implemented")
@@ -1836,23 +1870,27 @@ func _Projections_Mount_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Projections_List_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(ProjectionsRequest)
-	if err := dec(in); err != nil {
-		return nil, err
+func _Projections_List_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ProjectionsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
 	}
-	if interceptor == nil {
-		return srv.(ProjectionsServer).List(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Projections_List_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ProjectionsServer).List(ctx, req.(*ProjectionsRequest))
-	}
-	return interceptor(ctx, in, info, handler)
+	return srv.(ProjectionsServer).List(m, &grpc.GenericServerStream[ProjectionsRequest, Projection]{ServerStream: stream})
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Projections_ListServer = grpc.ServerStreamingServer[Projection]
+
+func _Projections_Clients_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ClientsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ProjectionsServer).Clients(m, &grpc.GenericServerStream[ClientsRequest, Client]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Projections_ClientsServer = grpc.ServerStreamingServer[Client]
 
 func _Projections_Unmount_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(UnmountRequest)
@@ -1902,10 +1940,6 @@ var Projections_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Projections_Mount_Handler,
 		},
 		{
-			MethodName: "List",
-			Handler:    _Projections_List_Handler,
-		},
-		{
 			MethodName: "Unmount",
 			Handler:    _Projections_Unmount_Handler,
 		},
@@ -1914,7 +1948,18 @@ var Projections_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Projections_Wait_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "List",
+			Handler:       _Projections_List_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Clients",
+			Handler:       _Projections_Clients_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "control.proto",
 }
 
