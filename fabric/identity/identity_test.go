@@ -89,8 +89,14 @@ func (f *fabric) node() *Node {
 	return n
 }
 
-// shake makes a TLS connection and returns what each end says to it.
-func shake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error, peers [2]NodeID) {
+// shaken is what came of a TLS connection.
+type shaken struct {
+	server, client error // what each end says to it
+	peers          [2]NodeID
+}
+
+// shake makes a TLS connection.
+func shake(t *testing.T, server, client *tls.Config) (x shaken) {
 	t.Helper()
 	a, b := net.Pipe()
 	defer a.Close()
@@ -106,42 +112,42 @@ func shake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error
 		}
 		done <- err
 	}()
-	if clientErr = c.Handshake(); clientErr == nil {
-		_, clientErr = io.ReadFull(c, make([]byte, 1)) // in TLS 1.3 a refusal comes after the client's handshake
+	if x.client = c.Handshake(); x.client == nil {
+		_, x.client = io.ReadFull(c, make([]byte, 1)) // in TLS 1.3 a refusal comes after the client's handshake
 	} else {
 		b.Close()
 	}
-	serverErr = <-done
-	if serverErr == nil && clientErr == nil {
-		peers[0], _ = Peer(s.ConnectionState())
-		peers[1], _ = Peer(c.ConnectionState())
+	x.server = <-done
+	if x.server == nil && x.client == nil {
+		x.peers[0], _ = Peer(s.ConnectionState())
+		x.peers[1], _ = Peer(c.ConnectionState())
 	}
-	return serverErr, clientErr, peers
+	return x
 }
 
 func TestNodesKnowEachOther(t *testing.T) {
 	f := newFabric(t)
 	one, two := f.node(), f.node()
-	s, c, peers := shake(t, one.ServerConfig(false), two.ClientConfig(one.ID()))
-	if s != nil || c != nil || peers != [2]NodeID{two.ID(), one.ID()} {
-		t.Errorf("%v, %v, %v", s, c, peers)
+	x := shake(t, one.ServerConfig(false), two.ClientConfig(one.ID()))
+	if x.server != nil || x.client != nil || x.peers != [2]NodeID{two.ID(), one.ID()} {
+		t.Errorf("%+v", x)
 	}
-	if _, c, _ := shake(t, one.ServerConfig(false), two.ClientConfig(two.ID())); c == nil {
+	if x := shake(t, one.ServerConfig(false), two.ClientConfig(two.ID())); x.client == nil {
 		t.Error("a node answered in another one's place")
 	}
-	if s, _, _ := shake(t, one.ServerConfig(false), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{Protocol}}); s == nil {
+	if x := shake(t, one.ServerConfig(false), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{Protocol}}); x.server == nil {
 		t.Error("a client without a certificate got in")
 	}
 	stranger := newFabric(t).node()
-	if s, _, _ := shake(t, one.ServerConfig(false), stranger.ClientConfig(NodeID{})); s == nil {
+	if x := shake(t, one.ServerConfig(false), stranger.ClientConfig(NodeID{})); x.server == nil {
 		t.Error("a node of another fabric got in")
 	}
-	if _, c, _ := shake(t, stranger.ServerConfig(false), one.ClientConfig(NodeID{})); c == nil {
+	if x := shake(t, stranger.ServerConfig(false), one.ClientConfig(NodeID{})); x.client == nil {
 		t.Error("a node of another fabric was believed")
 	}
 	old := two.ClientConfig(NodeID{})
 	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
-	if s, _, _ := shake(t, one.ServerConfig(false), old); s == nil {
+	if x := shake(t, one.ServerConfig(false), old); x.server == nil {
 		t.Error("TLS 1.2 was spoken")
 	}
 }
@@ -155,13 +161,13 @@ func TestJoining(t *testing.T) {
 		t.Fatalf("%+v, %v", parsed, err)
 	}
 	// The one who joins knows the fabric by the token alone.
-	if s, c, _ := shake(t, first.ServerConfig(true), parsed.ClientConfig(f.clock)); s != nil || c != nil {
-		t.Errorf("join: %v, %v", s, c)
+	if x := shake(t, first.ServerConfig(true), parsed.ClientConfig(f.clock)); x.server != nil || x.client != nil {
+		t.Errorf("join: %v, %v", x.server, x.client)
 	}
-	if s, _, _ := shake(t, first.ServerConfig(false), parsed.ClientConfig(f.clock)); s == nil {
+	if x := shake(t, first.ServerConfig(false), parsed.ClientConfig(f.clock)); x.server == nil {
 		t.Error("a node that admits nobody let a stranger connect")
 	}
-	if _, c, _ := shake(t, newFabric(t).node().ServerConfig(true), parsed.ClientConfig(f.clock)); c == nil {
+	if x := shake(t, newFabric(t).node().ServerConfig(true), parsed.ClientConfig(f.clock)); x.client == nil {
 		t.Error("the token was shown to another fabric")
 	}
 	for i, want := range []error{nil, nil, ErrToken} {
@@ -288,7 +294,7 @@ func TestCertificatesExpireAndRenew(t *testing.T) {
 		t.Error("a node took another one's certificate")
 	}
 	f.clock.advance(2 * time.Hour)
-	if _, c, _ := shake(t, one.ServerConfig(false), two.ClientConfig(NodeID{})); c == nil {
+	if x := shake(t, one.ServerConfig(false), two.ClientConfig(NodeID{})); x.client == nil {
 		t.Error("an expired certificate was believed")
 	}
 	reopened, err := OpenNode(f.fs, "/node2", f.clock)
@@ -296,8 +302,8 @@ func TestCertificatesExpireAndRenew(t *testing.T) {
 		t.Fatal(err)
 	}
 	three := f.node()
-	if s, c, _ := shake(t, three.ServerConfig(false), reopened.ClientConfig(three.ID())); s != nil || c != nil {
-		t.Errorf("a renewed certificate: %v, %v", s, c)
+	if x := shake(t, three.ServerConfig(false), reopened.ClientConfig(three.ID())); x.server != nil || x.client != nil {
+		t.Errorf("a renewed certificate: %v, %v", x.server, x.client)
 	}
 }
 
@@ -323,8 +329,8 @@ func TestRevocation(t *testing.T) {
 	if cut != 2 {
 		t.Error("a session that came late was not cut")
 	}
-	if s, _, _ := shake(t, one.ServerConfig(false), two.ClientConfig(NodeID{})); !errors.Is(s, ErrRevoked) {
-		t.Errorf("a revoked node connects: %v", s)
+	if x := shake(t, one.ServerConfig(false), two.ClientConfig(NodeID{})); !errors.Is(x.server, ErrRevoked) {
+		t.Errorf("a revoked node connects: %v", x.server)
 	}
 	if err := one.Revoke(old); err != nil { // no error, and no way back
 		t.Error(err)
@@ -340,8 +346,8 @@ func TestRevocation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s, _, _ := shake(t, reopened.ServerConfig(false), two.ClientConfig(NodeID{})); !errors.Is(s, ErrRevoked) {
-		t.Errorf("after a restart: %v", s)
+	if x := shake(t, reopened.ServerConfig(false), two.ClientConfig(NodeID{})); !errors.Is(x.server, ErrRevoked) {
+		t.Errorf("after a restart: %v", x.server)
 	}
 	csr, _ := two.RenewRequest()
 	if _, err := f.Renew(two.ID(), csr); !errors.Is(err, ErrRevoked) {

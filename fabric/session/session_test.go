@@ -433,7 +433,7 @@ func TestHostilePeer(t *testing.T) {
 	}
 	for what, b := range map[string][]byte{
 		"garbage":                       bytes.Repeat([]byte("garbage!"), 10),
-		"bytes beyond the window":       data(1, firstWindow, frame.FlagOpen&0, []byte("x")),
+		"bytes beyond the window":       data(1, firstWindow, 0, []byte("x")),
 		"a stream of ours":              data(2, 0, 0, nil),
 		"an end, and then another":      append(data(1, 0, frame.FlagFin, []byte("abc")), data(1, 0, frame.FlagFin, []byte("ab"))...),
 		"bytes after the end":           append(data(1, 0, frame.FlagFin, []byte("abc")), data(1, 3, 0, []byte("d"))...),

@@ -24,6 +24,8 @@ var floors = [][]string{
 	{"federation/zone/..."},
 	{"transform/..."},
 	{"fabric/..."},
+	{"fabric/session"},
+	{"fabric/frame", "fabric/bulk", "fabric/identity", "fabric/relay"},
 	{"capsule/tree/..."},
 	{"capsule/store"},
 	{"capsule/lock", "internal/scratch", "capsule/store/journal", "capsule/store/keyring", "capsule/store/metafs", "capsule/store/seglog"},
