@@ -270,7 +270,7 @@ func TestLargeReads(t *testing.T) {
 // A process is killed with changes that only the kernel has; the next one makes
 // them durable when it is asked to, though it has not written them itself.
 func TestSyncAfterKill(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(4) {
 		disk := vfstest.NewPowerCut()
 		first := vfstest.NewFaults(disk)
 		opts := Options{Dir: "/space", FS: first, Keys: testKey, Logger: quietLog(), LogBytes: 256 << 10, memtable: 16 << 10,
@@ -279,12 +279,12 @@ func TestSyncAfterKill(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		v := newVolume(t, s, "v", 4<<20)
+		v := newVolume(t, s, "v", 1<<20)
 		id := v.Info().ID
-		want := make([]byte, 4<<20)
+		want := make([]byte, 1<<20)
 		r := rand.New(rand.NewPCG(seed, 1))
 		for i := range uint64(10) {
-			n := 1 + r.IntN(300<<10)
+			n := 1 + r.IntN(200<<10)
 			off := r.IntN(len(want) - n)
 			p := random(100*seed+i, n)
 			copy(want[off:], p)

@@ -515,14 +515,14 @@ func TestPushOutlivesTheProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	info, err := s.Create(context.Background(), CreateRequest{Kind: capsule.Volume, Size: 4 << 20}, nil)
+	info, err := s.Create(context.Background(), CreateRequest{Kind: capsule.Volume, Size: 2 << 20}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	v := openVolume(t, s, info.ID, "")
-	want := make([]byte, 4<<20)
+	want := make([]byte, 2<<20)
 	r := rand.New(rand.NewPCG(1, 2))
-	for i := range uint64(60) {
+	for i := range uint64(40) {
 		n := 1 + r.IntN(300<<10)
 		off := r.IntN(len(want) - n)
 		p := random(i, n)
@@ -530,7 +530,7 @@ func TestPushOutlivesTheProcess(t *testing.T) {
 		if _, err := v.WriteAt(p, int64(off)); err != nil {
 			t.Fatal(err)
 		}
-		if i == 30 {
+		if i == 20 {
 			if err := s.checkpoint(); err != nil {
 				t.Fatal(err)
 			}
