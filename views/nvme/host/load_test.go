@@ -2,6 +2,7 @@ package host
 
 import (
 	"bufio"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"log/slog"
@@ -92,6 +93,14 @@ func report(b *testing.B, h *histogram) {
 	b.ReportMetric(float64(h.quantile(0.99))/1000, "p99-µs")
 }
 
+// stamp makes every block of p another one, so that a store cannot find it to be
+// there already.
+func stamp(p []byte, n int) {
+	for off := 0; off < len(p); off += 4096 {
+		binary.LittleEndian.PutUint64(p[off:], uint64(n)<<32|uint64(off))
+	}
+}
+
 // volume is the size of the volume that benchmarks read and write.
 const volume = 16 << 20
 
@@ -118,6 +127,9 @@ func runHostOn(b *testing.B, d nvme.Device, o Options, op uint8, size, depth int
 		}
 		cmds[i].Tag = i
 		n.Set(&cmds[i], op, uint64(at*size/n.BlockSize), data[i*size:][:size], 0)
+		if op == wire.OpWrite {
+			stamp(cmds[i].Data, next)
+		}
 		sent[i] = time.Now()
 		if err := q.Submit(&cmds[i]); err != nil {
 			b.Fatal(err)
@@ -257,10 +269,12 @@ func BenchmarkVolume(b *testing.B) {
 	b.Run("write128K", func(b *testing.B) { runHostOn(b, newVolume(b), Options{}, wire.OpWrite, large, 16, false) })
 	b.Run("write128K/store-alone", func(b *testing.B) {
 		v := newVolume(b)
+		data := slices.Clone(noise[:large])
 		b.SetBytes(large)
 		b.ResetTimer()
 		for i := range b.N {
-			if _, err := v.WriteAt(noise[i%31*large:][:large], int64(i)*large%volume); err != nil {
+			stamp(data, i)
+			if _, err := v.WriteAt(data, int64(i)*large%volume); err != nil {
 				b.Fatal(err)
 			}
 		}
