@@ -4,6 +4,7 @@ import (
 	"math/bits"
 	"slices"
 	"sync"
+	"time"
 )
 
 // minBuffer is the smallest buffer for data that there is.
@@ -116,53 +117,42 @@ type workers struct {
 	queue   []*command
 }
 
-// submit has run called with cmd soon, on another goroutine.
+// submit has a command executed soon, on another goroutine.
 func (w *workers) submit(cmd *command) {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.running >= w.limit {
 		w.queue = append(w.queue, cmd)
-		w.mu.Unlock()
 		return
 	}
 	w.running++
-	w.mu.Unlock()
-	cmd.c.t.running.Add(1)
-	go w.work(cmd)
+	w.start(cmd)
 }
 
-func (w *workers) work(cmd *command) {
-	for {
-		c := cmd.c
+func (w *workers) start(cmd *command) {
+	c := cmd.c
+	c.t.running.Add(1)
+	go func() {
+		defer c.t.running.Done()
+		cmd.at = time.Now()
 		cmd.execute()
-		next := w.next()
-		if next == nil {
-			c.flush()
-			c.t.running.Done()
-			return
-		}
-		if c.needsFlush() {
-			// The host may be slow to take it: others go on in this one's place.
-			c.t.running.Add(1)
-			go w.work(next)
-			c.flush()
-			c.t.running.Done()
-			return
-		}
-		cmd = next
-	}
+		// The host may be slow to take the answer: another takes this place.
+		w.next()
+		c.flush()
+	}()
 }
 
-// next returns what to run next, nil when this worker has to end.
-func (w *workers) next() *command {
+// next starts what waits longest, if something does.
+func (w *workers) next() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.queue) == 0 {
 		w.running--
 		w.queue = nil
-		return nil
+		return
 	}
 	cmd := w.queue[0]
 	w.queue[0] = nil
 	w.queue = w.queue[1:]
-	return cmd
+	w.start(cmd)
 }

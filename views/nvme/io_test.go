@@ -534,3 +534,28 @@ func (d *sparse) ReadOnly() bool                           { return false }
 func (d *sparse) NextData(context.Context, int64) (int64, int64, error) {
 	return 0, 0, io.EOF
 }
+
+// Answers do not wait for commands of others that the same worker does next.
+func TestAnswersLeave(t *testing.T) {
+	r := newRig(t, Options{Workers: 1})
+	m := r.disk()
+	_, a := r.host(settings{id: 1})
+	_, b := r.host(settings{id: 2})
+	first, second := make(chan struct{}), make(chan struct{})
+	calls := make(chan chan struct{}, 2)
+	calls <- first
+	calls <- second
+	m.flushes = func() error { <-<-calls; return nil }
+	defer close(second)
+	a.send(ioCommand(wire.OpFlush, 0, 0), nil)
+	r.until("one is at the device", func() bool { return m.inside.Load() == 1 })
+	b.send(ioCommand(wire.OpFlush, 0, 0), nil)
+	r.until("the other waits", func() bool {
+		w := &r.subsystems[testNQN].namespace(1).workers
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.queue) == 1
+	})
+	close(first)
+	a.ok(a.receive(nil))
+}
