@@ -262,6 +262,24 @@ func (l *Live) Sync(context.Context) error {
 	return l.s.syncJournal()
 }
 
+// HandOver returns when all updates that had returned before the call outlive this
+// process, though not yet the machine. It is for clients that go on after the process has
+// ended, with another one, and take for written what was answered.
+func (l *Live) HandOver() error {
+	if err := l.s.enter(); err != nil {
+		return err
+	}
+	defer l.s.leave()
+	if err := l.s.writable(); err != nil {
+		return err
+	}
+	if err := l.s.journal.HandOver(l.s.journal.Last()); err != nil {
+		l.s.fail(err)
+		return l.s.writable()
+	}
+	return nil
+}
+
 // syncJournal makes all changes so far durable: first the segments that the
 // journal's records name.
 func (s *Store) syncJournal() error {

@@ -96,6 +96,24 @@ type volumeDisk struct {
 
 func (d volumeDisk) ReadOnly() bool { return d.readOnly }
 
+// WriteAt answers when the write outlives this process: a host connects again after
+// a restart and does not repeat what was answered, flushed or not.
+func (d volumeDisk) WriteAt(p []byte, off int64) (int, error) {
+	n, err := d.Volume.WriteAt(p, off)
+	if err == nil {
+		err = d.Volume.HandOver()
+	}
+	return n, err
+}
+
+// Trim is as WriteAt.
+func (d volumeDisk) Trim(ctx context.Context, off, n int64) error {
+	if err := d.Volume.Trim(ctx, off, n); err != nil {
+		return err
+	}
+	return d.Volume.HandOver()
+}
+
 func (d volumeDisk) NextData(ctx context.Context, off int64) (start, end int64, err error) {
 	start, end, err = d.Volume.NextData(ctx, off)
 	if err == nil && start == end {

@@ -46,6 +46,7 @@ type Journal struct {
 	flushed sync.Cond // signals the end of a flush
 	busy    bool      // somebody flushes
 	last    uint64    // number of the last record appended
+	written uint64    // the operating system has all records up to this one
 	synced  uint64    // all records up to this one are durable
 	queue   []chunk   // what is to be written; the last one grows
 	buffers [][]byte  // used ones, to grow again
@@ -100,7 +101,7 @@ func Open(fs FS, dir string, after uint64, replay func(number uint64, record []b
 		}
 		j.files = append(j.files, file{name: name, last: j.last})
 	}
-	j.synced = j.last
+	j.written, j.synced = j.last, j.last
 	return j, nil
 }
 
@@ -248,6 +249,19 @@ func (j *Journal) Sync(number uint64) error {
 	return j.fs.Err()
 }
 
+// HandOver returns when the operating system has all records up to number: they
+// survive the end of the process, though not a power cut.
+func (j *Journal) HandOver(number uint64) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for j.written < number {
+		if err := j.flush(false); err != nil {
+			return err
+		}
+	}
+	return j.fs.Err()
+}
+
 // flush writes what is queued, and syncs it if sync is set, or waits for
 // somebody else's flush to end. j.mu is held, but not meanwhile.
 func (j *Journal) flush(sync bool) error {
@@ -286,8 +300,11 @@ func (j *Journal) flush(sync bool) error {
 
 	j.mu.Lock()
 	j.busy = false
-	if err == nil && sync && len(queue) > 0 {
-		j.synced = queue[len(queue)-1].last
+	if err == nil && len(queue) > 0 {
+		j.written = queue[len(queue)-1].last
+		if sync {
+			j.synced = j.written
+		}
 	}
 	for _, c := range queue {
 		if cap(c.b) <= 2*bufferLimit && len(j.buffers) < 4 {
