@@ -225,3 +225,42 @@ func TestLimits(t *testing.T) {
 		t.Errorf("append after close: %v", err)
 	}
 }
+
+// What was handed over outlives the process, what was only appended need not; a
+// sync makes durable what was handed over before.
+func TestHandOver(t *testing.T) {
+	const everything, nothing = 1, 0 // seeds of what a cut keeps of what was not synced
+	disk := vfstest.NewPowerCut()
+	j, _, err := open(t, disk, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add(t, j, 1, 200)
+	if _, err := j.Cut(); err != nil {
+		t.Fatal(err)
+	}
+	add(t, j, 201, 300)
+	if err := j.HandOver(300); err != nil {
+		t.Fatal(err)
+	}
+	add(t, j, 301, 310)
+	_, got, err := open(t, disk.Clone(everything), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantRecords(t, got, 1, 300)
+	if err := j.Sync(310); err != nil {
+		t.Fatal(err)
+	}
+	_, got, err = open(t, disk.Clone(nothing), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantRecords(t, got, 1, 310)
+	if err := j.HandOver(310); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
