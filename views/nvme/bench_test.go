@@ -141,6 +141,22 @@ func BenchmarkMemory(b *testing.B) {
 	}
 }
 
+// BenchmarkIdle is what the target does once in a second while 100 hosts with 4
+// I/O queues each do nothing.
+func BenchmarkIdle(b *testing.B) {
+	r := newRig(b, Options{})
+	r.add(Namespace{NSID: 1, Device: &zeroes{}})
+	for i := range 100 {
+		admin := r.admin(settings{id: byte(i)})
+		for qid := range uint16(4) {
+			r.io(admin, qid+1)
+		}
+	}
+	for b.Loop() {
+		r.tick(0)
+	}
+}
+
 // BenchmarkRead and BenchmarkEcho are the same exchange of bytes, with a
 // target and with a server that does nothing.
 func BenchmarkRead(b *testing.B) {

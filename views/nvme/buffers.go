@@ -4,6 +4,7 @@ import (
 	"math/bits"
 	"slices"
 	"sync"
+	"time"
 )
 
 // minBuffer is the smallest buffer for data that there is.
@@ -133,6 +134,7 @@ func (w *workers) submit(cmd *command) {
 func (w *workers) work(cmd *command) {
 	for {
 		c := cmd.c
+		cmd.at = time.Now()
 		cmd.execute()
 		next := w.next()
 		if next == nil {

@@ -25,7 +25,8 @@ type command struct {
 	tag   uint16 // the slot, and the tag of its R2Ts
 	state atomic.Uint32
 	sqe   wire.SQE
-	began time.Time
+	began time.Time // of the capsule
+	at    time.Time // of its going to the device
 	op    *operation
 	ns    *namespace // of an I/O command
 
@@ -88,6 +89,7 @@ func (c *conn) capsule(h []byte) error {
 	}
 	wire.ParseSQE(h, &cmd.sqe)
 	cmd.began = time.Now()
+	cmd.at = cmd.began
 	cmd.state.Store(stateReceiving | uint32(cmd.sqe.CID()))
 	status := c.lookUp(cmd)
 	n, inCapsule := 0, false
@@ -308,6 +310,7 @@ func (cmd *command) ask() {
 		at := len(b.buf)
 		b.buf = c.tx.AppendR2T(b.buf, wire.R2T{CID: cmd.sqe.CID(), TTag: cmd.tag, Offset: uint32(cmd.asked), Length: uint32(n)})
 		b.bytes += len(b.buf) - at
+		c.queued.Store(int64(b.bytes))
 		cmd.windows = append(cmd.windows, window{cmd.asked, cmd.asked + n})
 		cmd.asked += n
 		c.awaiting++
@@ -428,6 +431,7 @@ func (cmd *command) dispatch() {
 	case !cmd.op.device, cmd.scratch:
 		cmd.execute()
 	case cmd.op.dir == toController && cmd.inline(len(cmd.buf)):
+		cmd.at = time.Now() // its data may have been long in coming
 		cmd.execute()
 	case cmd.ns != nil:
 		cmd.ns.workers.submit(cmd)

@@ -62,6 +62,11 @@ type conn struct {
 
 	mem budget // of its commands' data
 
+	running  atomic.Int64  // commands at a device, or about to be; and closedBit
+	idle     chan struct{} // closed when there are none and will be none
+	idleOnce sync.Once
+	gone     atomic.Bool  // is closed, for who does not hold mu
+	queued   atomic.Int64 // bytes of pending, for who does not hold mu
 	seen     atomic.Bool  // something came since the last tick
 	progress atomic.Int64 // time of the last tick before which data moved, or nothing was to move
 	moved    atomic.Bool  // data came or went since the last tick
@@ -71,9 +76,7 @@ type conn struct {
 	head     uint16 // of the submission queue
 	slots    []*command
 	free     []uint16
-	busy     int           // commands in slots
-	running  int           // commands at a device, or about to be
-	idle     chan struct{} // closed when running is 0; there once closed is
+	busy     int // commands in slots
 	closed   bool
 	done     chan struct{} // closed with it
 	pending  batch
@@ -118,6 +121,7 @@ func newConn(t *Target, p *port, nc net.Conn) *conn {
 	c := &conn{t: t, port: p, nc: nc, since: t.clock.Now(), done: make(chan struct{}), idle: make(chan struct{}),
 		log: t.log.With("remote", nc.RemoteAddr().String(), "port", p.ID)}
 	c.drained.L = &c.mu
+	c.progress.Store(c.since.UnixNano())
 	c.mem.limit = t.o.ConnMemory
 	c.r = wire.NewReader(nc, smallReader)
 	return c
@@ -131,20 +135,20 @@ func (c *conn) close() {
 		return
 	}
 	c.closed = true
+	c.gone.Store(true)
 	close(c.done)
-	if c.running == 0 {
-		close(c.idle)
+	if c.running.Add(closedBit) == closedBit {
+		c.idleOnce.Do(func() { close(c.idle) })
 	}
 	c.drained.Broadcast()
 	c.mu.Unlock()
 	c.nc.Close()
 }
 
-func (c *conn) isClosed() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.closed
-}
+func (c *conn) isClosed() bool { return c.gone.Load() }
+
+// closedBit in running says that no command begins any more.
+const closedBit = 1 << 40
 
 // serve takes PDUs until the connection ends.
 func (c *conn) serve() {
@@ -300,11 +304,7 @@ func (c *conn) receive() error {
 }
 
 // needsFlush reports whether as much is to be sent as ought to be held back.
-func (c *conn) needsFlush() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.pending.bytes >= flushAt
-}
+func (c *conn) needsFlush() bool { return c.queued.Load() >= flushAt }
 
 // awaitRoom waits until the host has taken so many answers that it may have
 // more of them, so that one that takes none cannot make them pile up.
@@ -327,6 +327,7 @@ func (c *conn) flush() {
 	for !c.pending.empty() && !c.closed {
 		b := c.pending
 		c.pending, c.batchLen = batch{}, len(b.buf)
+		c.queued.Store(0)
 		c.mu.Unlock()
 		if err := c.write(&b); err != nil {
 			c.close()
@@ -438,6 +439,7 @@ func (c *conn) appendResponse(cid uint16, status wire.Status, result uint64) {
 	n := len(b.buf)
 	b.buf = c.tx.AppendResponse(b.buf, wire.CQE{Result: result, SQHead: head, SQID: c.qid, CID: cid, Status: status})
 	b.bytes += len(b.buf) - n
+	c.queued.Store(int64(b.bytes))
 }
 
 // appendData sends data; it keeps buf, and mem bytes of the budgets, until the
@@ -458,30 +460,29 @@ func (c *conn) appendData(d wire.Data, buf []byte, mem int64) (kept bool) {
 	}
 	b.buf = c.tx.AppendDigest(b.buf, buf)
 	b.bytes += len(b.buf) - n
+	c.queued.Store(int64(b.bytes))
 	return kept
 }
 
 // begin notes that a command goes to a device; false: the connection is gone
 // and the command must not.
 func (c *conn) begin() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
+	if c.running.Add(1) >= closedBit {
+		c.end()
 		return false
 	}
-	c.running++
 	return true
 }
 
 // end notes that it is back.
 func (c *conn) end() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.running--; c.running == 0 {
-		if c.closed {
-			close(c.idle)
-		}
+	switch n := c.running.Add(-1); {
+	case n == closedBit:
+		c.idleOnce.Do(func() { close(c.idle) })
+	case n == 0 && (c.draining.Load() || c.leaving.Load()):
+		c.mu.Lock()
 		c.drained.Broadcast()
+		c.mu.Unlock()
 	}
 }
 
@@ -525,7 +526,7 @@ func (c *conn) drain() {
 func (c *conn) finishCommands() {
 	c.flush()
 	c.mu.Lock()
-	for !c.closed && (c.running > 0 || c.writing) {
+	for !c.closed && (c.running.Load() > 0 || c.writing) {
 		c.drained.Wait()
 	}
 	c.mu.Unlock()

@@ -276,8 +276,26 @@ func (r *rig) until(what string, f func() bool) {
 	}
 }
 
-// tick moves the clock and has the target look at it.
-func (r *rig) tick(d time.Duration) { r.check(r.clock.move(d)) }
+// tick moves the clock and has the target look at it. First it lets goroutines
+// return from their writes, of which hosts may have seen the bytes already: to
+// them no time has passed.
+func (r *rig) tick(d time.Duration) {
+	r.Helper()
+	r.until("nothing is being written", func() bool {
+		r.Target.mu.Lock()
+		defer r.Target.mu.Unlock()
+		for c := range r.conns {
+			c.mu.Lock()
+			writing := c.writing
+			c.mu.Unlock()
+			if writing {
+				return false
+			}
+		}
+		return true
+	})
+	r.check(r.clock.move(d))
+}
 
 func (r *rig) add(ns Namespace) {
 	r.Helper()

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"time"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/views/nvme/wire"
@@ -136,12 +135,8 @@ func (cmd *command) read() (wire.Status, uint64) {
 	}
 	defer cmd.leave()
 	off, _ := cmd.extent()
-	begin := time.Now()
 	if err := cmd.ns.readAt(cmd.buf, off); err != nil {
 		return cmd.failed(err, false), 0
-	}
-	if len(cmd.buf) <= inlineMax {
-		cmd.ns.took(time.Since(begin))
 	}
 	return wire.Success, 0
 }
@@ -172,12 +167,8 @@ func (cmd *command) write() (wire.Status, uint64) {
 // writeData is write for who holds the gate.
 func (cmd *command) writeData() wire.Status {
 	off, _ := cmd.extent()
-	begin := time.Now()
 	if err := cmd.ns.writeAt(cmd.buf, off); err != nil {
 		return cmd.failed(err, true)
-	}
-	if len(cmd.buf) <= inlineMax {
-		cmd.ns.took(time.Since(begin))
 	}
 	return cmd.forceUnit()
 }

@@ -86,8 +86,12 @@ func (s *ioStats) snapshot() Stats {
 func (c *controller) account(cmd *command, status wire.Status) {
 	io := cmd.c.qid != 0 && cmd.sqe.Opcode() != wire.OpFabrics
 	if io {
-		d := time.Since(cmd.began)
+		now := time.Now()
+		d := now.Sub(cmd.began)
 		n := len(cmd.buf)
+		if cmd.op != nil && cmd.op.quick && n > 0 && n <= inlineMax && cmd.fuse == wire.FuseNone && cmd.sqe.CDW(12)&wire.FUA == 0 {
+			cmd.ns.took(now.Sub(cmd.at))
+		}
 		if status.Code() != wire.Success {
 			n = 0
 		}

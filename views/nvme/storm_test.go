@@ -57,7 +57,7 @@ func TestStorm(t *testing.T) {
 		if n := d.inside.Load(); n != 0 {
 			t.Fatalf("%d operations at a device that was removed", n)
 		}
-		r.tick(time.Millisecond)
+		r.check(r.clock.move(time.Millisecond))
 	}
 	r.until("nothing of them is left", func() bool {
 		n := r.Totals()
