@@ -123,7 +123,8 @@ func TestNVMeTools(t *testing.T) {
 	if r := c.run("nvme", "write", address, in, "--offset", "4096", "--overwrite"); r.code != 0 {
 		t.Fatalf("write: %+v", r)
 	}
-	if !bytes.Equal(d.b[4096:][:len(want)], want) {
+	written := make([]byte, len(want))
+	if d.ReadAt(written, 4096); !bytes.Equal(written, want) {
 		t.Error("write wrote something else")
 	}
 	if r := c.run("nvme", "read", address, "--offset", "4096", "--length", "1000001", "--out", out, "--nsid", "3", "--nqn", cliNQN); r.code != 0 {

@@ -2,17 +2,23 @@ package host
 
 import (
 	"bufio"
+	"encoding/binary"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/store"
+	"github.com/spacestore/space/capsule/store/keyring"
 	"github.com/spacestore/space/views/nvme"
 	"github.com/spacestore/space/views/nvme/wire"
 )
@@ -87,21 +93,32 @@ func report(b *testing.B, h *histogram) {
 	b.ReportMetric(float64(h.quantile(0.99))/1000, "p99-µs")
 }
 
+// stamp makes every block of p another one, so that a store cannot find it to be
+// there already.
+func stamp(p []byte, n int) {
+	for off := 0; off < len(p); off += 4096 {
+		binary.LittleEndian.PutUint64(p[off:], uint64(n)<<32|uint64(off))
+	}
+}
+
 // volume is the size of the volume that benchmarks read and write.
 const volume = 16 << 20
 
 // runHost does the same with commands.
 func runHost(b *testing.B, o Options, op uint8, size, depth int, random bool) {
-	d := &disk{b: make([]byte, volume), block: 4096}
+	runHostOn(b, &disk{b: make([]byte, volume), block: 4096}, o, op, size, depth, random)
+}
+
+func runHostOn(b *testing.B, d nvme.Device, o Options, op uint8, size, depth int, random bool) {
 	_, address := serve(b, d, nvme.Subsystem{AllowAnyHost: true})
 	qs, n, _ := openReal(b, address, o, 1, depth)
 	q := qs[0]
 	cmds := make([]Command, depth)
-	data := make([]byte, depth*size)
+	data := slices.Clone(noise[:depth*size])
 	var h histogram
 	sent := make([]time.Time, depth)
 	rng := rand.New(rand.NewPCG(1, 1))
-	places := len(d.b) / size
+	places := int(d.Size()) / size
 	next := 0
 	submit := func(i int) {
 		at := next % places
@@ -110,6 +127,9 @@ func runHost(b *testing.B, o Options, op uint8, size, depth int, random bool) {
 		}
 		cmds[i].Tag = i
 		n.Set(&cmds[i], op, uint64(at*size/n.BlockSize), data[i*size:][:size], 0)
+		if op == wire.OpWrite {
+			stamp(cmds[i].Data, next)
+		}
 		sent[i] = time.Now()
 		if err := q.Submit(&cmds[i]); err != nil {
 			b.Fatal(err)
@@ -194,6 +214,67 @@ func BenchmarkSequential128K(b *testing.B) {
 		b.ResetTimer()
 		for i := range b.N {
 			if _, err := io.ReadFull(c, dst[i%16*size:][:size]); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// newVolume makes a volume in a store of its own, full and in memory.
+func newVolume(b *testing.B) *store.Volume {
+	s, err := store.Open(b.Context(), store.Options{Dir: b.TempDir(), Logger: slog.New(slog.DiscardHandler),
+		Keys: keyring.Source{MasterKey: strings.Repeat("5a", 32)}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { s.Close() })
+	info, err := s.Create(b.Context(), store.CreateRequest{Kind: capsule.Volume, Size: volume, BlockSize: 4096}, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	v, err := s.OpenVolume(b.Context(), info.ID, "")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { v.Close() })
+	for off := int64(0); off < volume; off += 1 << 20 {
+		if _, err := v.WriteAt(noise[off%(4<<20):][:1<<20], off); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := v.Flush(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	for off := int64(0); off < volume; off += 1 << 20 { // into the cache
+		if _, err := v.ReadAt(make([]byte, 1<<20), off); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return v
+}
+
+// BenchmarkVolume is the whole way, down to a store's volume. The echo and the
+// copy of the other benchmarks are its measure, and for writes the store without a
+// network.
+func BenchmarkVolume(b *testing.B) {
+	const large = 128 << 10
+	for _, depth := range []int{1, 32} {
+		b.Run(fmt.Sprintf("read4K/depth=%d", depth), func(b *testing.B) {
+			runHostOn(b, newVolume(b), Options{}, wire.OpRead, 4096, depth, true)
+		})
+	}
+	b.Run("read128K", func(b *testing.B) {
+		runHostOn(b, newVolume(b), Options{ReadBuffer: 8 << 10}, wire.OpRead, large, 16, false)
+	})
+	b.Run("write128K", func(b *testing.B) { runHostOn(b, newVolume(b), Options{}, wire.OpWrite, large, 16, false) })
+	b.Run("write128K/store-alone", func(b *testing.B) {
+		v := newVolume(b)
+		data := slices.Clone(noise[:large])
+		b.SetBytes(large)
+		b.ResetTimer()
+		for i := range b.N {
+			stamp(data, i)
+			if _, err := v.WriteAt(data, int64(i)*large%volume); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -70,7 +70,7 @@ func (d *disk) NextData(_ context.Context, off int64) (start, end int64, err err
 }
 
 // serve starts the project's own target with one namespace.
-func serve(t testing.TB, d *disk, sub nvme.Subsystem) (*nvme.Target, string) {
+func serve(t testing.TB, d nvme.Device, sub nvme.Subsystem) (*nvme.Target, string) {
 	t.Helper()
 	target, err := nvme.New(nvme.Options{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
