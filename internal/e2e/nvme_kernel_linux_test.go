@@ -44,10 +44,16 @@ func TestKernelNVMe(t *testing.T) {
 	for round := range 3 {
 		// The kill falls into the writing: so many sectors have been written.
 		vm.Run(t, head+fmt.Sprintf(`
-			stat=/sys/block/$(basename $(device $disk))/stat
+			dev=$(device $disk) dev=${dev#/dev/}
+			stat=$(echo /sys/block/${dev%%n*}c*n1/stat) # of the path: that of all paths together counts nothing
 			until [ $(awk '{print $7}' $stat) -ge %d ] || ! pidof fio >/dev/null; do sleep 0.05; done
 			dd if=/dev/urandom of=/mnt/file%d bs=64k count=8 conv=fsync 2>/dev/null
 			sync /mnt`, (8<<10)*(round+1), round))
+		select {
+		case <-fio.Done():
+			t.Fatalf("fio ended before kill %d: %v", round, fio.Wait(t))
+		default:
+		}
 		if code := s.stop(unix.SIGKILL); code != -1 {
 			t.Fatalf("serve ended by itself: %d\n%s", code, s.errs)
 		}

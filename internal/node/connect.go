@@ -75,8 +75,12 @@ func (t Target) openLocal(ctx context.Context) (Conn, error) {
 	return newLocal(s, t.Version), nil
 }
 
-func (t Target) openStore(ctx context.Context, background bool) (*store.Store, error) {
-	return store.Open(ctx, store.Options{Dir: t.Home, Keys: t.Keys, Logger: t.Log, CacheBytes: t.Config.CacheSize, Background: background})
+// openStore opens the store, for a command or for a node, which serves. What a
+// node has acknowledged to clients that outlive it (a mount, an NVMe host)
+// outlives it too, however it ends: they do not say it again.
+func (t Target) openStore(ctx context.Context, serves bool) (*store.Store, error) {
+	return store.Open(ctx, store.Options{Dir: t.Home, Keys: t.Keys, Logger: t.Log, CacheBytes: t.Config.CacheSize,
+		Background: serves && t.Config.Background, Push: serves})
 }
 
 // retryInterval is short beside what people notice and long beside a try.

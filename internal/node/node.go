@@ -146,7 +146,7 @@ func (o Options) takeStore(ctx context.Context) (*store.Store, error) {
 		if !errors.Is(err, control.ErrNoNode) {
 			return nil, err
 		}
-		s, err = o.openStore(ctx, o.Config.Background)
+		s, err = o.openStore(ctx, true)
 		return nil, err
 	})
 	return s, err

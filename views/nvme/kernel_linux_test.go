@@ -12,7 +12,6 @@ import (
 	"os"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/spacestore/space/capsule"
@@ -521,17 +520,14 @@ func kernelSnapshot(t *testing.T, vm *guest) {
 }
 
 // writer is a job in the guest that writes files, syncs each, and says so.
-type writer struct {
-	*kernelvm.Job
-	mu sync.Mutex
-}
+type writer struct{ *kernelvm.Job }
 
 // startWriter starts writing files below dir, until it is stopped or it fails:
 // some with fsync, some by a rename over an older one, beside others that
 // are not synced. A line with the checksum and name follows each that is durable.
 func (vm *guest) startWriter(t *testing.T, dir string) *writer {
 	vm.Run(t, "rm -f /tmp/stop")
-	return &writer{Job: vm.Start(t, vm.with(`
+	return &writer{vm.Start(t, vm.with(`
 		i=0
 		while [ ! -e /tmp/stop ]; do
 			i=$((i + 1))

@@ -232,7 +232,7 @@ func newVolume(b *testing.B) *store.Volume {
 	if err != nil {
 		b.Fatal(err)
 	}
-	v, err := s.OpenVolume(b.Context(), info.ID, "")
+	v, err := s.OpenVolume(b.Context(), info.ID, "", store.WriteVolume)
 	if err != nil {
 		b.Fatal(err)
 	}
