@@ -176,6 +176,10 @@ func newDatabase(t *testing.T, dir string) *database {
 func (d *database) command(name string, args ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(context.Background(), hung)
 	d.t.Cleanup(cancel)
+	return d.commandIn(ctx, name, args...)
+}
+
+func (d *database) commandIn(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(d.bin, name), args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: d.as}
 	cmd.Dir = d.run
@@ -200,7 +204,7 @@ func (d *database) start() (kill func()) {
 		d.t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := d.command("postgres", "-D", d.data, "-k", d.run, "-c", "listen_addresses=", "-c", "shared_buffers=8MB", "-c", "max_connections=10",
+	cmd := d.commandIn(context.Background(), "postgres", "-D", d.data, "-k", d.run, "-c", "listen_addresses=", "-c", "shared_buffers=8MB", "-c", "max_connections=10",
 		"-c", "dynamic_shared_memory_type=mmap", "-c", "autovacuum=off")
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
