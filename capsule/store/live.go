@@ -261,6 +261,20 @@ func (l *Live) Sync(context.Context) error {
 	return l.s.syncJournal()
 }
 
+// Settle returns when all updates that had returned before the call survive the
+// end of this process, though not a power cut.
+func (l *Live) Settle() error {
+	if err := l.s.enter(); err != nil {
+		return err
+	}
+	defer l.s.leave()
+	if err := l.s.journal.Write(l.s.journal.Last()); err != nil {
+		l.s.fail(err)
+		return l.s.writable()
+	}
+	return l.s.writable()
+}
+
 // syncJournal makes all changes so far durable: first the segments that the
 // journal's records name.
 func (s *Store) syncJournal() error {

@@ -14,6 +14,9 @@ type Capsule interface {
 	Update(ctx context.Context, fn func(tx Tx) error) error
 	// Sync returns when all updates that had returned before the call are durable.
 	Sync(ctx context.Context) error
+	// Settle returns when all updates that had returned before the call survive
+	// the end of this process, though not a power cut.
+	Settle() error
 	// ReadAt fills p from a file's content; what was never written is zeros.
 	// Files have no length here: the tree keeps sizes. Damage gives the
 	// number of good bytes and a *capsule.DamageError.

@@ -126,6 +126,9 @@ func (fs *FS) Close() error {
 // Sync makes durable what had returned before.
 func (fs *FS) Sync(ctx context.Context) error { return fs.capsule.Sync(ctx) }
 
+// Settle makes what had returned before survive the end of this process.
+func (fs *FS) Settle() error { return fs.capsule.Settle() }
+
 // ReadOnly tells whether the tree takes no changes: it is a snapshot.
 func (fs *FS) ReadOnly() bool { return fs.capsule.ReadOnly() }
 

@@ -189,6 +189,7 @@ func (t *treap) rowScan(lo, hi []byte, fn func(k, v []byte) (bool, error)) error
 
 func (m *memory) ReadOnly() bool                 { return m.readOnly }
 func (m *memory) Sync(ctx context.Context) error { return ctx.Err() }
+func (m *memory) Settle() error                  { return nil }
 
 func (m *memory) Update(ctx context.Context, fn func(tx Tx) error) error {
 	m.updates.Lock()

@@ -3,8 +3,9 @@
 // append-only files that package metafs seals.
 //
 //   - [Open] replays what the process before left behind and returns a [Journal].
-//   - [Journal.Append] takes a record; [Journal.Sync] makes it durable, for all
-//     who wait together (group commit); [Journal.Cut] begins a new file and
+//   - [Journal.Append] takes a record; [Journal.Write] hands it to the operating
+//     system, so that it survives this process; [Journal.Sync] makes it durable,
+//     for all who wait together (group commit); [Journal.Cut] begins a new file and
 //     [Journal.Release] removes files whose records are no longer needed.
 //
 // # Durability
@@ -24,7 +25,9 @@
 //
 // # Locking
 //
-// One mutex orders appends, which only copy; a second flag lets one caller at a
-// time write and sync, outside of the mutex. Memory is bounded: an append that
+// One mutex orders appends, which only copy. One caller at a time writes and one
+// syncs, outside of the mutex and beside each other: what is appended during a
+// sync need not wait for its end to be written. A file is closed by who writes,
+// when nobody syncs it. Memory is bounded: an append that
 // finds [bufferLimit] bytes waiting writes them first.
 package journal

@@ -43,9 +43,13 @@ type Journal struct {
 	dir string
 
 	mu      sync.Mutex
-	flushed sync.Cond // signals the end of a flush
-	busy    bool      // somebody flushes
+	flushed sync.Cond // signals the end of writing, or of syncing
+	writing bool      // somebody writes what was queued
+	closing bool      // and closes files in doing so
+	tail    vfs.File  // what was written last, not closed yet; nil: all that is written is durable
+	syncing vfs.File  // what somebody syncs; it is not closed meanwhile
 	last    uint64    // number of the last record appended
+	written uint64    // all records up to this one are with the operating system
 	synced  uint64    // all records up to this one are durable
 	queue   []chunk   // what is to be written; the last one grows
 	buffers [][]byte  // used ones, to grow again
@@ -100,7 +104,7 @@ func Open(fs FS, dir string, after uint64, replay func(number uint64, record []b
 		}
 		j.files = append(j.files, file{name: name, last: j.last})
 	}
-	j.synced = j.last
+	j.written, j.synced = j.last, j.last
 	return j, nil
 }
 
@@ -164,7 +168,7 @@ func (j *Journal) Append(record []byte) (uint64, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for j.waiting() > bufferLimit {
-		if err := j.flush(false); err != nil {
+		if err := j.write(); err != nil {
 			return 0, err
 		}
 	}
@@ -235,36 +239,52 @@ func (j *Journal) Last() uint64 {
 	return j.last
 }
 
-// Sync returns when all records up to number are durable. After an error
-// nothing may be assumed of them, nor of any later ones.
-func (j *Journal) Sync(number uint64) error {
+// Write returns when all records up to number are with the operating system:
+// they survive the end of this process, though not a power cut.
+func (j *Journal) Write(number uint64) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for j.synced < number {
-		if err := j.flush(true); err != nil {
+	for j.written < number {
+		if err := j.write(); err != nil {
 			return err
 		}
 	}
 	return j.fs.Err()
 }
 
-// flush writes what is queued, and syncs it if sync is set, or waits for
-// somebody else's flush to end. j.mu is held, but not meanwhile.
-func (j *Journal) flush(sync bool) error {
-	if j.busy {
+// Sync returns when all records up to number are durable. After an error
+// nothing may be assumed of them, nor of any later ones.
+func (j *Journal) Sync(number uint64) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for j.synced < number {
+		if err := j.sync(); err != nil {
+			return err
+		}
+	}
+	return j.fs.Err()
+}
+
+// write writes what is queued, or waits for somebody else's writing to end.
+// j.mu is held, but not meanwhile.
+func (j *Journal) write() error {
+	if j.writing {
 		j.flushed.Wait()
 		return j.fs.Err()
 	}
-	j.busy = true
+	j.writing = true
 	queue := j.queue
 	j.queue = nil
 	if n := len(queue); n > 0 && !queue[n-1].end {
 		j.queue = append(j.queue, chunk{w: queue[n-1].w, b: j.buffer(), last: queue[n-1].last})
 	}
-	j.mu.Unlock()
-
+	j.closing = slices.ContainsFunc(queue, func(c chunk) bool { return c.end })
 	var err error
 	for _, c := range queue {
+		for c.end && j.syncing == c.w {
+			j.flushed.Wait()
+		}
+		j.mu.Unlock()
 		if len(c.b) > 0 {
 			if _, werr := c.w.Write(c.b); err == nil {
 				err = werr
@@ -274,25 +294,59 @@ func (j *Journal) flush(sync bool) error {
 			if cerr := c.w.Close(); err == nil {
 				err = cerr
 			}
-		} else if sync {
-			if serr := c.w.SyncData(); err == nil {
-				err = serr
-			}
 		}
+		j.mu.Lock()
 	}
 	if ferr := j.fs.Err(); ferr != nil {
 		err = ferr
 	}
-
-	j.mu.Lock()
-	j.busy = false
-	if err == nil && sync && len(queue) > 0 {
-		j.synced = queue[len(queue)-1].last
+	j.writing, j.closing = false, false
+	if n := len(queue); err == nil && n > 0 {
+		c := queue[n-1]
+		if j.written, j.tail = c.last, c.w; c.end {
+			j.tail = nil
+		}
 	}
 	for _, c := range queue {
 		if cap(c.b) <= 2*bufferLimit && len(j.buffers) < 4 {
 			j.buffers = append(j.buffers, c.b)
 		}
+	}
+	j.flushed.Broadcast()
+	return err
+}
+
+// sync writes what is queued and syncs it, or waits for somebody else's
+// syncing to end. Others may write meanwhile. j.mu is held, but not meanwhile.
+func (j *Journal) sync() error {
+	if j.syncing != nil {
+		j.flushed.Wait()
+		return j.fs.Err()
+	}
+	for last := j.last; j.written < last; {
+		if err := j.write(); err != nil {
+			return err
+		}
+	}
+	if j.syncing != nil || j.closing {
+		j.flushed.Wait()
+		return j.fs.Err()
+	}
+	w, written := j.tail, j.written
+	if w == nil {
+		j.synced = written
+		return nil
+	}
+	j.syncing = w
+	j.mu.Unlock()
+	err := w.SyncData()
+	if ferr := j.fs.Err(); ferr != nil {
+		err = ferr
+	}
+	j.mu.Lock()
+	j.syncing = nil
+	if err == nil {
+		j.synced = max(j.synced, written)
 	}
 	j.flushed.Broadcast()
 	return err
@@ -346,7 +400,7 @@ func (j *Journal) Release(number uint64) error {
 
 // queued reports whether something is still to be written to a file.
 func (j *Journal) queued(w vfs.File) bool {
-	return w != nil && (j.busy || slices.ContainsFunc(j.queue, func(c chunk) bool { return c.w == w }))
+	return w != nil && (j.writing || j.syncing == w || slices.ContainsFunc(j.queue, func(c chunk) bool { return c.w == w }))
 }
 
 // Close writes and syncs what is left.
@@ -355,6 +409,9 @@ func (j *Journal) Close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.closed = true
+	for j.writing || j.syncing != nil {
+		j.flushed.Wait()
+	}
 	if n := len(j.files); n > 0 && j.files[n-1].w != nil {
 		if cerr := j.files[n-1].w.Close(); err == nil {
 			err = cerr

@@ -225,3 +225,128 @@ func TestLimits(t *testing.T) {
 		t.Errorf("append after close: %v", err)
 	}
 }
+
+// slowSync calls wait in each SyncData of a file that it created.
+type slowSync struct {
+	vfs.FS
+	wait func()
+}
+
+type slowFile struct {
+	vfs.File
+	fs *slowSync
+}
+
+func (s *slowSync) Create(name string, c vfs.Category) (vfs.File, error) {
+	f, err := s.FS.Create(name, c)
+	return &slowFile{f, s}, err
+}
+
+func (f *slowFile) SyncData() error {
+	f.fs.wait()
+	return f.File.SyncData()
+}
+
+// What was written is there when the process has gone without a farewell, and
+// nobody waits for a sync to write.
+func TestWriteBesideSync(t *testing.T) {
+	disk := vfstest.NewPowerCut()
+	slow := &slowSync{disk, func() {}}
+	j, _, err := open(t, slow, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add(t, j, 1, 10)
+	if err := j.Sync(10); err != nil {
+		t.Fatal(err)
+	}
+	syncing, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	slow.wait = func() {
+		once.Do(func() {
+			close(syncing)
+			<-goOn
+		})
+	}
+	add(t, j, 11, 20)
+	synced := make(chan error, 1)
+	go func() { synced <- j.Sync(20) }()
+	<-syncing
+	add(t, j, 21, 30)
+	if err := j.Write(30); err != nil { // would wait for ever
+		t.Fatal(err)
+	}
+	_, got, err := open(t, disk, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantRecords(t, got, 1, 30)
+	close(goOn)
+	if err := <-synced; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Many write, sync and cut at once; what one of them has synced survives.
+func TestPowerCutUnderMany(t *testing.T) {
+	for seed := range uint64(60) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		disk := vfstest.NewPowerCut()
+		j, _, err := open(t, disk, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		disk.CutAt(disk.Ops() + r.IntN(150))
+		var mu sync.Mutex
+		last, synced := 0, 0
+		var all sync.WaitGroup
+		for range 4 {
+			r := rand.New(rand.NewPCG(r.Uint64(), 2))
+			all.Go(func() {
+				for range 40 {
+					mu.Lock()
+					_, err := j.Append(record(last + 1))
+					if err == nil {
+						last++
+					}
+					n := last
+					mu.Unlock()
+					switch r.IntN(8) {
+					case 0, 1, 2:
+						if err == nil {
+							err = j.Write(uint64(n))
+						}
+					case 3, 4:
+						if err == nil {
+							err = j.Sync(uint64(n))
+						}
+						if err == nil {
+							mu.Lock()
+							synced = max(synced, n)
+							mu.Unlock()
+						}
+					}
+					if err != nil {
+						return
+					}
+				}
+			})
+		}
+		all.Go(func() { // one alone cuts, as in the store
+			for range 10 {
+				if _, err := j.Cut(); err != nil {
+					return
+				}
+			}
+		})
+		all.Wait()
+		_, got, err := open(t, disk.Clone(seed), 0)
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		if len(got) < synced {
+			t.Fatalf("seed %d: %d records of %d synced", seed, len(got), synced)
+		}
+		wantRecords(t, got, 1, len(got))
+	}
+}
