@@ -25,14 +25,17 @@ type Registry struct {
 	sealed   bool
 }
 
+// NewID returns an ID for a projection: short enough to type.
+func NewID() string { return capsule.NewID(time.Now()).String()[28:] }
+
 // NewRegistry returns an empty registry. It calls idle, from a goroutine of
 // its own, each time the last running projection has ended.
 func NewRegistry(idle func()) *Registry {
 	return &Registry{idle: idle, running: map[string]*Projection{}}
 }
 
-// Start runs start and lists the projection it returns, under a fresh ID,
-// until that ends. It refuses to run start when the registry is full or sealed.
+// Start runs start and lists the projection it returns, under its ID or a fresh
+// one, until that ends. It refuses to run start when the registry is full or sealed.
 func (r *Registry) Start(start func() (*Projection, error)) (*Projection, error) {
 	r.mu.Lock()
 	switch {
@@ -58,8 +61,8 @@ func (r *Registry) Start(start func() (*Projection, error)) (*Projection, error)
 		}
 		return nil, err
 	}
-	for p.ID = ""; p.ID == "" || r.running[p.ID] != nil; {
-		p.ID = capsule.NewID(time.Now()).String()[28:]
+	for p.ID == "" || r.running[p.ID] != nil {
+		p.ID = NewID()
 	}
 	r.running[p.ID] = p
 	go r.forgetWhenDone(p)

@@ -236,6 +236,22 @@ func (fs *FS) TestLock(ino uint64, space LockSpace, l Lock) (Lock, bool) {
 	return Lock{}, false
 }
 
+// Locks returns what owner holds of a file.
+func (fs *FS) Locks(ino uint64, space LockSpace, owner any) []Lock {
+	t := &fs.locks
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var own []Lock
+	if f := t.files[lockedFile{ino, space}]; f != nil {
+		for _, l := range f.held {
+			if l.Owner == owner {
+				own = append(own, l)
+			}
+		}
+	}
+	return own
+}
+
 // Unlock gives up what owner holds of bytes first to last.
 func (fs *FS) Unlock(ino uint64, space LockSpace, owner any, first, last int64) {
 	t := &fs.locks

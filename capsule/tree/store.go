@@ -22,6 +22,7 @@ type Trees struct {
 	store *store.Store
 
 	mu       sync.Mutex
+	holding  bool // orphans stay, until Reclaim
 	open     map[shareKey]*share
 	checking map[capsule.ID]bool // by Check, for repair
 }
@@ -57,6 +58,24 @@ func (t *Trees) Create(ctx context.Context, name string, policy *capsule.Policy,
 	})
 }
 
+// HoldOrphans keeps files that have no name any more in all trees until Reclaim
+// is called: views that take over open files can open them again first.
+func (t *Trees) HoldOrphans() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.holding = true
+}
+
+// Reclaim begins to free the orphans that HoldOrphans kept.
+func (t *Trees) Reclaim() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.holding = false
+	for _, s := range t.open {
+		s.fs.Reclaim()
+	}
+}
+
 // Open returns a tree, or a snapshot of it unless that is "". Whoever opened it
 // calls done when it is needed no more.
 func (t *Trees) Open(ctx context.Context, id capsule.ID, snapshot string) (fs *FS, done func(), err error) {
@@ -86,7 +105,7 @@ func (t *Trees) share(ctx context.Context, k shareKey) (*share, error) {
 		l.Close()
 		return nil, capsule.Errorf(capsule.Unsupported, "capsule %s is a %s and no tree", k.id, kind)
 	}
-	fs, err := Open(ctx, live{l}, Options{})
+	fs, err := Open(ctx, live{l}, Options{HoldOrphans: t.holding})
 	if err != nil {
 		l.Close()
 		return nil, capsule.Wrap(capsule.Other, err, "capsule %s", k.id)

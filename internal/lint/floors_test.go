@@ -26,6 +26,7 @@ var floors = [][]string{
 	{"capsule/tree/..."},
 	{"capsule/store"},
 	{"capsule/store/journal", "capsule/store/keyring", "capsule/store/metafs", "capsule/store/seglog"},
+	{"internal/holder", "internal/ledger"},
 	{"capsule"},
 	{"pipeline"},
 	{"internal/vfs/...", "internal/clock", "internal/notify", "internal/testenv/..."},

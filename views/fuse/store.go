@@ -51,6 +51,8 @@ type Volume interface {
 	io.ReaderAt
 	io.WriterAt
 	Flush(ctx context.Context) error
+	// Settle makes what was written survive the end of this process.
+	Settle() error
 	Trim(ctx context.Context, off, n int64) error
 	NextData(ctx context.Context, off int64) (start, end int64, err error)
 	Close() error

@@ -3,6 +3,7 @@ package fuse
 import (
 	"time"
 
+	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/tree"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -87,7 +88,7 @@ func (f *treeSystem) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out *
 	set.Atime = time.Unix(int64(in.Atime), int64(in.Atimensec))
 	set.Mtime = time.Unix(int64(in.Mtime), int64(in.Mtimensec))
 	var a tree.Attr
-	status := f.do("setattr", &in.InHeader, cancel, func() (err error) {
+	status := f.change("setattr", &in.InHeader, cancel, func() (err error) {
 		// What sets nothing is chown(2) without an owner, which Linux takes for one all the same.
 		if set.Set == 0 || in.Valid&(gofuse.FATTR_KILL_SUIDGID|gofuse.FATTR_MODE) == gofuse.FATTR_KILL_SUIDGID {
 			if a, err = f.tree.GetAttr(f.ctx, in.NodeId); err != nil {
@@ -169,8 +170,12 @@ func (f *treeSystem) ListXAttr(cancel <-chan struct{}, req *gofuse.InHeader, des
 }
 
 func (f *treeSystem) SetXAttr(cancel <-chan struct{}, in *gofuse.SetXAttrIn, name string, value []byte) gofuse.Status {
-	return f.do("setxattr", &in.InHeader, cancel, func() error {
-		err := f.tree.SetXattr(f.ctx, nil, in.NodeId, name, value, tree.XattrFlags(in.Flags))
+	return f.change("setxattr", &in.InHeader, cancel, func() error {
+		flags := tree.XattrFlags(in.Flags)
+		if cameAgain(in.Unique) {
+			flags = 0 // it may be there because of this request, or replaced already
+		}
+		err := f.tree.SetXattr(f.ctx, nil, in.NodeId, name, value, flags)
 		if err != nil || in.SetXAttrFlags&gofuse.SETXATTR_ACL_KILL_SGID == 0 {
 			return err
 		}
@@ -184,7 +189,13 @@ func (f *treeSystem) SetXAttr(cancel <-chan struct{}, in *gofuse.SetXAttrIn, nam
 }
 
 func (f *treeSystem) RemoveXAttr(cancel <-chan struct{}, req *gofuse.InHeader, name string) gofuse.Status {
-	return f.do("removexattr", req, cancel, func() error { return f.tree.RemoveXattr(f.ctx, nil, req.NodeId, name) })
+	return f.change("removexattr", req, cancel, func() error {
+		err := f.tree.RemoveXattr(f.ctx, nil, req.NodeId, name)
+		if cameAgain(req.Unique) && capsule.KindOf(err) == capsule.NoAttribute {
+			return nil
+		}
+		return err
+	})
 }
 
 func (f *treeSystem) Readlink(cancel <-chan struct{}, req *gofuse.InHeader) ([]byte, gofuse.Status) {

@@ -47,6 +47,7 @@ type treeSystem struct {
 	files    handleTable[*treeFile]
 	notifier *treeNotifier
 	requests inflight
+	memory   treeMemory
 }
 
 func newTreeSystem(ctx context.Context, store Store, o Options) (system, error) {
@@ -109,6 +110,24 @@ func (f *treeSystem) do(what string, req *gofuse.InHeader, cancel <-chan struct{
 		return gofuse.EINTR
 	}
 	return f.status(what, req, err)
+}
+
+// change is do for an operation that changes the tree. What it did survives this
+// process when it is answered, if the mount does.
+func (f *treeSystem) change(what string, req *gofuse.InHeader, cancel <-chan struct{}, fn func() error) gofuse.Status {
+	return f.do(what, req, cancel, func() error {
+		if err := fn(); err != nil {
+			return err
+		}
+		return f.settle()
+	})
+}
+
+func (f *treeSystem) settle() error {
+	if f.memory.ledger == nil {
+		return nil
+	}
+	return f.tree.Settle()
 }
 
 // status is what an operation's error is to the kernel. What programs can't

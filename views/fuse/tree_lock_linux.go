@@ -55,10 +55,21 @@ func (f *treeSystem) SetLkw(cancel <-chan struct{}, in *gofuse.LkIn) gofuse.Stat
 func (f *treeSystem) setLock(ctx context.Context, in *gofuse.LkIn, wait bool) gofuse.Status {
 	space, l := f.lockOf(in)
 	if in.Lk.Typ == syscall.F_UNLCK {
-		f.tree.Unlock(in.NodeId, space, l.Owner, l.First, l.Last)
+		f.unlock(in.NodeId, space, in.Owner, l.First, l.Last)
 		return gofuse.OK
 	}
-	return f.status("lock", &in.InHeader, f.tree.SetLock(ctx, in.NodeId, space, l, wait))
+	err := f.tree.SetLock(ctx, in.NodeId, space, l, wait)
+	if nerr := f.memory.lock(f, in.NodeId, space, in.Owner); nerr != nil && err == nil {
+		f.tree.Unlock(in.NodeId, space, l.Owner, l.First, l.Last)
+		err = nerr
+	}
+	return f.status("lock", &in.InHeader, err)
+}
+
+func (f *treeSystem) unlock(ino uint64, space tree.LockSpace, owner uint64, first, last int64) {
+	f.tree.Unlock(ino, space, lockOwner{f, owner}, first, last)
+	// It needs no more room than it had.
+	_ = f.memory.lock(f, ino, space, owner)
 }
 
 // untilSignal is a context that ends when a request's process gets a signal.

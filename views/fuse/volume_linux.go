@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/ledger"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -31,6 +32,7 @@ type volumeSystem struct {
 	uid, gid uint32
 	created  time.Time
 	requests inflight
+	held     bool // the mount outlives this process
 }
 
 func newVolumeSystem(ctx context.Context, store Store, o Options) (system, error) {
@@ -68,6 +70,24 @@ func (f *volumeSystem) readOnly() bool { return f.ro }
 func (f *volumeSystem) inflight() *inflight { return &f.requests }
 
 func (f *volumeSystem) watch(kernel) (stop func()) { return func() {} }
+
+// remember and recall have nothing to keep: node IDs are fixed, and there are no handles.
+func (f *volumeSystem) remember(*ledger.Ledger) error {
+	f.held = true
+	return nil
+}
+
+func (f *volumeSystem) recall(_ context.Context, l *ledger.Ledger) error { return f.remember(l) }
+
+func (f *volumeSystem) replied() func(uint64) { return nil }
+
+// settle makes what was written survive this process, if the mount does.
+func (f *volumeSystem) settle() error {
+	if !f.held {
+		return nil
+	}
+	return f.volume.Settle()
+}
 
 func (f *volumeSystem) close() { f.volume.Close() }
 
@@ -173,6 +193,9 @@ func (f *volumeSystem) Write(cancel <-chan struct{}, in *gofuse.WriteIn, data []
 		if n, err = f.volume.WriteAt(data[:min(int64(len(data)), room)], off); err == nil && in.Flags&syscall.O_DSYNC != 0 {
 			err = f.volume.Flush(ctx)
 		}
+		if err == nil {
+			err = f.settle()
+		}
 		return err
 	})
 	return uint32(n), status
@@ -193,7 +216,12 @@ func (f *volumeSystem) Fallocate(cancel <-chan struct{}, in *gofuse.FallocateIn)
 	if n <= 0 {
 		return gofuse.OK
 	}
-	return f.do("fallocate", &in.InHeader, cancel, func(ctx context.Context) error { return f.volume.Trim(ctx, int64(in.Offset), n) })
+	return f.do("fallocate", &in.InHeader, cancel, func(ctx context.Context) error {
+		if err := f.volume.Trim(ctx, int64(in.Offset), n); err != nil {
+			return err
+		}
+		return f.settle()
+	})
 }
 
 // Lseek is asked for data and holes alone.
