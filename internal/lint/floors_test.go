@@ -27,6 +27,7 @@ var floors = [][]string{
 	{"capsule/store"},
 	{"capsule/store/journal", "capsule/store/keyring", "capsule/store/metafs", "capsule/store/seglog"},
 	{"internal/holder", "internal/ledger"},
+	{"internal/unixsocket"},
 	{"capsule"},
 	{"pipeline"},
 	{"internal/vfs/...", "internal/clock", "internal/notify", "internal/testenv/..."},

@@ -32,12 +32,13 @@ type Config struct {
 	CacheSize    int64         // bytes of decoded segments kept in memory
 	DrainTimeout time.Duration // how long a node waits for requests and busy mounts at its end
 	LockTimeout  time.Duration // how long a command waits for another one to leave the store
+	MountWait    time.Duration // how long a mount whose node has ended waits for the next one; 0: it ends too
 	Background   bool          // a node collects garbage, re-seals and recompresses when idle
 }
 
 // DefaultConfig is what holds where nothing is set.
 var DefaultConfig = Config{LogLevel: slog.LevelInfo, LogFormat: "text", CacheSize: 64 << 20,
-	DrainTimeout: 30 * time.Second, LockTimeout: 10 * time.Second, Background: true}
+	DrainTimeout: 30 * time.Second, LockTimeout: 10 * time.Second, MountWait: time.Minute, Background: true}
 
 // setting is how one value gets from text into a Config.
 type setting struct {
@@ -73,6 +74,7 @@ var settings = []setting{
 		}
 		return nil
 	}},
+	{"mount_wait", func(c *Config, s string) error { return setTimeout(&c.MountWait, s) }},
 }
 
 func setTimeout(d *time.Duration, s string) (err error) {

@@ -101,6 +101,8 @@ func Unmount(ctx context.Context, t Target, ref string, lazy bool) (views.Info, 
 		}
 	} else if !errors.Is(err, control.ErrNoNode) {
 		return views.Info{}, err
+	} else if info, ok, herr := t.giveUp(ctx, ref, target); ok || herr != nil {
+		return info, herr
 	}
 	var st unix.Statfs_t
 	if unix.Statfs(target, &st) != unix.ENOTCONN {
@@ -121,11 +123,12 @@ func clearDead(target string) error {
 	return capsule.Wrap(capsule.IO, err, "clear the dead mount at %s", target)
 }
 
-// Projections lists what the node projects; it is nothing where there is none.
+// Projections lists what the node projects, or where there is none the mounts
+// that wait for the next one.
 func Projections(ctx context.Context, t Target) ([]views.Info, error) {
 	c, err := t.reach(ctx)
 	if errors.Is(err, control.ErrNoNode) {
-		return nil, nil
+		return t.waiting(ctx)
 	}
 	if err != nil {
 		return nil, err

@@ -20,16 +20,25 @@ func (n *node) Mount(ctx context.Context, req control.MountRequest) (views.Info,
 	if req.View != "" && req.View != views.FUSE {
 		return views.Info{}, capsule.Errorf(capsule.Invalid, "the view %q is not in this version of SPACE; there is %s", req.View, views.FUSE)
 	}
-	p, err := n.projections.Start(func() (*views.Projection, error) { return n.mount(ctx, req) })
+	p, err := n.project(func() (*views.Projection, error) { return n.mount(ctx, req) }, "projection started")
 	if err != nil {
 		return views.Info{}, err
 	}
-	n.log.Info("projection started", "id", p.ID, "view", p.View, "mode", p.Mode, "capsule", p.Capsule, "target", p.Target)
+	return p.Info, nil
+}
+
+// project runs start and lists its projection until it ends.
+func (n *node) project(start func() (*views.Projection, error), said string) (*views.Projection, error) {
+	p, err := n.projections.Start(start)
+	if err != nil {
+		return nil, err
+	}
+	n.log.Info(said, "id", p.ID, "view", p.View, "mode", p.Mode, "capsule", p.Capsule, "target", p.Target)
 	go func() {
 		<-p.Done()
 		n.log.Info("projection ended", "id", p.ID, "target", p.Target)
 	}()
-	return p.Info, nil
+	return p, nil
 }
 
 // Projections implements control.API.
@@ -94,6 +103,9 @@ func (n *node) endIfIdle() bool {
 func (n *node) closeProjections(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, info := range n.projections.List() {
+		if n.left[info.ID] {
+			continue
+		}
 		p, err := n.projections.Find(info.ID)
 		if err != nil {
 			continue // ended meanwhile
@@ -112,6 +124,9 @@ func (n *node) closeProjections(ctx context.Context) {
 		})
 	}
 	wg.Wait()
+	if len(n.left) > 0 {
+		return // and what was detached ends with this process
+	}
 	for _, err := range n.projections.CloseAll() {
 		n.log.Error("a projection could not be ended; fusermount3 -uz on its target helps", "error", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/spacestore/space/capsule"
@@ -60,7 +61,12 @@ type device struct {
 	// under it knows that no more are.
 	leaving sync.RWMutex
 	left    bool
+	mute    atomic.Bool // answers are for the next process to give
 }
+
+// leaveWait bounds how long requests under way are waited for when another
+// process goes on with the mount. One that waits for a lock may take for ever.
+const leaveWait = time.Second
 
 // maxReaders bounds how many goroutines wait for requests.
 var maxReaders = min(max(2, runtime.GOMAXPROCS(0)), 16)
@@ -199,8 +205,8 @@ func (d *device) loop() {
 	d.readers.Add(-1)
 }
 
-// leave takes on no more requests, and returns when all under way are answered
-// or give ends.
+// leave takes on no more requests, and returns when all under way are answered,
+// or when they take too long: the next process gets those again.
 func (d *device) leave(give <-chan struct{}) {
 	d.leaving.Lock()
 	d.left = true
@@ -212,8 +218,10 @@ func (d *device) leave(give <-chan struct{}) {
 	}()
 	select {
 	case <-done:
+	case <-time.After(leaveWait):
 	case <-give:
 	}
+	d.mute.Store(true)
 }
 
 func (d *device) hasLeft() bool {
@@ -248,7 +256,7 @@ func (d *device) work(buf []byte, n int) {
 	unique := header(in).Unique
 	out := replyBuffer(replySize(in))
 	defer out.free()
-	if n, _ := d.proto.HandleRequest([][]byte{in}, [][]byte{out.b}); n > 0 {
+	if n, _ := d.proto.HandleRequest([][]byte{in}, [][]byte{out.b}); n > 0 && !d.mute.Load() {
 		err := d.write([][]byte{out.b[:n]})
 		if err != nil && err != unix.ENOENT && err != unix.ENODEV { // nobody waits for it any more
 			d.log.Error("FUSE answer refused", "op", header(in).Opcode, "err", err)
