@@ -160,6 +160,9 @@ func (n *node) takeOver(ctx context.Context) {
 	var held []holder.Mount
 	if err == nil {
 		held, err = c.Hello(n.opts.Config.MountWait, n.ephemeral)
+		if capsule.KindOf(err) == capsule.Unavailable { // it ended just now, with what it had
+			return
+		}
 	}
 	if err != nil {
 		n.log.Error("the mounts of the node before can't be taken over", "err", err)
@@ -232,6 +235,9 @@ func (t Target) waiting(ctx context.Context) ([]views.Info, error) {
 	}
 	defer c.Close()
 	mounts, err := c.List()
+	if capsule.KindOf(err) == capsule.Unavailable { // it ended just now, with what it had
+		return nil, nil
+	}
 	var all []views.Info
 	for _, m := range mounts {
 		info, err := fuse.HeldInfo(m.About)

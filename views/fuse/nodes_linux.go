@@ -115,7 +115,7 @@ func (t *nodeTable) refer(n *node) {
 		return
 	}
 	if n.lookups == 1 {
-		b, err := json.Marshal(keptNodeOf{n.path, n.dir, n.info})
+		b, err := json.Marshal(keptAs(n))
 		if err == nil {
 			err = t.ledger.Put(keptNode, n.id, b)
 		}
@@ -130,9 +130,23 @@ func (t *nodeTable) refer(n *node) {
 
 // keptNodeOf is a node as it is kept in a ledger.
 type keptNodeOf struct {
-	Path string       `json:"path"`
-	Dir  bool         `json:"dir,omitempty"`
-	Info capsule.Info `json:"info"`
+	Path     string     `json:"path"`
+	Dir      bool       `json:"dir,omitempty"`
+	ID       capsule.ID `json:"id"`
+	Name     string     `json:"name,omitempty"`
+	Size     int64      `json:"size,omitempty"`
+	Version  uint64     `json:"version,omitempty"`
+	Created  time.Time  `json:"created"`
+	Modified time.Time  `json:"modified"`
+}
+
+func keptAs(n *node) keptNodeOf {
+	i := n.info
+	return keptNodeOf{n.path, n.dir, i.ID, i.Name, i.Size, i.Version, i.Created, i.Modified}
+}
+
+func (k keptNodeOf) info() capsule.Info {
+	return capsule.Info{ID: k.ID, Name: k.Name, Size: k.Size, Version: k.Version, Created: k.Created, Modified: k.Modified}
 }
 
 // recall takes up the nodes that the process before has kept.
@@ -149,7 +163,7 @@ func (t *nodeTable) recall(l *ledger.Ledger) {
 			l.Delete(keptLookups, e.Number)
 			continue
 		}
-		n := &node{id: e.Number, path: k.Path, dir: k.Dir, info: k.Info, lookups: w[0], changed: time.Now()}
+		n := &node{id: e.Number, path: k.Path, dir: k.Dir, info: k.info(), lookups: w[0], changed: time.Now()}
 		t.byID[n.id] = n
 		if n.dir {
 			t.dirs[n.path] = n
