@@ -245,8 +245,9 @@ func (h *holder) restart() {
 			h.o.Log.Error("no node stays; the mounts wait for one that somebody starts")
 			done = true
 		}
-		h.restarts++
-		h.starting = !done
+		if h.starting = !done; h.starting {
+			h.restarts++
+		}
 		h.mu.Unlock()
 		if done {
 			return
