@@ -70,11 +70,15 @@ func (b *box) peer(network, name string) int {
 	return pid
 }
 
+// patient has mounts wait for their node however slow this machine is.
+const patient = "SPACE_MOUNT_WAIT=1h"
+
 // newMounted returns a store with a node, and a mount of what args name.
 func newMounted(t *testing.T, prepare func(b *box), args ...string) (*box, *server, string) {
 	t.Helper()
 	needFUSE(t)
 	b := newBox(t)
+	b.vars = []string{patient}
 	dir := t.TempDir()
 	unmountAll(t, dir)
 	t.Cleanup(b.endHolder)
@@ -193,7 +197,7 @@ func TestRestartUnderLoad(t *testing.T) {
 		}()
 	}
 	c := startClient(t, "churn", filepath.Join(dir, "churn"))
-	kills := 8
+	kills := 6
 	if testing.Short() {
 		kills = 3
 	}
@@ -279,6 +283,7 @@ func TestRestartEphemeral(t *testing.T) {
 	t.Parallel()
 	needFUSE(t)
 	b := newBox(t)
+	b.vars = []string{patient}
 	dir := t.TempDir()
 	unmountAll(t, dir)
 	t.Cleanup(b.endHolder)
