@@ -258,7 +258,7 @@ func (j *Journal) Sync(number uint64) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for j.synced < number {
-		if err := j.sync(); err != nil {
+		if err := j.sync(number); err != nil {
 			return err
 		}
 	}
@@ -317,8 +317,9 @@ func (j *Journal) write() error {
 }
 
 // sync writes what is queued and syncs it, or waits for somebody else's
-// syncing to end. Others may write meanwhile. j.mu is held, but not meanwhile.
-func (j *Journal) sync() error {
+// syncing to end, unless somebody else has synced number meanwhile. Others may
+// write during a sync. j.mu is held, but not meanwhile.
+func (j *Journal) sync(number uint64) error {
 	if j.syncing != nil {
 		j.flushed.Wait()
 		return j.fs.Err()
@@ -333,6 +334,9 @@ func (j *Journal) sync() error {
 		return j.fs.Err()
 	}
 	w, written := j.tail, j.written
+	if j.synced >= number {
+		return nil
+	}
 	if w == nil {
 		j.synced = written
 		return nil
