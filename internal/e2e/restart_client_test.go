@@ -77,7 +77,7 @@ func startClient(t *testing.T, kind, dir string) *client {
 	}
 	t.Cleanup(func() {
 		cmd.Process.Kill()
-		cmd.Wait()
+		go cmd.Wait() // after a failure it may wait for a node that does not come
 	})
 	c := &client{t: t, what: kind, in: in, lines: make(chan string, 4096)}
 	go func() {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -187,13 +188,17 @@ func TestRestartUnderLoad(t *testing.T) {
 		"dd": `while [ ! -e "$STOP" ]; do
 			dd if="$SRC.tar" of=dd bs=17k conv=notrunc status=none && cmp "$SRC.tar" dd; done`,
 	} {
-		cmd := exec.Command("bash", "-euo", "pipefail", "-c", script)
-		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "STOP="+stop, "SRC="+src, "GIT_CONFIG_GLOBAL=/dev/null")
-		cmd.SysProcAttr = nil
+		// The shell goes there, not the fork: that would keep all others waiting.
+		cmd := exec.Command("bash", "-euo", "pipefail", "-c", `cd "$MOUNT"; `+script)
+		cmd.Env = append(os.Environ(), "MOUNT="+dir, "STOP="+stop, "SRC="+src, "GIT_CONFIG_GLOBAL=/dev/null")
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
 		go func() {
-			out, err := cmd.CombinedOutput()
-			ends <- end{what, err, out}
+			err := cmd.Wait()
+			ends <- end{what, err, out.Bytes()}
 		}()
 	}
 	c := startClient(t, "churn", filepath.Join(dir, "churn"))
