@@ -18,7 +18,7 @@ const (
 
 // Info is what a listing says of a projection.
 type Info struct {
-	ID      string     `json:"id"` // given by the Registry
+	ID      string     `json:"id"` // given by the view or the Registry
 	View    string     `json:"view"`
 	Target  string     `json:"target"`  // a directory, absolute, symbolic links resolved; or what clients connect to
 	Capsule capsule.ID `json:"capsule"` // zero: the whole namespace

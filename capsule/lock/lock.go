@@ -241,6 +241,21 @@ func (t *Table) Test(file uint64, space Space, l Lock) (Lock, bool) {
 	return Lock{}, false
 }
 
+// Held returns what owner holds of a file.
+func (t *Table) Held(file uint64, space Space, owner any) []Lock {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var own []Lock
+	if f := t.files[lockedFile{file, space}]; f != nil {
+		for _, l := range f.held {
+			if l.Owner == owner {
+				own = append(own, l)
+			}
+		}
+	}
+	return own
+}
+
 // Unlock gives up what owner holds of bytes first to last.
 func (t *Table) Unlock(file uint64, space Space, owner any, first, last int64) {
 	t.mu.Lock()

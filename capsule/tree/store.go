@@ -22,6 +22,7 @@ type Trees struct {
 	store *store.Store
 
 	mu       sync.Mutex
+	holding  bool // orphans stay, until Reclaim
 	open     map[shareKey]*share
 	checking map[capsule.ID]bool // by Check, for repair
 }
@@ -57,6 +58,24 @@ func (t *Trees) Create(ctx context.Context, name string, policy *capsule.Policy,
 	})
 }
 
+// HoldOrphans keeps files that have no name any more in all trees until Reclaim
+// is called: views that take over open files can open them again first.
+func (t *Trees) HoldOrphans() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.holding = true
+}
+
+// Reclaim begins to free the orphans that HoldOrphans kept.
+func (t *Trees) Reclaim() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.holding = false
+	for _, s := range t.open {
+		s.fs.Reclaim()
+	}
+}
+
 // Open returns a tree, or a snapshot of it unless that is "". Whoever opened it
 // calls done when it is needed no more.
 func (t *Trees) Open(ctx context.Context, id capsule.ID, snapshot string) (fs *FS, done func(), err error) {
@@ -74,7 +93,7 @@ func (t *Trees) Open(ctx context.Context, id capsule.ID, snapshot string) (fs *F
 	if s != nil && s.live.Same(l) {
 		l.Close()
 	} else { // of a snapshot: another one may have had the name
-		if s, err = newShare(ctx, l); err != nil {
+		if s, err = newShare(ctx, l, t.holding); err != nil {
 			l.Close()
 			return nil, nil, err
 		}
@@ -84,12 +103,12 @@ func (t *Trees) Open(ctx context.Context, id capsule.ID, snapshot string) (fs *F
 	return s.fs, sync.OnceFunc(func() { t.release(k, s) }), nil
 }
 
-func newShare(ctx context.Context, l *store.Live) (*share, error) {
+func newShare(ctx context.Context, l *store.Live, holdOrphans bool) (*share, error) {
 	info := l.Info()
 	if info.Kind != capsule.Tree {
 		return nil, capsule.Errorf(capsule.Unsupported, "capsule %s is a %s and no tree", info.ID, info.Kind)
 	}
-	fs, err := Open(ctx, live{l}, Options{})
+	fs, err := Open(ctx, live{l}, Options{HoldOrphans: holdOrphans})
 	if err != nil {
 		return nil, capsule.Wrap(capsule.Other, err, "capsule %s", info.ID)
 	}

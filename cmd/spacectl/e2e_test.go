@@ -375,6 +375,7 @@ func clip(r result) result {
 func TestKilledNode(t *testing.T) {
 	needFUSE(t)
 	c, target, want := newCLI(t), mkdir(t), content(1<<20)
+	c.env = append(c.env, "SPACE_MOUNT_WAIT=0") // the mount ends with its node
 	id := c.put(want, "--name", "n")
 	c.ok("project", "mount", "n", "--target", target)
 	c.put([]byte("later"), "--name", "later")

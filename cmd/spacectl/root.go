@@ -23,7 +23,7 @@ var commands = []func(*app) *cobra.Command{
 	newVolume, newTree, newSnapshot, newClone,
 	newProject,
 	newVerify, newFsck, newGC, newDf, newKey, newBench, newNVMe,
-	newServe, newVersion, newMan,
+	newServe, newHold, newVersion, newMan,
 }
 
 // app is what every command shares.
@@ -71,7 +71,7 @@ the node that holds it. Exit codes are listed in docs/cli.md.`,
 }
 
 // settingFlags are the flags that are settings, by their names in space.yaml.
-var settingFlags = []string{"background", "cache-size", "drain-timeout", "lock-timeout", "log-format", "log-level", "metrics-listen"}
+var settingFlags = []string{"background", "cache-size", "drain-timeout", "lock-timeout", "log-format", "log-level", "metrics-listen", "mount-wait"}
 
 // prepare does what comes before any command: output, store, settings.
 func (a *app) prepare(cmd *cobra.Command) error {

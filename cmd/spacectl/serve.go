@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -12,13 +13,15 @@ import (
 )
 
 func newServe(a *app) *cobra.Command {
-	var ephemeral bool
+	var ephemeral, unmount bool
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run a node: hold the store and serve commands and projections",
 		Long: `Run a node in the foreground until SIGTERM or SIGINT. It then takes no new
-requests, finishes those under way, ends its projections and leaves; a second
-signal cuts that short. Under systemd (Type=notify) it reports readiness and
+requests, finishes those under way and leaves; a second signal cuts that short.
+After SIGINT its projections end. After SIGTERM its mounts stay, unless --unmount
+is given, and whoever uses them waits: for the next node, as long as --mount-wait
+says. Under systemd (Type=notify) it reports readiness and
 feeds the watchdog. Logs go to standard error.
 
 Settings come from flags, SPACE_* variables (SPACE_LOG_LEVEL, …) and space.yaml
@@ -28,7 +31,10 @@ in the store's directory, in this order.`,
 			if ephemeral {
 				return a.serveBackground(cmd.Context())
 			}
-			o := node.Options{Target: a.target, Force: a.force}
+			o := node.Options{Target: a.target, Force: a.force, HandOver: func(cause error) bool {
+				var sig interrupted
+				return errors.As(cause, &sig) && sig.sig == syscall.SIGTERM && !unmount
+			}}
 			o.Log = newLogger(a.stderr, o.Config.LogFormat, o.Config.LogLevel)
 			return capsule.Wrap(capsule.Other, node.Run(cmd.Context(), o), "serve")
 		},
@@ -40,6 +46,8 @@ in the store's directory, in this order.`,
 	f.String("log-format", "", "text or json (default text)")
 	f.String("log-level", "", "debug, info, warn or error (default info)")
 	f.String("metrics-listen", "", "address at which to serve /metrics (Prometheus) and /healthz (default: nowhere)")
+	f.String("mount-wait", "", "how long mounts wait for the next node when this one has ended; 0: they end too (default 1m)")
+	f.BoolVar(&unmount, "unmount", false, "end all mounts on SIGTERM too")
 	f.BoolVar(&ephemeral, "ephemeral", false, "how project mount starts a node")
 	f.MarkHidden("ephemeral")
 	return cmd

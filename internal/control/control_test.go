@@ -22,6 +22,7 @@ import (
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/internal/control/controlpb"
+	"github.com/spacestore/space/internal/unixsocket"
 )
 
 func content(n int) []byte {
@@ -399,7 +400,7 @@ func TestPeers(t *testing.T) {
 		us, them int
 		want     bool
 	}{{1000, 1000, true}, {1000, 0, true}, {0, 1000, true}, {1000, 1001, false}} {
-		if peerAllowed(c.us, c.them) != c.want {
+		if unixsocket.Allowed(c.us, c.them) != c.want {
 			t.Errorf("user %d and %d: want %v", c.us, c.them, c.want)
 		}
 	}

@@ -26,6 +26,9 @@ import (
 var spacectl string
 
 func TestMain(m *testing.M) {
+	if what := os.Getenv(clientEnv); what != "" {
+		os.Exit(beClient(what))
+	}
 	flag.Parse()
 	os.Exit(buildAndRun(m))
 }
@@ -63,12 +66,20 @@ type box struct {
 	home string
 	// wrap comes before every command line.
 	wrap []string
+	// vars are added to the environment.
+	vars []string
+	// spacectl is the program, unless it is the one that all tests use.
+	spacectl string
 }
 
 func newBox(t testing.TB) *box { return &box{t: t, home: filepath.Join(t.TempDir(), "home")} }
 
 func (b *box) command(ctx context.Context, args ...string) *exec.Cmd {
-	line := append(append([]string{}, b.wrap...), spacectl)
+	program := spacectl
+	if b.spacectl != "" {
+		program = b.spacectl
+	}
+	line := append(append([]string{}, b.wrap...), program)
 	line = append(line, args...)
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env = b.env()
@@ -84,7 +95,7 @@ func (b *box) env() []string {
 			env = append(env, kv)
 		}
 	}
-	return env
+	return append(env, b.vars...)
 }
 
 // result is how a command ended.
@@ -238,7 +249,7 @@ type server struct {
 }
 
 // serve runs a node and returns when it says that it is ready.
-func (b *box) serve() *server {
+func (b *box) serve(args ...string) *server {
 	b.t.Helper()
 	dir, err := os.MkdirTemp("", "space-e2e-notify-") // short: it goes into a socket address
 	if err != nil {
@@ -250,7 +261,7 @@ func (b *box) serve() *server {
 		b.t.Fatal(err)
 	}
 	defer ready.Close()
-	s := &server{b: b, cmd: b.command(context.Background(), "serve"), errs: new(bytes.Buffer), end: make(chan error, 1)}
+	s := &server{b: b, cmd: b.command(context.Background(), append([]string{"serve"}, args...)...), errs: new(bytes.Buffer), end: make(chan error, 1)}
 	s.cmd.Env = append(s.cmd.Env, "NOTIFY_SOCKET="+filepath.Join(dir, "s"))
 	s.cmd.Stderr = s.errs
 	s.cmd.Stdout = s.errs

@@ -18,6 +18,7 @@ func TestKillTree(t *testing.T) {
 	t.Parallel()
 	needFUSE(t)
 	b := newBox(t)
+	b.vars = []string{"SPACE_MOUNT_WAIT=0"} // the mount ends with its node
 	dir := t.TempDir()
 	id := printedID(b.must("tree", "create", "work"))
 	unmountAll(t, dir)

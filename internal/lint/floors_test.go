@@ -29,6 +29,8 @@ var floors = [][]string{
 	{"capsule/tree/..."},
 	{"capsule/store"},
 	{"capsule/lock", "internal/scratch", "capsule/store/journal", "capsule/store/keyring", "capsule/store/metafs", "capsule/store/seglog"},
+	{"internal/holder", "internal/ledger"},
+	{"internal/unixsocket"},
 	{"capsule"},
 	{"pipeline"},
 	{"internal/vfs/...", "internal/clock", "internal/notify", "internal/testenv/..."},

@@ -31,6 +31,7 @@ type Config struct {
 	CacheSize    int64         // bytes of decoded segments kept in memory
 	DrainTimeout time.Duration // how long a node waits for requests and busy mounts at its end
 	LockTimeout  time.Duration // how long a command waits for another one to leave the store
+	MountWait    time.Duration // how long a mount whose node has ended waits for the next one; 0: it ends too
 	Background   bool          // a node collects garbage, re-seals and recompresses when idle
 	Metrics      string        // address at which a node serves /metrics and /healthz; "": nowhere
 	NVMe         *NVMeConfig   // the section of that name, of space.yaml alone; nil: there is none
@@ -38,7 +39,7 @@ type Config struct {
 
 // DefaultConfig is what holds where nothing is set.
 var DefaultConfig = Config{LogLevel: slog.LevelInfo, LogFormat: "text", CacheSize: 64 << 20,
-	DrainTimeout: 30 * time.Second, LockTimeout: 10 * time.Second, Background: true}
+	DrainTimeout: 30 * time.Second, LockTimeout: 10 * time.Second, MountWait: time.Minute, Background: true}
 
 // setting is how one value gets from text into a Config.
 type setting struct {
@@ -78,6 +79,7 @@ var settings = []setting{
 		c.Metrics = s
 		return checkAddress(s)
 	}},
+	{"mount_wait", func(c *Config, s string) error { return setTimeout(&c.MountWait, s) }},
 }
 
 // nvmeSection is the one setting that is more than a value.

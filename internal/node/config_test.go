@@ -18,7 +18,7 @@ func TestConfigLayers(t *testing.T) {
 	flags := map[string]string{"cache_size": "30MB"}
 	got, err := LoadConfig(home, flags, func(name string) string { return env[name] })
 	want := Config{LogLevel: slog.LevelDebug, LogFormat: "text", CacheSize: 30_000_000, LockTimeout: time.Second,
-		DrainTimeout: DefaultConfig.DrainTimeout, Background: false}
+		DrainTimeout: DefaultConfig.DrainTimeout, MountWait: DefaultConfig.MountWait, Background: false}
 	if err != nil || got != want {
 		t.Errorf("%v\n got %+v\nwant %+v", err, got, want)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/capsule/store/keyring"
 	"github.com/spacestore/space/internal/control"
+	"github.com/spacestore/space/internal/holder"
 )
 
 // Target says which store a command means and how to get at it.
@@ -72,7 +73,11 @@ func (t Target) openLocal(ctx context.Context) (Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newLocal(s, t.Version), nil
+	l := newLocal(s, t.Version)
+	if _, err := os.Lstat(holder.SocketPath(t.Home)); err == nil {
+		l.trees.HoldOrphans() // a mount that waits for the next node may have them open
+	}
+	return l, nil
 }
 
 // openStore opens the store, for a command or for a node, which serves. What a

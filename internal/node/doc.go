@@ -7,6 +7,7 @@
 //     opens the store itself where there is none. The store's lock decides,
 //     and a busy lock is waited for, so commands may overlap in any way.
 //   - [Start] starts a node in the background and returns a connection to it.
+//   - [RunHolder] is the process that keeps mounts while there is no node.
 //   - [Local] is the control API over a store that this process opened.
 //   - [Config] are the settings, from flags, environment and space.yaml.
 //
@@ -20,6 +21,21 @@
 //
 // A node also takes the snapshots that policies ask for (retention.go), as long
 // as it runs.
+//
+// # Mounts outlive it
+//
+// With its first mount a node starts a holder (package holder), a process that
+// keeps the mounts' descriptors when the node ends (holder.go). A node begins by
+// taking over what an earlier one left: all open files and locks of all mounts
+// first, before anything is reclaimed or anybody else comes in, then the mounts
+// go on. A node that is replaced (SIGTERM) stops taking requests, lets those
+// under way finish for a moment, and goes; what it has not answered the kernel
+// sends to the next one. SIGINT and Shutdown end mounts. An ephemeral node always
+// ends its own; if it is killed, the holder starts the next one. Without a node
+// the holder is asked what waits, and to give a mount up.
+//
+// A command that opens the store itself while mounts wait for a node keeps the
+// files without a name that they may have open.
 //
 // An ephemeral node ends with its last projection. Deciding to end and
 // starting a projection exclude each other; a mount that comes too late is

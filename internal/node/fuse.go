@@ -16,6 +16,9 @@ import (
 // portable fallback.
 func (n *node) mount(ctx context.Context, req control.MountRequest) (*views.Projection, error) {
 	o := fuse.Options{Target: req.Target, Snapshot: req.Snapshot, ReadOnly: req.ReadOnly, Scratch: n.home, AllowOther: req.AllowOther, Logger: n.log}
+	if n.holder != nil {
+		o.Holder = n.holder
+	}
 	if !req.All {
 		info, err := n.store.Resolve(ctx, req.Ref)
 		if err != nil {

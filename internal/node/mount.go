@@ -107,6 +107,8 @@ func Unmount(ctx context.Context, t Target, ref string, lazy bool) (views.Info, 
 		}
 	} else if !errors.Is(err, control.ErrNoNode) {
 		return views.Info{}, err
+	} else if info, ok, herr := t.giveUp(ctx, ref, target); ok || herr != nil {
+		return info, herr
 	}
 	var st unix.Statfs_t
 	if unix.Statfs(target, &st) != unix.ENOTCONN {
@@ -156,11 +158,12 @@ func Clients(ctx context.Context, t Target) ([]views.Client, error) {
 	return c.Clients(ctx)
 }
 
-// Projections lists what the node projects; it is nothing where there is none.
+// Projections lists what the node projects, or where there is none the mounts
+// that wait for the next one.
 func Projections(ctx context.Context, t Target) ([]views.Info, error) {
 	c, err := t.reach(ctx)
 	if errors.Is(err, control.ErrNoNode) {
-		return nil, nil
+		return t.waiting(ctx)
 	}
 	if err != nil {
 		return nil, err

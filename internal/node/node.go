@@ -28,6 +28,9 @@ type Options struct {
 	// Ready is called when the node answers; an error ends the node. May be nil.
 	Ready func(control.API) error
 	Force context.Context // when it ends, so does draining; may be nil
+	// HandOver tells whether mounts are left to the next node when ctx has ended
+	// for a cause. May be nil: they end.
+	HandOver func(cause error) bool
 }
 
 func (o Options) force() context.Context {
@@ -49,31 +52,37 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	closeStore := func() error { return capsule.Wrap(capsule.IO, s.Close(), "close store %s", o.Home) }
+	ctx, quit := context.WithCancel(ctx)
+	defer quit()
+	n := newNode(s, o, quit)
+	n.takeOver(ctx) // before anyone else looks into a tree
+	// giveUp ends a node that could not begin; the next one goes on with its mounts.
+	giveUp := func(errs ...error) error {
+		n.handOver(ctx)
+		return errors.Join(append(errs, closeStore())...)
+	}
 	l, err := control.Listen(o.Home)
 	if err != nil {
-		return errors.Join(err, closeStore())
+		return giveUp(err)
 	}
 	if st, err := os.Stat(o.Home); err == nil && st.Mode().Perm()&0o077 != 0 {
 		o.Log.Warn("others may look into the store's directory; chmod 700 it", "home", o.Home, "mode", st.Mode().Perm().String())
 	}
 
-	ctx, quit := context.WithCancel(ctx)
-	defer quit()
 	endTraces, err := startTracing(ctx, o.Version, o.Log)
 	if err != nil {
-		return errors.Join(err, l.Close(), closeStore())
+		return giveUp(err, l.Close())
 	}
 	defer endTraces()
-	n := newNode(s, o, quit)
 	endMetrics := func() {}
 	if o.Config.Metrics != "" {
 		if _, endMetrics, err = serveMetrics(ctx, o.Config.Metrics, n.registry, n.healthy, o.Log); err != nil {
-			return errors.Join(err, l.Close(), closeStore())
+			return giveUp(err, l.Close())
 		}
 	}
 	defer endMetrics()
 	if err := n.nvme.begin(ctx, !o.Ephemeral); err != nil {
-		return errors.Join(err, n.nvme.close(ctx), l.Close(), closeStore())
+		return giveUp(err, n.nvme.close(ctx), l.Close())
 	}
 	n.begun.Store(true)
 	srv := control.NewServer(n, o.Log, control.DefaultLimits)
@@ -115,6 +124,9 @@ func Run(ctx context.Context, o Options) error {
 	unmounted := make(chan struct{})
 	go func() {
 		defer close(unmounted)
+		if o.HandOver != nil && o.HandOver(context.Cause(ctx)) {
+			n.handOver(drain)
+		}
 		n.closeProjections(drain)
 	}()
 	if !srv.Drain(drain) && err == nil {
@@ -164,13 +176,19 @@ type node struct {
 	quit        func()
 	ephemeral   bool
 	begun       atomic.Bool // what it projects by itself has started
+	opts        Options
 	draining    atomic.Bool
-	gone        chan struct{} // closed when the socket is
+	gone        chan struct{}   // closed when the socket is
+	holder      *mountHolder    // nil: mounts end with this node
+	left        map[string]bool // projections that the next node goes on with
 }
 
 func newNode(s *store.Store, o Options, quit func()) *node {
-	n := &node{Local: newLocal(s, o.Version), home: o.Home, log: o.Log, quit: quit, ephemeral: o.Ephemeral, gone: make(chan struct{}),
+	n := &node{Local: newLocal(s, o.Version), log: o.Log, quit: quit, opts: o, ephemeral: o.Ephemeral, gone: make(chan struct{}),
 		keeper: newKeeper(s, clock.System(), o.Log)}
+	if o.Config.MountWait > 0 {
+		n.holder = &mountHolder{o: o}
+	}
 	n.projections = views.NewRegistry(func() { n.endIfIdle() })
 	n.registry = n.metrics()
 	n.nvme = newNVMeView(s, o.Home, n.projections, o.Config.NVMe, n.registry, o.Log)

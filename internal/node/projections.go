@@ -30,22 +30,31 @@ func (n *node) Mount(ctx context.Context, req control.MountRequest) (views.Info,
 	default:
 		return views.Info{}, capsule.Errorf(capsule.Invalid, "the view %q is not in this version of SPACE; there are %s and %s", req.View, views.FUSE, views.NVMe)
 	}
-	p, err := n.projections.Start(func() (p *views.Projection, err error) {
+	p, err := n.project(func() (p *views.Projection, err error) {
 		err = span(ctx, spanName, func(ctx context.Context) error {
 			p, err = start(ctx, req)
 			return err
 		}, attribute.String("capsule", req.Ref), attribute.String("target", req.Target))
 		return p, err
-	})
+	}, "projection started")
 	if err != nil {
 		return views.Info{}, err
 	}
-	n.log.Info("projection started", "id", p.ID, "view", p.View, "mode", p.Mode, "capsule", p.Capsule, "target", p.Target)
+	return p.Info, nil
+}
+
+// project runs start and lists its projection until it ends.
+func (n *node) project(start func() (*views.Projection, error), said string) (*views.Projection, error) {
+	p, err := n.projections.Start(start)
+	if err != nil {
+		return nil, err
+	}
+	n.log.Info(said, "id", p.ID, "view", p.View, "mode", p.Mode, "capsule", p.Capsule, "target", p.Target)
 	go func() {
 		<-p.Done()
 		n.log.Info("projection ended", "id", p.ID, "target", p.Target)
 	}()
-	return p.Info, nil
+	return p, nil
 }
 
 // Projections implements control.API.
@@ -118,6 +127,9 @@ func (n *node) closeProjections(ctx context.Context) {
 		}
 	})
 	for _, info := range n.projections.List() {
+		if n.left[info.ID] {
+			continue
+		}
 		p, err := n.projections.Find(info.ID)
 		if err != nil || p.View == views.NVMe {
 			continue // ended meanwhile, or by its target, which drains as a whole
@@ -136,6 +148,9 @@ func (n *node) closeProjections(ctx context.Context) {
 		})
 	}
 	wg.Wait()
+	if len(n.left) > 0 {
+		return // and what was detached ends with this process
+	}
 	for _, err := range n.projections.CloseAll() {
 		n.log.Error("a projection could not be ended; fusermount3 -uz on its target helps", "error", err)
 	}

@@ -75,12 +75,9 @@ func (t Target) spawn(ctx context.Context) error {
 	}
 	defer answerR.Close()
 	defer answers.Close()
-	self, err := os.Executable()
+	self, err := ownProgram()
 	if err != nil {
 		return fail(err)
-	}
-	if _, err := os.Stat(self); err != nil { // replaced by an update while we run
-		self = "/proc/self/exe"
 	}
 	cmd := exec.Command(self, "serve", "--ephemeral", "--home", t.Home, "--lock-timeout", t.Config.LockTimeout.String())
 	cmd.Dir = "/" // so as to keep no file system busy
@@ -119,6 +116,18 @@ func (t Target) spawn(ctx context.Context) error {
 			return &capsule.Error{Kind: r.Kind, Msg: r.Error}
 		}
 	}
+}
+
+// ownProgram is the path of this program, in the version that is installed now.
+func ownProgram() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(self); err != nil { // removed while we run
+		self = "/proc/self/exe"
+	}
+	return self, nil
 }
 
 // backgroundEnv makes the paths in the environment good for another working

@@ -3,6 +3,7 @@ package fuse
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/spacestore/space/capsule"
@@ -18,12 +19,14 @@ const dirPage = 512
 // which this handle listed them; so it stays good while names come and go.
 type dirHandle struct {
 	path string
+	fh   uint64
 
 	mu      sync.Mutex
 	loaded  bool
 	page    int        // number of the page that entries are
 	entries []DirEntry // dirPage of them, or fewer on the last page
 	marks   []string   // marks[i] is the name after which page i begins
+	kept    []uint64   // numbers of the marks in the mount's memory
 }
 
 // dirTable maps the kernel's directory handles. Its zero value is ready.
@@ -31,6 +34,8 @@ type dirTable struct {
 	mu   sync.Mutex
 	next uint64
 	open map[uint64]*dirHandle
+
+	pages atomic.Uint64 // number of the last mark in the mount's memory
 }
 
 func (f *fileSystem) OpenDir(_ <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
@@ -45,7 +50,12 @@ func (f *fileSystem) OpenDir(_ <-chan struct{}, in *gofuse.OpenIn, out *gofuse.O
 		t.open = map[uint64]*dirHandle{}
 	}
 	t.next++
-	t.open[t.next] = &dirHandle{path: n.path, marks: []string{""}}
+	if f.memory != nil {
+		if err := f.memory.Put(keptDir, t.next, []byte(n.path)); err != nil {
+			return f.fail("open", n.path, err)
+		}
+	}
+	t.open[t.next] = &dirHandle{path: n.path, fh: t.next, marks: []string{""}}
 	out.Fh = t.next
 	return gofuse.OK
 }
@@ -53,7 +63,14 @@ func (f *fileSystem) OpenDir(_ <-chan struct{}, in *gofuse.OpenIn, out *gofuse.O
 func (f *fileSystem) ReleaseDir(in *gofuse.ReleaseIn) {
 	f.dirs.mu.Lock()
 	defer f.dirs.mu.Unlock()
+	d := f.dirs.open[in.Fh]
 	delete(f.dirs.open, in.Fh)
+	if f.memory != nil && d != nil {
+		f.memory.Delete(keptDir, in.Fh)
+		for _, number := range d.kept {
+			f.memory.Delete(keptPage, number)
+		}
+	}
 }
 
 func (f *fileSystem) ReadDir(cancel <-chan struct{}, in *gofuse.ReadIn, out *gofuse.DirEntryList) gofuse.Status {
@@ -162,6 +179,13 @@ func (d *dirHandle) load(ctx context.Context, f *fileSystem, page int) error {
 	}
 	if len(d.marks) == page+1 {
 		d.marks = append(d.marks, last)
+		if f.memory != nil {
+			number := f.dirs.pages.Add(1)
+			// Where there is no room the next process counts the entries again.
+			if f.memory.Put(keptPage, number, append(words(d.fh, uint64(page+1)), last...)) == nil {
+				d.kept = append(d.kept, number)
+			}
+		}
 	}
 	return nil
 }

@@ -40,6 +40,24 @@
 // kernel may hold a directory's lock while it waits for our answer to a lookup
 // in it.
 //
+// # The device
+//
+// The kernel is spoken to by device, on go-fuse's protocol server; go-fuse's own
+// server can't go on with a mount that another process began.
+//
+// # Going on in another process
+//
+// With a [Holder] a mount outlives its process. What the next one needs is put
+// into a ledger (package ledger) before the kernel gets the answer that makes it
+// needed: handles, inodes removed in use, locks, changes not answered yet; of
+// objects the nodes. [Recall] takes it up, for all mounts before any of them
+// goes on; [Recalled.Resume] then has the kernel send what was not answered.
+// Handle numbers hold the number of the process, so that none is given twice. The
+// store has handed a change to the operating system when it acknowledges it
+// (store.Options.Push).
+// docs/fuse.md has the rules for requests that come twice. What is kept has one
+// version, aboutVersion, which changes with any of it.
+//
 // # Interrupts
 //
 // The kernel reports every signal that a waiting process gets, harmless ones

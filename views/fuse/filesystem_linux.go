@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/ledger"
 	"github.com/spacestore/space/views"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -54,6 +55,7 @@ type fileSystem struct {
 	dirs     dirTable
 	streams  atomic.Int64 // handles that are read sequentially
 	requests inflight
+	memory   *ledger.Ledger // of open files and nodes, for the process after this one; may be nil
 }
 
 func newFileSystem(store Store, only capsule.ID, log *slog.Logger) *fileSystem {
@@ -332,6 +334,12 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse
 		return f.fail("open", n.path, err)
 	}
 	out.Fh = f.handles.add(newHandle(r, &f.streams))
+	if f.memory != nil {
+		if err := f.memory.Put(keptHandle, out.Fh, words(n.id)); err != nil {
+			f.handles.close(out.Fh)
+			return f.fail("open", n.path, err)
+		}
+	}
 	out.OpenFlags = gofuse.FOPEN_KEEP_CACHE
 	return gofuse.OK
 }

@@ -27,6 +27,23 @@ func (t *handleTable[F]) add(f F) uint64 {
 	return t.next
 }
 
+// begin has the numbers of handles begin after first.
+func (t *handleTable[F]) begin(first uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.next = first
+}
+
+// restore gives a file the number that it had in an earlier process.
+func (t *handleTable[F]) restore(fh uint64, f F) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.open == nil {
+		t.open = map[uint64]F{}
+	}
+	t.open[fh] = f
+}
+
 // use returns a handle's file with one more reference, or nil.
 func (t *handleTable[F]) use(fh uint64) F {
 	t.mu.RLock()

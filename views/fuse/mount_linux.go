@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/ledger"
 	"github.com/spacestore/space/views"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -47,6 +48,12 @@ type system interface {
 	// watch tells the kernel of changes, from a goroutine of its own, until
 	// stop has returned.
 	watch(k kernel) (stop func())
+	// remember has it keep in a ledger what the process after this one needs,
+	// and recall takes up what the process before has kept, and goes on so.
+	remember(*ledger.Ledger) error
+	recall(context.Context, *ledger.Ledger) error
+	// replied returns what is to be told of each answer, if it remembers; or nil.
+	replied() func(unique uint64)
 	// close lets go of what it holds, after the last request.
 	close()
 }
@@ -75,13 +82,11 @@ func Mount(ctx context.Context, store Store, o Options) (*views.Projection, erro
 		f.close()
 		return nil, err
 	}
-	m := &mount{target: target, done: make(chan struct{})}
-	if err := m.serve(f, fd, o.Logger); err != nil {
-		detach(target, true)
-		return nil, err
-	}
-	return &views.Projection{
+	m := &mount{about: about{
+		Version: aboutVersion,
+		Options: o,
 		Info: views.Info{
+			ID:      views.NewID(),
 			View:    views.FUSE,
 			Target:  target,
 			Capsule: o.Capsule,
@@ -89,8 +94,12 @@ func Mount(ctx context.Context, store Store, o Options) (*views.Projection, erro
 			Mode:    views.ModeFUSE,
 			Since:   time.Now(),
 		},
-		Backend: m,
-	}, nil
+	}, done: make(chan struct{}), begun: make(chan struct{})}
+	if err := m.start(f, fd, o); err != nil {
+		detach(target, true)
+		return nil, err
+	}
+	return &views.Projection{Info: m.about.Info, Backend: m}, nil
 }
 
 func newSystem(ctx context.Context, store Store, kind capsule.Kind, o Options) (system, error) {
@@ -109,57 +118,88 @@ func newSystem(ctx context.Context, store Store, kind capsule.Kind, o Options) (
 
 // mount is a running kernel mount.
 type mount struct {
-	target string
-	dev    string // major:minor, as in mountinfo
+	about  about
 	done   chan struct{}
+	begun  chan struct{} // closed when it is ready, or has failed
+	device *device
+	holder Holder // nil: the mount ends with this process
+	ledger *ledger.Ledger
 }
 
-// serve starts to answer the kernel on fd, and returns when the mount is ready.
-// It takes over f and fd, also when it fails.
-func (m *mount) serve(f system, fd int, log *slog.Logger) error {
-	if err := f.inflight().open(fd); err != nil {
+// start begins a mount, and returns when it is ready. It takes over f and fd,
+// also when it fails.
+func (m *mount) start(f system, fd int, o Options) error {
+	defer close(m.begun)
+	m.device = newDevice(f, fd, mountOptions(f, o.Logger), o.Logger)
+	err := f.inflight().open(fd)
+	if err != nil {
 		f.close()
-		return capsule.Wrap(capsule.IO, err, "duplicate the descriptor of the mount at %s", m.target)
+		m.device.close()
+		return capsule.Wrap(capsule.IO, err, "duplicate the descriptor of the mount at %s", m.about.Info.Target)
 	}
+	if err = m.device.begin(); err != nil {
+		f.inflight().close()
+		f.close()
+		m.device.close()
+		return capsule.Wrap(capsule.IO, err, "speak FUSE with the kernel for %s", m.about.Info.Target)
+	}
+	if _, drafts := f.(*objectSystem); o.Holder != nil && !drafts && m.device.canResend() { // drafts can't be handed over
+		if err := m.prepare(f); err != nil {
+			o.Logger.Warn("the mount will end with this node", "target", m.about.Info.Target, "err", err)
+		}
+	}
+	m.run(f)
+
+	if err := pollOnce(m.about.Info.Target); err != nil {
+		return capsule.Wrap(capsule.IO, err, "make the first request to the mount at %s", m.about.Info.Target)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(m.about.Info.Target, &st); err != nil {
+		return capsule.Wrap(capsule.IO, err, "stat the mount at %s", m.about.Info.Target)
+	}
+	m.about.Dev = fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+	// INIT caps readahead at 128 KiB. Raising it takes root; without, our own
+	// prefetching has to do.
+	_ = os.WriteFile("/sys/class/bdi/"+m.about.Dev+"/read_ahead_kb", fmt.Append(nil, readAheadKB), 0)
+	if m.ledger != nil {
+		m.hold(o)
+	}
+	return nil
+}
+
+func mountOptions(f system, log *slog.Logger) *gofuse.MountOptions {
 	o := f.options()
-	o.FsName, o.Name = "space", "space"
 	o.MaxBackground = maxBackground
 	o.MaxReadAhead = readAheadKB << 10
-	o.DisableSplice = true // our data is in memory, not in a file
 	o.Logger = slog.NewLogLogger(log.Handler(), slog.LevelDebug)
 	o.PanicHandler = func(p any) gofuse.Status { // one bad request must not take all mounts down
 		log.Error("panic in a FUSE request", "panic", p, "stack", string(debug.Stack()))
 		return gofuse.EIO
 	}
-	// go-fuse takes an open /dev/fuse by this name. We mount ourselves to see
-	// what fusermount3 has to say when it fails.
-	server, err := gofuse.NewServer(f, fmt.Sprintf("/dev/fd/%d", fd), &o)
-	if err != nil {
-		f.inflight().close()
-		f.close()
-		return capsule.Wrap(capsule.IO, err, "speak FUSE with the kernel for %s", m.target)
-	}
-	stop := f.watch(server)
+	return &o
+}
+
+// run answers the kernel from now on, on goroutines of its own.
+func (m *mount) run(f system) {
+	stop := f.watch(m.device)
 	go func() {
-		server.Serve()
+		m.device.serve()
+		if m.device.hasLeft() {
+			return // the next process goes on
+		}
+		<-m.begun
 		stop()
 		f.close()
 		f.inflight().close()
+		m.device.close()
+		if m.holder != nil {
+			m.holder.Release(m.about.Info.ID)
+		}
+		if m.ledger != nil {
+			_ = m.ledger.Close() // it was memory
+		}
 		close(m.done)
 	}()
-
-	if err := pollOnce(m.target); err != nil {
-		return capsule.Wrap(capsule.IO, err, "make the first request to the mount at %s", m.target)
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(m.target, &st); err != nil {
-		return capsule.Wrap(capsule.IO, err, "stat the mount at %s", m.target)
-	}
-	m.dev = fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
-	// INIT caps readahead at 128 KiB. Raising it takes root; without, our own
-	// prefetching has to do.
-	_ = os.WriteFile("/sys/class/bdi/"+m.dev+"/read_ahead_kb", fmt.Append(nil, readAheadKB), 0)
-	return nil
 }
 
 // pollOnce makes the kernel ask whether the mount can poll files, which
@@ -188,13 +228,13 @@ func (m *mount) Close(lazy bool) error {
 	}
 	all, err := mountPoints()
 	if err != nil {
-		return capsule.Wrap(capsule.IO, err, "look for the mount at %s", m.target)
+		return capsule.Wrap(capsule.IO, err, "look for the mount at %s", m.about.Info.Target)
 	}
 	for _, mp := range all {
-		if mp.dev != m.dev {
+		if mp.dev != m.about.Dev {
 			continue
 		}
-		if top, _, err := mountedAt(mp.path); err == nil && top.dev != m.dev {
+		if top, _, err := mountedAt(mp.path); err == nil && top.dev != m.about.Dev {
 			return capsule.Errorf(capsule.Conflict, "another file system (%s) is mounted over %s; unmount that first", top.fsType, mp.path)
 		}
 		err := detach(mp.path, lazy)

@@ -506,8 +506,9 @@ func serveAt(t *testing.T, f *fileSystem, dir string) *mount {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &mount{target: dir, done: make(chan struct{})}
-	if err := m.serve(f, fd, f.log); err != nil {
+	m := &mount{done: make(chan struct{}), begun: make(chan struct{})}
+	m.about.Info.Target = dir
+	if err := m.start(f, fd, Options{Logger: f.log}); err != nil {
 		detach(dir, true)
 		t.Fatal(err)
 	}

@@ -1,12 +1,14 @@
 package fuse
 
 import (
+	"encoding/json"
 	"hash/fnv"
 	"path"
 	"sync"
 	"time"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/ledger"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 )
@@ -21,6 +23,7 @@ type node struct {
 
 	// Guarded by the table's lock.
 	lookups uint64    // references that the kernel holds
+	lost    bool      // it is not in the ledger
 	changed time.Time // of a directory: when an entry in it last did
 }
 
@@ -67,6 +70,8 @@ type nodeTable struct {
 	byID  map[uint64]*node
 	dirs  map[string]*node
 	files map[fileKey]*node
+
+	ledger *ledger.Ledger // keeps the nodes for the process after this one; may be nil
 }
 
 func newNodeTable(now time.Time) *nodeTable {
@@ -100,8 +105,72 @@ func (t *nodeTable) lookupDir(p string, now time.Time) *node {
 		n = t.add(&node{path: p, dir: true, changed: now})
 		t.dirs[p] = n
 	}
-	n.lookups++
+	t.refer(n)
 	return n
+}
+
+// refer takes one more reference to a node. The caller holds t.mu.
+func (t *nodeTable) refer(n *node) {
+	if n.lookups++; t.ledger == nil || n.lost {
+		return
+	}
+	if n.lookups == 1 {
+		b, err := json.Marshal(keptAs(n))
+		if err == nil {
+			err = t.ledger.Put(keptNode, n.id, b)
+		}
+		if n.lost = err != nil; n.lost { // there is no room: it ends with this process
+			return
+		}
+	}
+	if t.ledger.Put(keptLookups, n.id, words(n.lookups)) != nil {
+		n.lost = true
+	}
+}
+
+// keptNodeOf is a node as it is kept in a ledger.
+type keptNodeOf struct {
+	Path     string     `json:"path"`
+	Dir      bool       `json:"dir,omitempty"`
+	ID       capsule.ID `json:"id"`
+	Name     string     `json:"name,omitempty"`
+	Size     int64      `json:"size,omitempty"`
+	Version  uint64     `json:"version,omitempty"`
+	Created  time.Time  `json:"created"`
+	Modified time.Time  `json:"modified"`
+}
+
+func keptAs(n *node) keptNodeOf {
+	i := n.info
+	return keptNodeOf{n.path, n.dir, i.ID, i.Name, i.Size, i.Version, i.Created, i.Modified}
+}
+
+func (k keptNodeOf) info() capsule.Info {
+	return capsule.Info{ID: k.ID, Name: k.Name, Size: k.Size, Version: k.Version, Created: k.Created, Modified: k.Modified}
+}
+
+// recall takes up the nodes that the process before has kept.
+func (t *nodeTable) recall(l *ledger.Ledger) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, e := range l.All(keptNode) {
+		t.next = max(t.next, e.Number+1)
+		var k keptNodeOf
+		refs, _ := l.Get(keptLookups, e.Number)
+		w := wordsOf(refs, 1)
+		if json.Unmarshal(e.Value, &k) != nil || w == nil || e.Number <= gofuse.FUSE_ROOT_ID {
+			l.Delete(keptNode, e.Number)
+			l.Delete(keptLookups, e.Number)
+			continue
+		}
+		n := &node{id: e.Number, path: k.Path, dir: k.Dir, info: k.info(), lookups: w[0], changed: time.Now()}
+		t.byID[n.id] = n
+		if n.dir {
+			t.dirs[n.path] = n
+		} else {
+			t.files[fileKey{n.path, n.info.ID, n.info.Version}] = n
+		}
+	}
 }
 
 // lookupFile returns the node of one version of a capsule at a path, with one
@@ -115,7 +184,7 @@ func (t *nodeTable) lookupFile(p string, info capsule.Info) *node {
 		n = t.add(&node{path: p, info: info})
 		t.files[key] = n
 	}
-	n.lookups++
+	t.refer(n)
 	return n
 }
 
@@ -135,7 +204,14 @@ func (t *nodeTable) forget(id, count uint64) {
 		return
 	}
 	if n.lookups -= min(count, n.lookups); n.lookups > 0 {
+		if t.ledger != nil && !n.lost {
+			_ = t.ledger.Put(keptLookups, n.id, words(n.lookups)) // with the room that it had
+		}
 		return
+	}
+	if t.ledger != nil {
+		t.ledger.Delete(keptNode, id)
+		t.ledger.Delete(keptLookups, id)
 	}
 	delete(t.byID, id)
 	if n.dir {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"os"
 	"syscall"
 
 	"github.com/spacestore/space/capsule"
@@ -16,13 +17,30 @@ const contentName = "content"
 
 // Options say what to project, and where.
 type Options struct {
-	Capsule    capsule.ID // zero: the whole namespace
-	Snapshot   string     // of a tree or volume: show this snapshot of it
-	Target     string     // an existing directory
-	ReadOnly   bool       // take no writes; the policy may say so too, and of objects it has to allow them
-	Scratch    string     // directory for what is being written to an object; "": the system's
-	AllowOther bool       // let other users in; without root, /etc/fuse.conf has to allow it
-	Logger     *slog.Logger
+	Capsule    capsule.ID `json:"capsule"`               // zero: the whole namespace
+	Snapshot   string     `json:"snapshot,omitempty"`    // of a tree or volume: show this snapshot of it
+	Target     string     `json:"target"`                // an existing directory
+	ReadOnly   bool       `json:"read_only,omitempty"`   // take no writes; the policy may say so too, and of objects it has to allow them
+	AllowOther bool       `json:"allow_other,omitempty"` // let other users in; without root, /etc/fuse.conf has to allow it
+
+	Scratch string       `json:"-"` // directory for what is being written to an object; "": the system's
+	Logger  *slog.Logger `json:"-"`
+	Holder  Holder       `json:"-"` // keeps the mount when this process ends; nil: it ends too
+}
+
+// Holder keeps mounts for the process after this one.
+type Holder interface {
+	// Hold keeps duplicates of a mount's descriptors, and what its view says
+	// about it, until Release. It may fail, and Release may find nothing.
+	Hold(id string, about []byte, device, memory *os.File) error
+	Release(id string)
+}
+
+// Held is a mount as a holder kept it.
+type Held struct {
+	ID             string
+	About          []byte
+	Device, Memory *os.File
 }
 
 // admit checks that a capsule may be projected and returns its facts. The

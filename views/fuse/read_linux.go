@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/spacestore/space/capsule"
 
@@ -66,12 +67,18 @@ func (h *handle) release() {
 	}
 }
 
-func (f *fileSystem) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) { f.handles.close(in.Fh) }
+func (f *fileSystem) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
+	if f.memory != nil {
+		f.memory.Delete(keptHandle, in.Fh)
+	}
+	f.handles.close(in.Fh)
+}
 
 func (f *fileSystem) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
 	h := f.handles.use(in.Fh)
 	if h == nil {
-		return nil, gofuse.EBADF
+		// Of an earlier process, and the version that it had is gone.
+		return nil, gofuse.Status(syscall.ESTALE)
 	}
 	defer h.release()
 	off := int64(in.Offset)

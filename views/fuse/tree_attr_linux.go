@@ -3,6 +3,7 @@ package fuse
 import (
 	"time"
 
+	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/tree"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -170,7 +171,11 @@ func (f *treeSystem) ListXAttr(cancel <-chan struct{}, req *gofuse.InHeader, des
 
 func (f *treeSystem) SetXAttr(cancel <-chan struct{}, in *gofuse.SetXAttrIn, name string, value []byte) gofuse.Status {
 	return f.do("setxattr", &in.InHeader, cancel, func() error {
-		err := f.tree.SetXattr(f.ctx, nil, in.NodeId, name, value, tree.XattrFlags(in.Flags))
+		flags := tree.XattrFlags(in.Flags)
+		if cameAgain(in.Unique) {
+			flags = 0 // it may be there because of this request, or replaced already
+		}
+		err := f.tree.SetXattr(f.ctx, nil, in.NodeId, name, value, flags)
 		if err != nil || in.SetXAttrFlags&gofuse.SETXATTR_ACL_KILL_SGID == 0 {
 			return err
 		}
@@ -184,7 +189,13 @@ func (f *treeSystem) SetXAttr(cancel <-chan struct{}, in *gofuse.SetXAttrIn, nam
 }
 
 func (f *treeSystem) RemoveXAttr(cancel <-chan struct{}, req *gofuse.InHeader, name string) gofuse.Status {
-	return f.do("removexattr", req, cancel, func() error { return f.tree.RemoveXattr(f.ctx, nil, req.NodeId, name) })
+	return f.do("removexattr", req, cancel, func() error {
+		err := f.tree.RemoveXattr(f.ctx, nil, req.NodeId, name)
+		if cameAgain(req.Unique) && capsule.KindOf(err) == capsule.NoAttribute {
+			return nil
+		}
+		return err
+	})
 }
 
 func (f *treeSystem) Readlink(cancel <-chan struct{}, req *gofuse.InHeader) ([]byte, gofuse.Status) {

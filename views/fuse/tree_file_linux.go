@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"bytes"
 	"io"
 	"math"
 	"sync/atomic"
@@ -50,6 +51,10 @@ func (f *treeSystem) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse
 	if !f.admitted() {
 		return gofuse.EACCES
 	}
+	if fh, ok := f.memory.opened(in.Unique); ok {
+		out.Fh = fh
+		return gofuse.OK
+	}
 	var file *tree.File
 	status := f.do("open", &in.InHeader, cancel, func() (err error) {
 		if file, err = f.tree.Open(f.ctx, asRoot, in.NodeId, openFlagsOf(in.Flags)); err != nil {
@@ -60,17 +65,23 @@ func (f *treeSystem) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse
 		}
 		return nil
 	})
-	return f.opened(status, file, out)
+	return f.opened(status, file, in.Flags, in.Unique, out)
 }
 
 // opened gives the kernel a handle for an open file, if there is one and the
 // kernel still wants it. Pages stay good from one open to the next, since we
 // tell of all changes.
-func (f *treeSystem) opened(status gofuse.Status, file *tree.File, out *gofuse.OpenOut) gofuse.Status {
+func (f *treeSystem) opened(status gofuse.Status, file *tree.File, flags uint32, unique uint64, out *gofuse.OpenOut) gofuse.Status {
 	switch {
 	case status.Ok():
 		out.Fh = f.files.add(newTreeFile(file))
-		out.OpenFlags = gofuse.FOPEN_KEEP_CACHE
+		if err := f.memory.open(out.Fh, file.Ino(), flags, unique); err != nil {
+			f.files.close(out.Fh)
+			return f.status("open", &gofuse.InHeader{NodeId: file.Ino()}, err)
+		}
+		if f.memory.pagesGood(file.Ino()) {
+			out.OpenFlags = gofuse.FOPEN_KEEP_CACHE
+		}
 	case file != nil:
 		file.Close()
 	}
@@ -87,8 +98,15 @@ func (f *treeSystem) Create(cancel <-chan struct{}, in *gofuse.CreateIn, name st
 	}
 	var file *tree.File
 	var a tree.Attr
+	if status, done := f.createdBefore(cancel, in, out); done {
+		return status
+	}
 	status := f.do("create", &in.InHeader, cancel, func() (err error) {
 		file, a, err = f.tree.Create(f.ctx, nil, in.NodeId, name, newOf(&in.InHeader, in.Mode, in.Umask), flags)
+		if cameAgain(in.Unique) && capsule.KindOf(err) == capsule.Exists {
+			// The process before was killed between making the file and noting that.
+			file, a, err = f.tree.Create(f.ctx, nil, in.NodeId, name, newOf(&in.InHeader, in.Mode, in.Umask), flags&^tree.OpenExcl)
+		}
 		if err != nil || in.OpenFlags&gofuse.OPEN_KILL_SUIDGID == 0 || a.Change == 1 {
 			return err // a new file keeps what it was made with
 		}
@@ -97,10 +115,34 @@ func (f *treeSystem) Create(cancel <-chan struct{}, in *gofuse.CreateIn, name st
 		}
 		return err
 	})
-	if status = f.opened(status, file, &out.OpenOut); status.Ok() {
+	if status = f.opened(status, file, in.Flags, in.Unique, &out.OpenOut); status.Ok() {
 		f.fillEntry(&out.EntryOut, &a)
 	}
 	return status
+}
+
+// createdBefore answers a request for a new file that an earlier process has
+// carried out.
+func (f *treeSystem) createdBefore(cancel <-chan struct{}, in *gofuse.CreateIn, out *gofuse.CreateOut) (status gofuse.Status, done bool) {
+	fh, ok := f.memory.opened(in.Unique)
+	if !ok {
+		return 0, false
+	}
+	h := f.files.use(fh)
+	if h == nil {
+		return 0, false
+	}
+	defer h.close()
+	var a tree.Attr
+	status = f.do("create", &in.InHeader, cancel, func() (err error) {
+		a, err = f.tree.GetAttr(f.ctx, h.Ino())
+		return err
+	})
+	if status.Ok() {
+		out.Fh = fh
+		f.fillEntry(&out.EntryOut, &a)
+	}
+	return status, true
 }
 
 // Tmpfile is open with O_TMPFILE.
@@ -112,13 +154,16 @@ func (f *treeSystem) Tmpfile(cancel <-chan struct{}, in *gofuse.CreateIn, out *g
 	if in.Flags&syscall.O_EXCL != 0 {
 		flags |= tree.OpenExcl
 	}
+	if status, done := f.createdBefore(cancel, in, out); done {
+		return status
+	}
 	var file *tree.File
 	var a tree.Attr
 	status := f.do("tmpfile", &in.InHeader, cancel, func() (err error) {
 		file, a, err = f.tree.Tmpfile(f.ctx, nil, in.NodeId, newOf(&in.InHeader, in.Mode, in.Umask), flags)
 		return err
 	})
-	if status = f.opened(status, file, &out.OpenOut); status.Ok() {
+	if status = f.opened(status, file, in.Flags, in.Unique, &out.OpenOut); status.Ok() {
 		f.fillEntry(&out.EntryOut, &a)
 	}
 	return status
@@ -150,7 +195,7 @@ func (f *treeSystem) Write(cancel <-chan struct{}, in *gofuse.WriteIn, data []by
 	status := f.with("write", in.Fh, &in.InHeader, cancel, func(h *treeFile) (err error) {
 		mapped := in.WriteFlags&gofuse.WRITE_CACHE != 0 // pages of a mapping, and not a call of write(2)
 		if in.Flags&syscall.O_APPEND != 0 && !mapped {
-			n, err = f.append(h, data, int64(in.Offset))
+			n, err = f.append(h, data, int64(in.Offset), cameAgain(in.Unique))
 		} else {
 			n, err = h.WriteAt(f.ctx, data, int64(in.Offset))
 		}
@@ -172,7 +217,18 @@ func (f *treeSystem) Write(cancel <-chan struct{}, in *gofuse.WriteIn, data []by
 
 // append writes at the end of the file. The kernel has put the data where it
 // takes the end to be, which is wrong if someone else has appended just now.
-func (f *treeSystem) append(h *treeFile, data []byte, end int64) (int, error) {
+// A request that comes again may have been carried out in part.
+func (f *treeSystem) append(h *treeFile, data []byte, end int64, again bool) (int, error) {
+	if again {
+		there := make([]byte, len(data))
+		n, err := h.ReadAt(f.ctx, there, end)
+		if err != nil && err != io.EOF {
+			return 0, err
+		}
+		if n > 0 && bytes.Equal(there[:n], data[:n]) {
+			return h.WriteAt(f.ctx, data, end)
+		}
+	}
 	at, n, err := h.Append(f.ctx, data)
 	if at != end {
 		f.notifier.inode(h.Ino(), span{0, math.MaxInt64})
@@ -188,6 +244,7 @@ func (f *treeSystem) Flush(_ <-chan struct{}, in *gofuse.FlushIn) gofuse.Status 
 
 func (f *treeSystem) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
 	f.locks.release(in)
+	f.memory.release(in.Fh)
 	f.files.close(in.Fh)
 }
 
@@ -210,10 +267,11 @@ func (f *treeSystem) Fallocate(cancel <-chan struct{}, in *gofuse.FallocateIn) g
 		return gofuse.Status(syscall.EOPNOTSUPP)
 	}
 	return f.with("fallocate", in.Fh, &in.InHeader, cancel, func(h *treeFile) error {
-		if err := h.Allocate(f.ctx, mode, int64(in.Offset), int64(in.Length)); err != nil || in.Uid == 0 {
-			return err
+		err := h.Allocate(f.ctx, mode, int64(in.Offset), int64(in.Length))
+		if err == nil && in.Uid != 0 {
+			err = f.killPrivileges(in.NodeId, &in.InHeader) // of which the kernel tells for writes alone
 		}
-		return f.killPrivileges(in.NodeId, &in.InHeader) // of which the kernel tells for writes alone
+		return err
 	})
 }
 
@@ -247,10 +305,10 @@ func (f *treeSystem) CopyFileRange(cancel <-chan struct{}, in *gofuse.CopyFileRa
 		if n > 0 {
 			err = nil
 		}
-		if err != nil || in.Uid == 0 {
-			return err
+		if err == nil && in.Uid != 0 {
+			err = f.killPrivileges(dst.Ino(), &in.InHeader)
 		}
-		return f.killPrivileges(dst.Ino(), &in.InHeader)
+		return err
 	})
 	return uint32(n), status
 }

@@ -48,6 +48,7 @@ type treeSystem struct {
 	locks    locks
 	notifier *treeNotifier
 	requests inflight
+	memory   treeMemory
 }
 
 func newTreeSystem(ctx context.Context, store Store, o Options) (system, error) {

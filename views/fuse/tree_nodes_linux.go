@@ -14,16 +14,24 @@ type knownNodes struct {
 	mu   sync.Mutex
 	refs map[uint64]uint64     // of the kernel, by inode
 	kept map[uint64]*tree.File // removed, and kept while the kernel knows them
+	// partial: the kernel learned of some from an earlier process, and refers to
+	// them as often as it says when it forgets them.
+	partial bool
+	memory  *treeMemory
 }
 
 // add takes a reference for the kernel.
 func (k *knownNodes) add(ino uint64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.init()
+	k.refs[ino]++
+}
+
+func (k *knownNodes) init() {
 	if k.refs == nil {
 		k.refs, k.kept = map[uint64]uint64{}, map[uint64]*tree.File{}
 	}
-	k.refs[ino]++
 }
 
 func (k *knownNodes) forget(ino, count uint64) {
@@ -37,6 +45,11 @@ func (k *knownNodes) forget(ino, count uint64) {
 		delete(k.refs, ino)
 		delete(k.kept, ino)
 	}
+	if file != nil {
+		k.memory.drop(ino)
+	} else if k.kept[ino] != nil {
+		_ = k.memory.keep(ino, left) // with the room that it had
+	}
 	k.mu.Unlock()
 	if file != nil {
 		file.Close()
@@ -46,20 +59,23 @@ func (k *knownNodes) forget(ino, count uint64) {
 func (k *knownNodes) knows(ino uint64) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.refs[ino] > 0 || ino == tree.Root
+	return k.partial || k.refs[ino] > 0 || ino == tree.Root
 }
 
 // keep holds a removed inode until the kernel forgets it.
-func (k *knownNodes) keep(file *tree.File) {
+func (k *knownNodes) keep(file *tree.File) (err error) {
 	k.mu.Lock()
 	ino := file.Ino()
-	if k.refs[ino] > 0 && k.kept[ino] == nil {
+	if (k.partial || k.refs[ino] > 0) && k.kept[ino] == nil {
+		k.init()
 		k.kept[ino], file = file, nil
+		err = k.memory.keep(ino, k.refs[ino])
 	}
 	k.mu.Unlock()
 	if file != nil {
 		file.Close()
 	}
+	return err
 }
 
 func (k *knownNodes) all() []uint64 {

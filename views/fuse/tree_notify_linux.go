@@ -40,8 +40,9 @@ type treeNotifier struct {
 	mu     sync.Mutex
 	inodes map[uint64]span
 	names  map[dirName]struct{}
-	all    bool // more than maxPending
-	policy bool // ask for it again
+	all    bool     // more than maxPending
+	policy bool     // ask for it again
+	known  []uint64 // from an earlier process: tell of these too
 	wake   chan struct{}
 }
 
@@ -49,6 +50,13 @@ type treeNotifier struct {
 func (f *treeSystem) watch(k kernel) (stop func()) {
 	n := &treeNotifier{f: f, kernel: k, inodes: map[uint64]span{}, names: map[dirName]struct{}{}, wake: make(chan struct{}, 1)}
 	f.notifier = n
+	if f.nodes.partial { // what changed last the process before may not have told
+		n.note(func() {
+			n.all = true
+			n.known = f.memory.stale
+			f.memory.stale = nil
+		})
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	unwatchTree := f.tree.Watch(n.changed)
 	unwatchStore := f.store.Watch(func(c Change) {
@@ -126,6 +134,8 @@ func (n *treeNotifier) run(ctx context.Context) {
 		n.mu.Lock()
 		inodes, names, all, policy := n.inodes, n.names, n.all, n.policy
 		n.inodes, n.names, n.all, n.policy = map[uint64]span{}, map[dirName]struct{}{}, false, false
+		known := n.known
+		n.known = nil
 		n.mu.Unlock()
 		if policy {
 			n.f.askPolicy()
@@ -134,7 +144,7 @@ func (n *treeNotifier) run(ctx context.Context) {
 			// Linux before 6.16 has no such call; there names are right again
 			// after treeTimeout.
 			n.f.requests.notify(gofuse.NOTIFY_INC_EPOCH)
-			for _, ino := range n.f.nodes.all() {
+			for _, ino := range append(n.f.nodes.all(), known...) {
 				inodes[ino] = everything
 			}
 		}

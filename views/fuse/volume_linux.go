@@ -11,6 +11,7 @@ import (
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/lock"
+	"github.com/spacestore/space/internal/ledger"
 	"github.com/spacestore/space/views"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -37,6 +38,7 @@ type volumeSystem struct {
 	locks    locks
 	opens    atomic.Uint64 // numbers for handles
 	requests inflight
+	stale    bool // the kernel may have pages from the time of an earlier process
 }
 
 func newVolumeSystem(ctx context.Context, store Store, o Options) (system, error) {
@@ -79,6 +81,9 @@ func (f *volumeSystem) inflight() *inflight { return &f.requests }
 // watch passes on what others changed. What it calls may wait for requests
 // under way, so it runs on the watchers' goroutines.
 func (f *volumeSystem) watch(k kernel) (stop func()) {
+	if f.stale {
+		go k.InodeNotify(volumeNode, 0, 0)
+	}
 	unwatchVolume := f.volume.Watch(func(off, n int64) { k.InodeNotify(volumeNode, off, n) })
 	unwatchStore := f.store.Watch(func(c Change) {
 		if !c.All && c.ID != f.id {
@@ -93,6 +98,28 @@ func (f *volumeSystem) watch(k kernel) (stop func()) {
 		unwatchStore()
 	}
 }
+
+// remember has the mount keep what the process after this one needs: locks.
+// Node IDs are fixed, and handles have no state.
+func (f *volumeSystem) remember(l *ledger.Ledger) error {
+	first, err := newLife(l)
+	if err != nil {
+		return err
+	}
+	f.opens.Store(first)
+	f.locks.ledger = l
+	return nil
+}
+
+// recall takes up what the process before has kept. What others changed since,
+// it did not tell of.
+func (f *volumeSystem) recall(ctx context.Context, l *ledger.Ledger) error {
+	f.stale = true
+	f.locks.recall(ctx, l)
+	return f.remember(l)
+}
+
+func (f *volumeSystem) replied() func(uint64) { return nil }
 
 func (f *volumeSystem) close() {
 	f.locks.close()
@@ -239,7 +266,9 @@ func (f *volumeSystem) Fallocate(cancel <-chan struct{}, in *gofuse.FallocateIn)
 	if n <= 0 {
 		return gofuse.OK
 	}
-	return f.do("fallocate", &in.InHeader, cancel, func(ctx context.Context) error { return f.volume.Trim(ctx, int64(in.Offset), n) })
+	return f.do("fallocate", &in.InHeader, cancel, func(ctx context.Context) error {
+		return f.volume.Trim(ctx, int64(in.Offset), n)
+	})
 }
 
 // Lseek is asked for data and holes alone.

@@ -1,0 +1,279 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/holder"
+	"github.com/spacestore/space/views"
+	"github.com/spacestore/space/views/fuse"
+)
+
+// HolderLogName is the holder's log file in SPACE_HOME.
+const HolderLogName = "holder.log"
+
+// readyFD is where a holder tells its starter that it listens.
+const readyFD = 3
+
+// mountHolder is the node's end of the holder, which it starts when it is needed.
+// It keeps the FUSE view's mounts.
+type mountHolder struct {
+	o Options
+
+	mu     sync.Mutex
+	client *holder.Client // nil: none
+}
+
+var _ fuse.Holder = (*mountHolder)(nil)
+
+// Hold implements fuse.Holder.
+func (h *mountHolder) Hold(id string, about []byte, device, memory *os.File) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for try := 0; ; try++ {
+		if h.client == nil {
+			if err := h.start(); err != nil {
+				return err
+			}
+		}
+		err := h.client.Hold(id, about, device, memory)
+		if capsule.KindOf(err) != capsule.Unavailable {
+			return err
+		}
+		h.client.Close()
+		h.client = nil
+		if try > 0 {
+			return err
+		}
+		h.o.Log.Warn("the holder of mounts is gone; those that it had will end with this node", "err", err)
+	}
+}
+
+// Release implements fuse.Holder.
+func (h *mountHolder) Release(id string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.client == nil {
+		return
+	}
+	if err := h.client.Release(id); err != nil {
+		h.client.Close()
+		h.client = nil
+	}
+}
+
+// start starts a holder. h.mu is held.
+func (h *mountHolder) start() error {
+	fail := func(err error) error {
+		return capsule.Wrap(capsule.Unavailable, err, "start a holder of mounts for %s", h.o.Home)
+	}
+	ready, theirs, err := os.Pipe()
+	if err != nil {
+		return fail(err)
+	}
+	defer ready.Close()
+	defer theirs.Close()
+	self, err := ownProgram()
+	if err != nil {
+		return fail(err)
+	}
+	cmd := exec.Command(self, "hold", "--home", h.o.Home, "--lock-timeout", h.o.Config.LockTimeout.String())
+	cmd.Dir = "/" // so as to keep no file system busy
+	for _, kv := range backgroundEnv(os.Environ()) {
+		// It is no service of systemd's.
+		if name, _, _ := strings.Cut(kv, "="); name != "NOTIFY_SOCKET" && name != "WATCHDOG_USEC" && name != "WATCHDOG_PID" {
+			cmd.Env = append(cmd.Env, kv)
+		}
+	}
+	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fail(err)
+	}
+	go cmd.Wait() // no zombie while we live
+	theirs.Close()
+	if _, err := io.ReadFull(ready, make([]byte, 1)); err != nil {
+		return fail(errors.New("it died as it started; " + filepath.Join(h.o.Home, HolderLogName) + " may say why"))
+	}
+	c, err := holder.Dial(context.Background(), h.o.Home)
+	if err != nil {
+		return fail(err)
+	}
+	mounts, err := c.Hello(h.o.Config.MountWait, h.o.Ephemeral)
+	for _, m := range mounts {
+		m.Close() // there can be none
+	}
+	if err != nil {
+		c.Close()
+		return fail(err)
+	}
+	h.client = c
+	return nil
+}
+
+// HolderOptions are for RunHolder.
+type HolderOptions struct {
+	Target
+	LogFormat string
+	Log       func(w io.Writer, format string, level slog.Level) *slog.Logger
+}
+
+// RunHolder is the process that keeps mounts while there is no node.
+func RunHolder(ctx context.Context, o HolderOptions) error {
+	syscall.CloseOnExec(readyFD)
+	ready := os.NewFile(readyFD, "ready")
+	if st, err := ready.Stat(); err != nil || st.Mode()&os.ModeNamedPipe == 0 {
+		return capsule.Errorf(capsule.Invalid, "hold is how a node starts the process that keeps its mounts; it is of no use by hand")
+	}
+	w, err := openLogFile(filepath.Join(o.Home, HolderLogName))
+	if err != nil {
+		return err
+	}
+	o.Target.Log = o.Log(w, o.LogFormat, max(o.Config.LogLevel, slog.LevelInfo))
+	o.Keys.Prompt = nil // there is nobody to ask
+	return holder.Run(ctx, holder.Options{
+		Home:    o.Home,
+		Log:     o.Target.Log,
+		Restart: o.spawn,
+		Ready: func() {
+			ready.Write([]byte{1}) // a starter that has gone needs no answer
+			ready.Close()
+		},
+	})
+}
+
+// takeOver goes on with the mounts that an earlier node left.
+func (n *node) takeOver(ctx context.Context) {
+	c, err := holder.Dial(ctx, n.opts.Home)
+	if errors.Is(err, holder.ErrNone) {
+		return
+	}
+	var held []holder.Mount
+	if err == nil {
+		held, err = c.Hello(n.opts.Config.MountWait, n.ephemeral)
+		if capsule.KindOf(err) == capsule.Unavailable { // it ended just now, with what it had
+			return
+		}
+	}
+	if err != nil {
+		n.log.Error("the mounts of the node before can't be taken over", "err", err)
+		return
+	}
+	if n.holder == nil {
+		n.holder = &mountHolder{o: n.opts}
+	}
+	n.holder.client = c
+	n.trees.HoldOrphans()
+	recalled := map[string]*fuse.Recalled{}
+	for _, m := range held {
+		r, err := fuse.Recall(ctx, fuseStore{n.store, n.trees}, fuse.Held(m), fuse.Options{Logger: n.log, Holder: n.holder})
+		if err != nil {
+			n.log.Error("a mount of the node before can't go on; it ends", "id", m.ID, "err", err)
+			n.holder.Release(m.ID)
+			continue
+		}
+		recalled[m.ID] = r
+	}
+	n.trees.Reclaim()
+	for id, r := range recalled {
+		if _, err := n.project(r.Resume, "projection goes on"); err != nil {
+			n.log.Error("a mount of the node before can't go on; it ends", "id", id, "err", err)
+			n.holder.Release(id)
+		}
+	}
+}
+
+// leaver is a projection that can be left to the next node.
+type leaver interface {
+	// Leave returns when that can go on with it, or false where it can't.
+	Leave(give <-chan struct{}) bool
+}
+
+// handOver leaves the mounts to the next node, where that is possible.
+func (n *node) handOver(ctx context.Context) {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	n.left = map[string]bool{}
+	for _, info := range n.projections.List() {
+		p, err := n.projections.Find(info.ID)
+		if err != nil {
+			continue // ended meanwhile
+		}
+		l, ok := p.Backend.(leaver)
+		if !ok {
+			continue
+		}
+		wg.Go(func() {
+			if l.Leave(ctx.Done()) {
+				n.log.Info("projection is left to the next node", "id", p.ID, "target", p.Target)
+				mu.Lock()
+				n.left[p.ID] = true
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// waiting lists the mounts that wait for a node.
+func (t Target) waiting(ctx context.Context) ([]views.Info, error) {
+	c, err := holder.Dial(ctx, t.Home)
+	if errors.Is(err, holder.ErrNone) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	mounts, err := c.List()
+	if capsule.KindOf(err) == capsule.Unavailable { // it ended just now, with what it had
+		return nil, nil
+	}
+	var all []views.Info
+	for _, m := range mounts {
+		info, err := fuse.HeldInfo(m.About)
+		if err != nil {
+			info.ID = m.ID
+		}
+		info.Note = "waits for a node: start one with `spacectl serve`"
+		all = append(all, info)
+	}
+	return all, err
+}
+
+// giveUp ends a mount that waits for a node, named by ID or target.
+func (t Target) giveUp(ctx context.Context, ref, target string) (info views.Info, ok bool, err error) {
+	all, err := t.waiting(ctx)
+	if err != nil {
+		return info, false, err
+	}
+	resolved := target
+	if dir, err := filepath.EvalSymlinks(filepath.Dir(target)); err == nil {
+		resolved = filepath.Join(dir, filepath.Base(target))
+	}
+	for _, info := range all {
+		if info.ID != ref && info.Target != target && info.Target != resolved {
+			continue
+		}
+		c, err := holder.Dial(ctx, t.Home)
+		if err != nil {
+			return info, true, err
+		}
+		defer c.Close()
+		if err := c.Release(info.ID); err != nil {
+			return info, true, err
+		}
+		info.Note = "its node had ended"
+		return info, true, clearDead(info.Target)
+	}
+	return info, false, nil
+}
