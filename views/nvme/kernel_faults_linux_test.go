@@ -295,7 +295,7 @@ func kernelPowerCut(t *testing.T, vm *guest, fs string) {
 			dev=$(connect $nqn $port)
 			mkfs.$fs -q $dev
 			mkdir -p /mnt.live
-			mount $dev /mnt.live`, "nqn", nqnOf(v), "port", target.port, "fs", fs))
+			mount -t $fs $dev /mnt.live`, "nqn", nqnOf(v), "port", target.port, "fs", fs))
 		w := vm.startWriter(t, "/mnt.live")
 		w.waitFor(t, 10)
 		disk.CutAt(disk.Ops() + rng.IntN(300))
