@@ -394,7 +394,7 @@ func kernelTrim(t *testing.T, vm *guest) {
 }
 
 func kernelReadOnly(t *testing.T, vm *guest) {
-	vm.content(t, `read-only|write access|I/O error`)
+	vm.content(t, `read-only|write access|I/O error|critical`)
 	ctx := context.Background()
 	s := newStore(t)
 	v := newVolume(t, s, 64<<20, 4096)
