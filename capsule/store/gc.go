@@ -96,7 +96,7 @@ func (s *Store) collectGarbage(ctx context.Context, o GCOptions, rep *GCReport, 
 		}
 	}
 	pace := func(context.Context) error { return nil }
-	if o.background && !s.spaceIsShort() {
+	if o.background {
 		pace = (&yielder{s: s}).step
 	}
 	for _, c := range todo {
@@ -226,7 +226,7 @@ type moved struct {
 
 // moveLog writes a log's live records again at the end of the active log. It
 // returns how many it had to leave because they are damaged. pace is called before
-// each.
+// each; what lies dead between them takes next to no time.
 func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCReport, pace func(context.Context) error, progress func(at int64)) (left int, err error) {
 	var out []byte
 	var batch []moved
@@ -282,9 +282,6 @@ func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCRep
 		if err := s.quit.Err(); err != nil {
 			return false, err
 		}
-		if err := pace(ctx); err != nil {
-			return false, err
-		}
 		progress(off)
 		row, live, err := s.liveRecord(h.ID, log, off)
 		if err != nil {
@@ -293,6 +290,9 @@ func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCRep
 		if !live {
 			_, _, err := pipeline.Unseal(rec, s.keys)
 			return err == nil, nil
+		}
+		if err := pace(ctx); err != nil {
+			return false, err
 		}
 		start := len(out)
 		dense, old := o.Recompress && h.Again, h.Key != key.version

@@ -46,8 +46,9 @@ type yielder struct {
 }
 
 // step waits before a step until the store is idle, but not long: the work gets
-// on, if slowly, in a store that never is. It is for a caller that is within one
-// call of the store itself.
+// on, if slowly, in a store that never is. It does not wait when space is short,
+// which it may have become since the work began. It is for a caller that is
+// within one call of the store itself.
 func (y *yielder) step(ctx context.Context) error {
 	s := y.s
 	var pause time.Duration
@@ -56,7 +57,7 @@ func (y *yielder) step(ctx context.Context) error {
 			return errMakeWay
 		}
 		calls := s.idle.calls.Load()
-		if calls == y.seen && s.life.others() == 0 || pause >= longestPause {
+		if calls == y.seen && s.life.others() == 0 || pause >= longestPause || s.spaceIsShort() {
 			return nil
 		}
 		y.seen = calls

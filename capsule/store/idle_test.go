@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/spacestore/space/internal/clock"
+	"github.com/spacestore/space/internal/vfs"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
 
@@ -43,9 +44,9 @@ func (c *handClock) next(t *testing.T) chan time.Time {
 	}
 }
 
-func storeWithClock(t *testing.T, c clock.Clock) *Store {
+func storeWithClock(t *testing.T, c clock.Clock, fs vfs.FS) *Store {
 	t.Helper()
-	s, err := Open(context.Background(), Options{Dir: "/space", FS: vfstest.NewPowerCut(), Keys: testKey, Logger: quietLog(),
+	s, err := Open(context.Background(), Options{Dir: "/space", FS: fs, Keys: testKey, Logger: quietLog(),
 		LogBytes: 256 << 10, Clock: c, CommitInterval: time.Hour})
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +59,7 @@ func storeWithClock(t *testing.T, c clock.Clock) *Store {
 // step, and not at all in an idle store.
 func TestBackgroundMakesWay(t *testing.T) {
 	c := newHandClock(idleAfter)
-	s := storeWithClock(t, c)
+	s := storeWithClock(t, c, vfstest.NewPowerCut())
 	if err := s.enter(); err != nil { // as background work is a call itself
 		t.Fatal(err)
 	}
@@ -98,7 +99,7 @@ func TestBackgroundMakesWay(t *testing.T) {
 // Whoever collects garbage himself does not wait for what makes way for others.
 func TestBackgroundMakesWayForGC(t *testing.T) {
 	c := newHandClock(idleAfter)
-	s := storeWithClock(t, c)
+	s := storeWithClock(t, c, vfstest.NewPowerCut())
 	want := text(1, 1<<20)
 	id := put(t, s, "x", want).ID
 	background := make(chan error)
@@ -113,6 +114,36 @@ func TestBackgroundMakesWayForGC(t *testing.T) {
 	}
 	if err := <-background; !errors.Is(err, errMakeWay) {
 		t.Errorf("in the background: %v", err)
+	}
+	wantContent(t, s, id, want)
+}
+
+// Background work that has begun waits no more once space is short.
+func TestBackgroundHurriesWhenSpaceIsShort(t *testing.T) {
+	c := newHandClock(idleAfter)
+	disk := vfstest.NewDiskFull(vfstest.NewPowerCut(), 1<<30)
+	s := storeWithClock(t, c, disk)
+	want := text(1, 4<<20)
+	id := put(t, s, "x", want).ID
+	background := make(chan error)
+	go func() {
+		_, err := s.GC(t.Context(), GCOptions{Recompress: true, background: true}, nil)
+		background <- err
+	}()
+	timer := c.next(t)
+	if err := s.enter(); err != nil { // somebody who uses the store all the time
+		t.Fatal(err)
+	}
+	defer s.leave()
+	disk.SetBudget(disk.Used() * 3 / 2)
+	timer <- time.Time{}
+	select {
+	case err := <-background:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-c.timers:
+		t.Fatal("garbage waits on a disk that is nearly full")
 	}
 	wantContent(t, s, id, want)
 }
