@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"math"
 	"runtime"
 	"sync"
@@ -944,8 +946,12 @@ func (s *Store) replaySealed(d *decoder, durable map[uint64]bool) error {
 			s.pins.hold(at.log, pin)
 		}
 		s.pins.settle(pin)
-		if err != nil {
+		switch {
+		case err == nil:
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, pipeline.ErrCorrupt):
 			return fmt.Errorf("%w: %w", journal.ErrEnd, err)
+		default: // says nothing about what is there
+			return err
 		}
 		if !durable[at.log] {
 			if err := s.logs.SyncLog(at.log); err != nil {

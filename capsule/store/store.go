@@ -364,19 +364,23 @@ func (s *Store) openJournal() error {
 	}
 	durable := map[uint64]bool{}
 	s.journal, err = journal.Open(s.metaFS, s.path("journal"), applied, func(number uint64, rec []byte) error {
-		return s.replay(number, rec, durable)
+		err := s.replay(number, rec, durable)
+		if errors.Is(err, journal.ErrEnd) {
+			s.log.Info("the last changes before a power cut are gone", "from_record", number, "error", err)
+		}
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	if err := s.checkpoint(); err != nil {
-		return err
+	if last := s.journal.Last(); last > applied && s.overlay.active.rows.Len() == 0 {
+		// Records that a power cut made worthless must not come back, nor be
+		// missed if the power goes while their files are removed.
+		if err := s.commit(synced, func(t *tx) error { return t.b.set([]byte{keyApplied}, binary.AppendUvarint(nil, last)) }); err != nil {
+			return err
+		}
 	}
-	if last := s.journal.Last(); last > applied {
-		// Records that a power cut made worthless must not come back.
-		return s.commit(synced, func(t *tx) error { return t.b.set([]byte{keyApplied}, binary.AppendUvarint(nil, last)) })
-	}
-	return nil
+	return s.checkpoint()
 }
 
 // Close ends the store. Calls under way are waited for; garbage that is left

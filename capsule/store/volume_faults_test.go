@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/vfs"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
 
@@ -318,4 +319,106 @@ func TestSyncAfterKill(t *testing.T) {
 		wantClean(t, s)
 		s.Close()
 	}
+}
+
+// openPushed opens a store that hands changes to the kernel, which makes nothing
+// durable unless it is told to.
+func openPushed(fsys vfs.FS) (*Store, error) {
+	return Open(context.Background(), Options{Dir: "/space", FS: fsys, Keys: testKey, Logger: quietLog(), LogBytes: 256 << 10,
+		memtable: 16 << 10, Push: true, CommitInterval: time.Hour})
+}
+
+// A read that fails while the journal is replayed does not mean that the power
+// cut took what is there: the store does not open, and has everything once it does.
+func TestReplayReadError(t *testing.T) {
+	disk := vfstest.NewPowerCut()
+	first := vfstest.NewFaults(disk)
+	s, err := openPushed(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := newVolume(t, s, "v", 1<<20)
+	id := v.Info().ID
+	want := make([]byte, 1<<20)
+	copy(want, random(1, BlockSize))
+	copy(want[500<<10:], "after that")
+	for _, r := range [][2]int{{0, BlockSize}, {500 << 10, 512 << 10}} {
+		if _, err := v.WriteAt(want[r[0]:r[1]], int64(r[0])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := v.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	first.Set(func(vfstest.Op) error { return syscall.EIO }) // the end of the process
+	s.Close()
+
+	faults := vfstest.NewFaults(disk)
+	faults.Set(func(op vfstest.Op) error {
+		if op.Kind == vfstest.Read && strings.Contains(op.Path, "/segments/") {
+			return syscall.EIO
+		}
+		return nil
+	})
+	if s, err := openPushed(faults); err == nil {
+		s.Close()
+		t.Fatal("the store opens without what it could not read")
+	}
+	if s, err = openPushed(disk); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	wantBytes(t, openVolume(t, s, id, ""), want)
+}
+
+// A power cut takes the segment that the journal's first file names, and the
+// recovery is cut off too while it removes the files.
+func TestRecoveryOfWorthlessJournalIsCutOff(t *testing.T) {
+	disk := vfstest.NewPowerCut()
+	s, err := openPushed(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := newVolume(t, s, "v", 1<<20)
+	id := v.Info().ID
+	if err := s.checkpointAll(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.WriteAt(random(1, BlockSize), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.journal.Cut(); err != nil { // as a checkpoint does first
+		t.Fatal(err)
+	}
+	if _, err := v.WriteAt([]byte("after that"), 500<<10); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.journal.Sync(s.journal.Last()); err != nil {
+		t.Fatal(err)
+	}
+	after := disk.Clone(0) // has nothing that was not synced
+	s.Close()
+
+	faults := vfstest.NewFaults(after)
+	removed := 0
+	faults.Set(func(op vfstest.Op) error {
+		if op.Kind == vfstest.Remove && strings.Contains(op.Path, "/journal/") {
+			if removed++; removed > 1 {
+				return syscall.EIO
+			}
+		}
+		return nil
+	})
+	if s, err := openPushed(faults); err == nil {
+		s.Close()
+	}
+	if removed < 2 {
+		t.Fatalf("%d files of the journal were to be removed", removed)
+	}
+	if s, err = openPushed(after); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	wantBytes(t, openVolume(t, s, id, ""), make([]byte, 1<<20))
+	wantClean(t, s)
 }
