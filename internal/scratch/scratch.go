@@ -161,7 +161,9 @@ func (f *File) WriteAt(p []byte, off int64) (n int, err error) {
 		n += copy(b, p[n:])
 		f.dirty = true
 	})
-	f.size = max(f.size, off+int64(n))
+	if n > 0 { // a write of nothing beyond the end leaves the size
+		f.size = max(f.size, off+int64(n))
+	}
 	return n, err
 }
 

@@ -23,6 +23,9 @@ func TestAgainstMemory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if n, err := f.WriteAt(nil, 7*blockSize); n != 0 || err != nil || f.Size() != int64(len(want)) {
+			t.Fatalf("a write of nothing: %d, %v; the size is %d, was %d", n, err, f.Size(), len(want))
+		}
 		for range 100 {
 			switch r.IntN(3) {
 			case 0:
