@@ -5,9 +5,11 @@ import (
 	"crypto/cipher"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"io"
 	"os"
 	"sync"
+	"syscall"
 
 	"github.com/spacestore/space/capsule"
 )
@@ -114,7 +116,11 @@ func (f *File) flush() error {
 	f.nonce++
 	f.aead.Seal(f.sealed[:0], nonceOf(f.nonce), f.block[:], label(f.index))
 	if _, err := f.disk.WriteAt(f.sealed[:], f.index*sealed); err != nil {
-		return capsule.Wrap(capsule.IO, err, "write a scratch file")
+		kind := capsule.IO
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			kind = capsule.NoSpace
+		}
+		return capsule.Wrap(kind, err, "write a scratch file")
 	}
 	f.written[f.index] = f.nonce
 	f.dirty = false

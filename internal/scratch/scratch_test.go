@@ -110,3 +110,31 @@ func TestErrors(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A full disk is said to be one, and what is in memory is not lost by it.
+func TestFullDisk(t *testing.T) {
+	f, err := New(t.TempDir(), bytes.NewReader(nil), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	disk := f.disk
+	if f.disk, err = os.OpenFile("/dev/full", os.O_RDWR, 0); err != nil {
+		t.Fatal(err)
+	}
+	full := f.disk
+	defer full.Close()
+	want := bytes.Repeat([]byte("x"), 3*blockSize)
+	n, err := f.WriteAt(want, 0)
+	if capsule.KindOf(err) != capsule.NoSpace || f.Size() != int64(n) {
+		t.Fatalf("%d bytes, size %d, %v", n, f.Size(), err)
+	}
+	f.disk = disk
+	if _, err := f.WriteAt(want[n:], int64(n)); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(want))
+	if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("other bytes, %v", err)
+	}
+}
