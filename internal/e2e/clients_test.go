@@ -393,6 +393,7 @@ func TestSQLite(t *testing.T) {
 func TestNeverClosed(t *testing.T) {
 	t.Parallel()
 	b, dir := workTree(t)
+	b.vars = []string{"SPACE_MOUNT_WAIT=0"} // the mount ends with its node
 	s := b.serve()
 	b.must("project", "mount", "work", "--target", dir)
 	held := func(name string) *os.File {
