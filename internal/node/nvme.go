@@ -101,6 +101,7 @@ type nvmeProjection struct {
 	key        nvmeKey
 	name       string // the capsule's
 	configured bool
+	sub        *nvmeSubsystem // also when it has ended, since a listing may still show it
 	ports      []*nvmePort
 	disk       *disk
 	done       chan struct{}
@@ -411,6 +412,7 @@ func (v *nvmeView) start(ctx context.Context, id capsule.ID, e nvmeExport, kind 
 	} else if err := v.joinSubsystem(ctx, sub, p, kind); err != nil {
 		return nil, err
 	}
+	p.sub = sub
 	if err := sub.place(&p.nvmeExport); err != nil {
 		return nil, err
 	}
@@ -477,7 +479,13 @@ func (v *nvmeView) joinSubsystem(ctx context.Context, sub *nvmeSubsystem, p *nvm
 		return capsule.Errorf(capsule.Conflict, "subsystem %s lets other hosts in; leave --host out to take part in it as it is, "+
 			"and project a capsule that is in it already once more, with --host, to change that", p.NQN)
 	default:
+		stale := kind == startRestored && p.Revision < sub.revision
 		p.Hosts, p.Revision = sub.hosts, sub.revision
+		if stale {
+			// The same crash. When this note is the last of the subsystem's it must
+			// not bring back hosts that were shut out.
+			return v.noteAgain(ctx, p)
+		}
 	}
 	return nil
 }
@@ -767,7 +775,7 @@ func (p *nvmeProjection) update(i *views.Info) {
 			remote = port.address
 		}
 	}
-	hosts := p.view.subsystems[p.NQN].hosts
+	hosts := p.sub.hosts
 	for _, h := range hosts {
 		n.Hosts = append(n.Hosts, h.NQN)
 	}

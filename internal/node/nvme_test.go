@@ -867,3 +867,23 @@ func FuzzDecodeExports(f *testing.F) {
 		}
 	})
 }
+
+// A listing that is made while a projection ends shows what it was: of its
+// subsystem nothing is left then.
+func TestNVMeListedWhileItEnds(t *testing.T) {
+	b := newViewBox(t, nil)
+	newVolume(t, b.s, "vm", 1<<20)
+	info := b.must(request("vm"))
+	p, err := b.list.Find(info.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Close(true); err != nil {
+		t.Fatal(err)
+	}
+	i := p.Info
+	p.Describe(&i) // as a listing does that found it just before
+	if i.NVMe == nil || i.NVMe.NQN != info.NVMe.NQN {
+		t.Fatalf("listed as %+v", i)
+	}
+}
