@@ -27,8 +27,8 @@ import (
 const (
 	// defaultNVMe is where hosts find us where nobody says where.
 	defaultNVMe = "127.0.0.1:4420"
-	// maxNSID is the largest namespace ID: those above stand for no single one.
-	maxNSID = 0xfffffffe
+	// maxNSID is the largest namespace ID that the target takes.
+	maxNSID = nvme.MaxNSID
 	// portRetry is how long an address that cannot be listened at is left alone.
 	portRetry = 5 * time.Second
 	// uuidNQN begins the names made of a UUID, which need no domain of one's own
@@ -517,7 +517,7 @@ func (s *nvmeSubsystem) place(e *nvmeExport) error {
 		}
 	}
 	if e.NSID > maxNSID {
-		return capsule.Errorf(capsule.Invalid, "the namespace ID %d is not valid; there are 1 to %d", e.NSID, uint32(maxNSID))
+		return capsule.Errorf(capsule.Invalid, "the namespace ID %d is not valid; there are 1 to %d", e.NSID, maxNSID)
 	}
 	if p := s.namespaces[e.NSID]; p != nil {
 		return capsule.Errorf(capsule.Exists, "namespace %d of subsystem %s is capsule %s", e.NSID, e.NQN, p.key.id)
