@@ -433,6 +433,11 @@ func (s *subsystem) awaitLingering(c *conn, hostNQN string) bool {
 			wait = append(wait, old)
 		}
 	}
+	for _, ctrl := range s.controllers { // one whose reader has not yet seen that it is closed does not linger yet
+		if ctrl.hostNQN == hostNQN {
+			wait = append(wait, ctrl.closedQueues()...)
+		}
+	}
 	s.mu.Unlock()
 	for _, old := range wait {
 		select {
