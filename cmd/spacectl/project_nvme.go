@@ -106,11 +106,15 @@ func (a *app) projectNVMe(ctx context.Context, m mountFlags, n projectNVMeFlags)
 		return capsule.Wrap(capsule.Other, err, "project %s", show(req.Ref))
 	}
 	var done []views.Info
+	start := time.Now()
 	for _, ref := range refs {
 		req.Ref = ref
 		info, err := node.Mount(ctx, a.target, req)
 		if err != nil {
-			for _, d := range done { // all of them or none
+			for _, d := range done { // all of them or none; what was there before has its hosts
+				if d.Since.Before(start) {
+					continue
+				}
 				if _, uerr := node.Unmount(ctx, a.target, d.ID, true); uerr != nil {
 					a.note("%s stays projected as %s: %v", d.Capsule, d.ID, uerr)
 				}

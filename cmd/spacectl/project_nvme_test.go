@@ -191,6 +191,11 @@ func TestNVMeInTheBackground(t *testing.T) {
 		t.Errorf("it prints %q", out)
 	}
 	nvmeHost(t, p, host.Options{})
+	// What another capsule keeps from being projected leaves this one as it was.
+	c.fails(3, "missing", "project", "--view", "nvme", "--name", "v", "--name", "missing")
+	if list := c.listProjections(); len(list) != 1 || list[0].ID != p.ID {
+		t.Errorf("after a command that failed for another capsule: %+v", list)
+	}
 	pid := c.nodePID()
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)

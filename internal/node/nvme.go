@@ -27,8 +27,8 @@ import (
 const (
 	// defaultNVMe is where hosts find us where nobody says where.
 	defaultNVMe = "127.0.0.1:4420"
-	// maxNSID is the largest namespace ID: those above stand for no single one.
-	maxNSID = 0xfffffffe
+	// maxNSID is the largest namespace ID that the target takes.
+	maxNSID = nvme.MaxNSID
 	// portRetry is how long an address that cannot be listened at is left alone.
 	portRetry = 5 * time.Second
 	// uuidNQN begins the names made of a UUID, which need no domain of one's own
@@ -101,6 +101,7 @@ type nvmeProjection struct {
 	key        nvmeKey
 	name       string // the capsule's
 	configured bool
+	sub        *nvmeSubsystem // also when it has ended, since a listing may still show it
 	ports      []*nvmePort
 	disk       *disk
 	done       chan struct{}
@@ -411,6 +412,7 @@ func (v *nvmeView) start(ctx context.Context, id capsule.ID, e nvmeExport, kind 
 	} else if err := v.joinSubsystem(ctx, sub, p, kind); err != nil {
 		return nil, err
 	}
+	p.sub = sub
 	if err := sub.place(&p.nvmeExport); err != nil {
 		return nil, err
 	}
@@ -477,7 +479,13 @@ func (v *nvmeView) joinSubsystem(ctx context.Context, sub *nvmeSubsystem, p *nvm
 		return capsule.Errorf(capsule.Conflict, "subsystem %s lets other hosts in; leave --host out to take part in it as it is, "+
 			"and project a capsule that is in it already once more, with --host, to change that", p.NQN)
 	default:
+		stale := kind == startRestored && p.Revision < sub.revision
 		p.Hosts, p.Revision = sub.hosts, sub.revision
+		if stale {
+			// The same crash. When this note is the last of the subsystem's it must
+			// not bring back hosts that were shut out.
+			return v.noteAgain(ctx, p)
+		}
 	}
 	return nil
 }
@@ -509,7 +517,7 @@ func (s *nvmeSubsystem) place(e *nvmeExport) error {
 		}
 	}
 	if e.NSID > maxNSID {
-		return capsule.Errorf(capsule.Invalid, "the namespace ID %d is not valid; there are 1 to %d", e.NSID, uint32(maxNSID))
+		return capsule.Errorf(capsule.Invalid, "the namespace ID %d is not valid; there are 1 to %d", e.NSID, maxNSID)
 	}
 	if p := s.namespaces[e.NSID]; p != nil {
 		return capsule.Errorf(capsule.Exists, "namespace %d of subsystem %s is capsule %s", e.NSID, e.NQN, p.key.id)
@@ -767,7 +775,7 @@ func (p *nvmeProjection) update(i *views.Info) {
 			remote = port.address
 		}
 	}
-	hosts := p.view.subsystems[p.NQN].hosts
+	hosts := p.sub.hosts
 	for _, h := range hosts {
 		n.Hosts = append(n.Hosts, h.NQN)
 	}

@@ -39,6 +39,11 @@ func (v *nvmeView) openConfigured() error {
 	}
 	add := func(text string, port nvme.Port, ana nvme.ANAState) error {
 		addr, err := listenAddress(text)
+		if p := v.findPort(addr); err == nil && p != nil && p.port.DiscoveryOnly == port.DiscoveryOnly {
+			// Open for a projection that asked for it, or since another address failed.
+			p.configured, p.ana = true, ana
+			return nil
+		}
 		if err == nil {
 			_, err = v.addPort(&nvmePort{address: addr, port: port, ana: ana, configured: true}, false)
 		}

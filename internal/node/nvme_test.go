@@ -19,6 +19,7 @@ import (
 	"github.com/spacestore/space/internal/control"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 	"github.com/spacestore/space/views"
+	"github.com/spacestore/space/views/nvme"
 	"github.com/spacestore/space/views/nvme/dhchap"
 	"github.com/spacestore/space/views/nvme/host"
 	"github.com/spacestore/space/views/nvme/wire"
@@ -866,4 +867,78 @@ func FuzzDecodeExports(f *testing.F) {
 			t.Fatalf("%d became %d: %v", len(list), len(got), err)
 		}
 	})
+}
+
+// A listing that is made while a projection ends shows what it was: of its
+// subsystem nothing is left then.
+func TestNVMeListedWhileItEnds(t *testing.T) {
+	b := newViewBox(t, nil)
+	newVolume(t, b.s, "vm", 1<<20)
+	info := b.must(request("vm"))
+	p, err := b.list.Find(info.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Close(true); err != nil {
+		t.Fatal(err)
+	}
+	i := p.Info
+	p.Describe(&i) // as a listing does that found it just before
+	if i.NVMe == nil || i.NVMe.NQN != info.NVMe.NQN {
+		t.Fatalf("listed as %+v", i)
+	}
+}
+
+// An address of space.yaml that a projection has asked for before is open already.
+func TestNVMeAddressBecomesConfigured(t *testing.T) {
+	b := newViewBox(t, nil)
+	newVolume(t, b.s, "a", 1<<20)
+	newVolume(t, b.s, "b", 1<<20)
+	first := b.must(request("a"))
+	b.nvmeView.mu.Lock() // as in a node in the background, which opens them when they are needed
+	b.nvmeView.configured, b.nvmeView.config.Listen = false, []NVMeListen{{Address: first.NVMe.Addresses[0], ANA: nvme.Optimized}}
+	b.nvmeView.mu.Unlock()
+	req := request("b")
+	req.NVMe.Listen = nil
+	second := b.must(req)
+	if !slices.Equal(second.NVMe.Addresses, first.NVMe.Addresses) {
+		t.Fatalf("at %v, not at %v", second.NVMe.Addresses, first.NVMe.Addresses)
+	}
+	connect(t, second, host.Options{})
+}
+
+// A crash between the notes of a subsystem's namespaces brings nobody back who
+// was shut out, whichever of them is left.
+func TestNVMeOlderNoteOfHosts(t *testing.T) {
+	b := newViewBox(t, nil)
+	var ids []capsule.ID
+	for _, name := range []string{"a", "b"} {
+		ids = append(ids, newVolume(t, b.s, name, 1<<20).ID)
+	}
+	slices.SortFunc(ids, func(a, b capsule.ID) int { return bytes.Compare(a[:], b[:]) }) // as they are restored
+	nqn, old, new := "nqn.2026-11.io.space:both", host.HostNQN([16]byte{1}), host.HostNQN([16]byte{2})
+	b.stop()
+	for i, id := range ids { // the first has the newer note
+		e := nvmeExport{ID: views.NewID(), NQN: nqn, NSID: uint32(i + 1), Listen: []string{"127.0.0.1:0"}, Since: time.Now().UTC(),
+			Hosts: []control.NVMeHost{{NQN: []string{new, old}[i]}}, Revision: uint64(2 - i)}
+		if err := changeExports(soon(t), b.s, id, func(l []nvmeExport) []nvmeExport { return append(l, e) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.start()
+	if list := b.list.List(); len(list) != 2 {
+		t.Fatalf("%+v", list)
+	}
+	p, err := b.list.Find(nqn + "#1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Close(true); err != nil {
+		t.Fatal(err)
+	}
+	b.ended(p.ID)
+	b.restart()
+	if left := b.only(); !slices.Equal(left.NVMe.Hosts, []string{new}) {
+		t.Fatalf("%v may connect; should be %s", left.NVMe.Hosts, new)
+	}
 }

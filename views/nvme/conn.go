@@ -311,7 +311,14 @@ func (c *conn) needsFlush() bool { return c.queued.Load() >= flushAt }
 func (c *conn) awaitRoom() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.writing && len(c.pending.buf) >= 2*flushAt && !c.closed {
+	for c.writing && !c.closed {
+		n := len(c.pending.buf)
+		if c.qid == 0 {
+			n = c.pending.bytes // no budget bounds an admin queue's data
+		}
+		if n < 2*flushAt {
+			break
+		}
 		c.drained.Wait()
 	}
 }
@@ -524,11 +531,18 @@ func (c *conn) drain() {
 // finishCommands waits until what is at devices has been answered, and all
 // answers are sent.
 func (c *conn) finishCommands() {
-	c.flush()
 	c.mu.Lock()
-	for !c.closed && (c.running.Load() > 0 || c.writing) {
-		c.drained.Wait()
+	defer c.mu.Unlock()
+	for !c.closed {
+		switch {
+		case c.writing, c.running.Load() > 0 && c.pending.empty():
+			c.drained.Wait()
+		case c.pending.empty():
+			return
+		default:
+			c.mu.Unlock()
+			c.flush() // unless a worker is faster, who is then waited for
+			c.mu.Lock()
+		}
 	}
-	c.mu.Unlock()
-	c.flush()
 }

@@ -3,6 +3,7 @@ package nvme
 import (
 	"errors"
 	"log/slog"
+	"slices"
 
 	"github.com/spacestore/space/views/nvme/dhchap"
 	"github.com/spacestore/space/views/nvme/wire"
@@ -100,13 +101,13 @@ func (c *conn) connect(req *wire.Connect) (result uint32, failed *connectError) 
 	}
 	c.qid, c.noFlow, c.auth = req.QID, req.CAttr&wire.ConnectDisableSQFlow != 0, auth
 	c.nqn.Store(&req.HostNQN)
+	// What the host sent on connections that are gone must not take effect
+	// after what it is about to send; with I/O queues this is after a reset.
+	if !s.awaitLingering(c, req.HostNQN) {
+		return 0, &connectError{wire.ConnectBusy, 0}
+	}
 	var ctrl *controller
 	if req.QID == 0 {
-		// What the host sent on connections that are gone must not take effect
-		// after what it is about to send.
-		if !s.awaitLingering(c, req.HostNQN) {
-			return 0, &connectError{wire.ConnectBusy, 0}
-		}
 		ctrl, failed = s.newController(c, req, h)
 	} else {
 		ctrl, failed = s.addQueue(c, req)
@@ -154,9 +155,14 @@ func (s *subsystem) newController(c *conn, req *wire.Connect, h host) (*controll
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now, listed := s.hosts[req.HostNQN]
 	switch {
-	case s.removed:
+	case s.removed || s.ports != nil && !slices.Contains(s.ports, c.port.ID):
 		return nil, invalidData(wire.ConnectOffSubNQN)
+	case !listed && !s.allowAny || now.Host != h.Host:
+		// Who may connect has changed since it was looked at: from now on a
+		// change would end this controller.
+		return nil, &connectError{wire.ConnectInvalidHost | wire.DNR, 0}
 	case len(s.controllers) >= s.t.o.MaxControllers:
 		return nil, &connectError{wire.ConnectBusy, 0}
 	}

@@ -247,6 +247,14 @@ func (c *controller) left(q *conn) {
 	c.mu.Unlock()
 }
 
+// closedQueues returns the queues whose connections are closed.
+func (c *controller) closedQueues() []*conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := append(slices.Collect(maps.Values(c.queues)), c.admin)
+	return slices.DeleteFunc(all, func(q *conn) bool { return !q.isClosed() })
+}
+
 // awaitQueues waits until the I/O queues are gone, or the admin queue is.
 func (c *controller) awaitQueues(admin *conn) {
 	c.mu.Lock()

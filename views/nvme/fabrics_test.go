@@ -3,6 +3,8 @@ package nvme
 import (
 	"bytes"
 	"context"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -122,14 +124,15 @@ func TestProperties(t *testing.T) {
 }
 
 // A reset ends the I/O queues and waits for nothing; the controller can be
-// enabled again.
+// enabled again. New I/O queues wait for what is still at the device.
 func TestReset(t *testing.T) {
 	r := newRig(t, Options{})
 	m := r.disk()
 	admin, q := r.host(settings{})
 	hang := make(chan struct{})
 	m.flushes = func() error { <-hang; return nil }
-	defer close(hang)
+	release := sync.OnceFunc(func() { close(hang) })
+	defer release()
 	q.send(ioCommand(wire.OpFlush, 0, 0), nil)
 	r.until("the flush is at the device", func() bool { return m.inside.Load() == 1 })
 	for range 10 { // outstanding requests for events go too
@@ -146,7 +149,18 @@ func TestReset(t *testing.T) {
 		admin.enable()
 	}
 	q.closed()
-	q = r.io(admin, 1)
+	var left atomic.Int32 // at the device when the new queue is there
+	back := make(chan *queue)
+	go func() {
+		q := r.io(admin, 1)
+		left.Store(m.inside.Load())
+		back <- q
+	}()
+	r.until("it connects", func() bool { return r.Totals().Connections >= 2 })
+	release()
+	if q = <-back; left.Load() != 0 {
+		t.Error("there was a new queue while a command of the old one was at the device")
+	}
 	q.ok(q.read(0, 1))
 }
 
@@ -467,5 +481,48 @@ func TestLingeringWrites(t *testing.T) {
 	}
 	if !bytes.Equal(m.data[64*512:][:512], make([]byte, 512)) {
 		t.Error("a write of a connection that is gone took effect")
+	}
+}
+
+// A host that is shut out while its connect waits is not let in after that.
+func TestShutOutWhileConnecting(t *testing.T) {
+	secret, err := dhchap.GenerateSecret(dhchap.None, 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, hosts := range map[string][]Host{"not listed": {}, "a secret": {{NQN: hostNQN, Secret: secret.Text()}}} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, Options{})
+			m := r.disk()
+			admin, q := r.host(settings{})
+			hang := make(chan struct{})
+			m.flushes = func() error { <-hang; return nil }
+			q.send(ioCommand(wire.OpFlush, 0, 0), nil)
+			r.until("the flush is at the device", func() bool { return m.inside.Load() == 1 })
+			admin.nc.Close()
+			q.nc.Close()
+			r.until("the controller is gone", func() bool { return len(r.Controllers()) == 0 && r.Totals().Connections == 0 })
+			status := make(chan wire.Status)
+			go func() {
+				q := r.dial(settings{})
+				q.initialize()
+				status <- q.tryConnect(q.s.connect(0, wire.DynamicCNTLID)).Status
+			}()
+			r.until("it waits for what it left behind", func() bool {
+				r.Target.mu.Lock()
+				defer r.Target.mu.Unlock()
+				for c := range r.conns {
+					if c.hostNQN() == hostNQN {
+						return true
+					}
+				}
+				return false
+			})
+			err := r.SetHosts(testNQN, false, hosts)
+			close(hang)
+			if s := <-status; err != nil || s.Code() != wire.ConnectInvalidHost {
+				t.Errorf("%v, connect: %s", err, s)
+			}
+		})
 	}
 }

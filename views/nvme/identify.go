@@ -39,7 +39,7 @@ func (cmd *command) identify() (wire.Status, uint64) {
 			d := wire.IdentifyNamespace{LBADataSize: 9}
 			d.Append(out)
 			return wire.Success, 0
-		case nsid == 0 || nsid > maxNSID:
+		case nsid == 0 || nsid > MaxNSID:
 			return wire.InvalidNamespace | wire.DNR, 0
 		case ns == nil && cns == wire.CNSDescriptors:
 			return wire.InvalidNamespace | wire.DNR, 0
@@ -95,9 +95,9 @@ func (cmd *command) identify() (wire.Status, uint64) {
 	return wire.Success, 0
 }
 
-// maxNSID is NN, the largest number that a namespace may have. Some hosts go
+// MaxNSID is NN, the largest number that a namespace may have. Some hosts go
 // through all numbers.
-const maxNSID = maxNamespaces
+const MaxNSID = maxNamespaces
 
 // reservCap returns RESCAP: all types, and persistence if there is who keeps them.
 func (c *controller) reservCap() uint8 {
@@ -146,7 +146,7 @@ func (c *controller) describe() *wire.IdentifyController {
 	d.LPA |= wire.LPAEffects
 	d.WCTemp, d.CCTemp = defaultTemperature-10, defaultTemperature
 	d.ANATT, d.ANACap, d.ANAGrpMax, d.NANAGrpID = 10, wire.ANACapReports|wire.ANACapGroupFixed, maxANAGroup, maxANAGroup
-	d.NN, d.MNAN = maxNSID, maxNamespaces
+	d.NN, d.MNAN = MaxNSID, maxNamespaces
 	d.ONCS = wire.ONCSCompare | wire.ONCSDSM | wire.ONCSWriteZeroes | wire.ONCSSaveSelect | wire.ONCSReservations |
 		wire.ONCSTimestamp | wire.ONCSVerify
 	d.Fuses = wire.FusesCompareWrite

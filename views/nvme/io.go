@@ -197,6 +197,13 @@ func (cmd *command) forceUnit() wire.Status {
 // flush makes durable what was written before it (Base 7.1).
 func (cmd *command) flush() (wire.Status, uint64) {
 	if cmd.ns != nil {
+		// A flush is among the commands that write (Base figure 431).
+		cmd.ns.gate.RLock()
+		allowed := cmd.ns.resv.allows(cmd.c.ctrl.hostID, true)
+		cmd.ns.gate.RUnlock()
+		if !allowed {
+			return wire.ReservationConflict | wire.DNR, 0
+		}
 		return cmd.flushOne(cmd.ns), 0
 	}
 	for _, ns := range *cmd.c.ctrl.s.namespaces.Load() {
@@ -301,13 +308,13 @@ func (cmd *command) dsmLength() (int, wire.Status) {
 
 // datasetManagement takes back space (NVM 3.2.3). Other hints are not used.
 func (cmd *command) datasetManagement() (wire.Status, uint64) {
-	if cmd.sqe.CDW(11)&wire.DSMDeallocate == 0 {
-		return wire.Success, 0
-	}
 	if s := cmd.enter(true); s != wire.Success {
 		return s, 0
 	}
 	defer cmd.leave()
+	if cmd.sqe.CDW(11)&wire.DSMDeallocate == 0 {
+		return wire.Success, 0
+	}
 	size := cmd.ns.blocks()
 	var ranges []wire.DSMRange
 	for b := cmd.buf[:cmd.dsmRanges()]; len(b) > 0; b = b[wire.DSMRangeLen:] {

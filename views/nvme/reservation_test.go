@@ -80,7 +80,7 @@ func TestReservationTypes(t *testing.T) {
 			check("deallocate", w.write, q.do(dsm, make([]byte, 16)))
 			c, _ := q.fused(0, make([]byte, 512), make([]byte, 512))
 			check("compare and write", w.write, answer{CQE: wire.CQE{Status: c}})
-			q.ok(q.do(ioCommand(wire.OpFlush, 0, 0), nil))
+			check("flush", w.write, q.do(ioCommand(wire.OpFlush, 0, 0), nil))
 		}
 		st := other.report()
 		if int(st.Type) != k || len(st.Registrants) != 2 || !st.Registrants[0].Holder || st.Registrants[1].Holder != (k >= wire.ReservWriteExclusiveAll) ||

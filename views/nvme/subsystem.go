@@ -209,8 +209,8 @@ func (s *subsystem) addNamespace(n Namespace) error {
 	if n.ANAGroup == 0 {
 		n.ANAGroup = 1
 	}
-	if n.NSID == 0 || n.NSID > maxNSID || n.Device == nil {
-		return capsule.Errorf(capsule.Invalid, "a namespace needs a number from 1 to %d and a device", maxNSID)
+	if n.NSID == 0 || n.NSID > MaxNSID || n.Device == nil {
+		return capsule.Errorf(capsule.Invalid, "a namespace needs a number from 1 to %d and a device", MaxNSID)
 	}
 	if n.ANAGroup > maxANAGroup {
 		return capsule.Errorf(capsule.Invalid, "ANA groups go from 1 to %d", maxANAGroup)
@@ -431,6 +431,11 @@ func (s *subsystem) awaitLingering(c *conn, hostNQN string) bool {
 	for old, nqn := range s.lingering {
 		if nqn == hostNQN {
 			wait = append(wait, old)
+		}
+	}
+	for _, ctrl := range s.controllers { // one whose reader has not yet seen that it is closed does not linger yet
+		if ctrl.hostNQN == hostNQN {
+			wait = append(wait, ctrl.closedQueues()...)
 		}
 	}
 	s.mu.Unlock()

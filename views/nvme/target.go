@@ -256,12 +256,13 @@ func (t *Target) check(now time.Time) {
 	subsystems := append(slices.Collect(maps.Values(t.subsystems)), t.discovery)
 	t.mu.Unlock()
 	for _, c := range late {
-		c.log.Info("a connection took too long to say who it is")
+		t.log.Info("a connection took too long to say who it is", "remote", c.nc.RemoteAddr().String(), "port", c.port.ID)
 		c.close()
 	}
 	for _, c := range conns {
 		if c.stalled(now) {
-			c.log.Warn("connection ended: the host neither sends nor takes data", "host", c.hostNQN(), "timeout", t.o.StallTimeout)
+			t.log.Warn("connection ended: the host neither sends nor takes data", "remote", c.nc.RemoteAddr().String(),
+				"port", c.port.ID, "host", c.hostNQN(), "timeout", t.o.StallTimeout)
 			c.close()
 		}
 	}

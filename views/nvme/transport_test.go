@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -391,5 +392,38 @@ func TestHostEnds(t *testing.T) {
 		end(admin)
 		q.closed()
 		r.until("the controller is gone", func() bool { return len(r.Controllers()) == 0 })
+	}
+}
+
+// A host that takes no answers cannot make large ones of its admin queue pile
+// up while somebody else is stuck with sending: no budget holds them.
+func TestAdminAnswersDoNotPileUp(t *testing.T) {
+	r, p := pipeRig(t)
+	a, b := net.Pipe()
+	defer a.Close()
+	c := newConn(r.Target, p, b)
+	c.writing = true
+	c.appendData(wire.Data{Length: 1 << 20}, make([]byte, 1<<20), 0)
+	taken := make(chan struct{})
+	waited := make(chan bool)
+	go func() {
+		c.awaitRoom()
+		select {
+		case <-taken:
+			waited <- true
+		default:
+			waited <- false
+		}
+	}()
+	for range 100 {
+		runtime.Gosched()
+	}
+	close(taken)
+	c.mu.Lock()
+	c.writing = false
+	c.drained.Broadcast()
+	c.mu.Unlock()
+	if !<-waited {
+		t.Error("it went on with a megabyte of answers to send")
 	}
 }

@@ -266,7 +266,8 @@ const (
 	ccEntries   = 4<<20 | 6<<16 // entries of 16 and 64 bytes
 	ccShutdown  = 1 << 14
 	pollEvery   = 10 * time.Millisecond
-	maxShutdown = 5 * time.Second
+	minShutdown = 5 * time.Second // what a target gets for its last flush if it asks for less (RTD3E),
+	maxShutdown = time.Minute     // and if it asks for more
 )
 
 // enable brings the controller to ready and asks what it is (Base 3.5).
@@ -446,9 +447,10 @@ func (c *Controller) Close() error {
 	c.failQueues(errClosed)
 	err := c.admin.Err()
 	if err == nil {
-		ctx, cancel := context.WithTimeout(context.Background(), min(c.o.Timeout, maxShutdown))
+		limit := min(max(minShutdown, time.Duration(c.info.RTD3E)*time.Microsecond), maxShutdown)
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		if err = c.setProperty(ctx, wire.PropCC, ccEntries|wire.CCEnable|ccShutdown); err == nil {
-			err = c.pollStatus(ctx, maxShutdown, func(csts uint64) bool { return csts&wire.CSTSShutMask == wire.CSTSShutDone })
+			err = c.pollStatus(ctx, limit, func(csts uint64) bool { return csts&wire.CSTSShutMask == wire.CSTSShutDone })
 		}
 		cancel()
 	}

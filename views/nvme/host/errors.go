@@ -34,17 +34,34 @@ type CommandError struct {
 	What   string // the command, and what of
 	Status wire.Status
 	Result uint64
+
+	name string // of the status of such a command
+	kind capsule.ErrorKind
 }
 
-func (e *CommandError) Error() string { return e.What + ": " + e.Status.String() }
+func newCommandError(what string, c *wire.SQE, s wire.Status, result uint64) *CommandError {
+	return &CommandError{what, s, result, s.Of(c), kindOf(c, s)}
+}
+
+func (e *CommandError) Error() string { return e.What + ": " + e.name }
 
 // Unwrap gives the error its kind.
 func (e *CommandError) Unwrap() error {
-	return &capsule.Error{Kind: kindOf(e.Status), Err: wire.StatusError(e.Status)}
+	return &capsule.Error{Kind: e.kind, Err: wire.StatusError(e.Status)}
 }
 
 // kindOf is the one table from statuses to kinds of errors.
-func kindOf(s wire.Status) capsule.ErrorKind {
+func kindOf(c *wire.SQE, s wire.Status) capsule.ErrorKind {
+	if c.Opcode() != wire.OpFabrics {
+		switch s.Code() {
+		case wire.ConflictingAttributes, wire.InvalidProtectionInfo:
+			return capsule.Invalid
+		case wire.ReadOnlyRange:
+			return capsule.ReadOnly
+		case wire.CommandSizeLimit:
+			return capsule.TooLarge
+		}
+	}
 	switch s.Code() {
 	case wire.InvalidField, wire.InvalidFormat, wire.InvalidQueueID, wire.InvalidQueueSize, wire.SGLInvalidLength,
 		wire.SGLInvalidNumber, wire.SGLInvalidType, wire.SGLInvalidOffset, wire.HostIDInconsistent, wire.KeepAliveInvalid:

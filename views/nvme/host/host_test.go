@@ -443,11 +443,11 @@ func TestEventsMayTakeLongerThanTheTimeout(t *testing.T) {
 		}
 	})
 	c := f.connect(t, Options{})
-	setTimeout(c.admin, timeout)
 	events, err := c.Events(t.Context(), wire.EventsNamespace)
 	if err != nil {
 		t.Fatal(err)
 	}
+	setTimeout(c.admin, timeout) // while there is nothing but events to wait for
 	within(t, func() {
 		for range 2 {
 			e, ok := <-events
@@ -455,6 +455,7 @@ func TestEventsMayTakeLongerThanTheTimeout(t *testing.T) {
 				t.Errorf("event %+v, %v", e, c.admin.Err())
 			}
 		}
+		setTimeout(c.admin, patience)
 		// Other commands go on beside it.
 		if _, err := c.Feature(t.Context(), wire.FeatKATO, 0); err != nil {
 			t.Error(err)

@@ -621,7 +621,7 @@ func (q *Queue) r2t(h []byte) error {
 func (q *Queue) respond(c *Command, s wire.Status) {
 	switch {
 	case s.Code() != wire.Success:
-		c.Err = &CommandError{what(q.admin, c), s, c.Result}
+		c.Err = newCommandError(what(q.admin, c), &c.SQE, s, c.Result)
 	case c.digest:
 		c.Err = capsule.Wrap(capsule.IO, ErrDataDigest, "%s", what(q.admin, c))
 	case !c.Short && direction(&c.SQE) == toHost && c.N < len(c.Data):

@@ -44,26 +44,30 @@ const (
 	NamespaceNotReady    Status = 0x082
 	ReservationConflict  Status = 0x083
 
-	InvalidQueueID        Status = 0x101
-	InvalidQueueSize      Status = 0x102
-	AbortLimitExceeded    Status = 0x103
-	AERLimitExceeded      Status = 0x105
-	InvalidLogPage        Status = 0x109
-	InvalidFormat         Status = 0x10a
-	FeatureNotSaveable    Status = 0x10d
-	FeatureNotChangeable  Status = 0x10e
-	FeatureNotNamespace   Status = 0x10f
-	InvalidControllerID   Status = 0x11f
-	ConnectIncompatible   Status = 0x180
-	ConnectBusy           Status = 0x181
-	ConnectInvalidParam   Status = 0x182
-	ConnectRestart        Status = 0x183
-	ConnectInvalidHost    Status = 0x184
-	InvalidQueueType      Status = 0x185
-	DiscoverRestart       Status = 0x190
-	AuthRequired          Status = 0x191
-	ConflictingAttributes Status = 0x180 // of DSM and others: NVM alone
-	CommandSizeLimit      Status = 0x183 // copy, DSM: NVM alone
+	InvalidQueueID       Status = 0x101
+	InvalidQueueSize     Status = 0x102
+	AbortLimitExceeded   Status = 0x103
+	AERLimitExceeded     Status = 0x105
+	InvalidLogPage       Status = 0x109
+	InvalidFormat        Status = 0x10a
+	FeatureNotSaveable   Status = 0x10d
+	FeatureNotChangeable Status = 0x10e
+	FeatureNotNamespace  Status = 0x10f
+	InvalidControllerID  Status = 0x11f
+	ConnectIncompatible  Status = 0x180
+	ConnectBusy          Status = 0x181
+	ConnectInvalidParam  Status = 0x182
+	ConnectRestart       Status = 0x183
+	ConnectInvalidHost   Status = 0x184
+	InvalidQueueType     Status = 0x185
+	DiscoverRestart      Status = 0x190
+	AuthRequired         Status = 0x191
+
+	// Of commands of the NVM command set, which has some codes of the fabrics commands'.
+	ConflictingAttributes Status = 0x180
+	InvalidProtectionInfo Status = 0x181
+	ReadOnlyRange         Status = 0x182
+	CommandSizeLimit      Status = 0x183
 
 	WriteFault          Status = 0x280
 	UnrecoveredRead     Status = 0x281
@@ -102,13 +106,27 @@ var statusNames = map[Status]string{
 	ControllerPathError: "controller pathing error", HostPathError: "host pathing error", AbortedByHost: "command aborted by host",
 }
 
+// nvmNames are what the NVM command set calls codes that fabrics commands have too.
+var nvmNames = map[Status]string{ConflictingAttributes: "conflicting attributes", InvalidProtectionInfo: "invalid protection information",
+	ReadOnlyRange: "attempted write to read only range", CommandSizeLimit: "command size limit exceeded"}
+
 // Code returns the status without More, Do Not Retry and the retry delay.
 func (s Status) Code() Status { return s & codeMask }
 
-// String returns the code's name, and "do not retry" where that is set.
-func (s Status) String() string {
-	name, ok := statusNames[s.Code()]
-	if !ok {
+// String returns the code's name, as that of a fabrics command where others
+// have the code too, and "do not retry" where that is set.
+func (s Status) String() string { return s.name(statusNames[s.Code()]) }
+
+// Of is String for the status of a command.
+func (s Status) Of(c *SQE) string {
+	if name := nvmNames[s.Code()]; name != "" && c.Opcode() != OpFabrics {
+		return s.name(name)
+	}
+	return s.String()
+}
+
+func (s Status) name(name string) string {
+	if name == "" {
 		name = fmt.Sprintf("status %xh, type %d", uint8(s), s.Code()>>8)
 	}
 	if s&DNR != 0 {

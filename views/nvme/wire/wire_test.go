@@ -390,3 +390,26 @@ func FuzzStructures(f *testing.F) {
 		ParseReservStatus(b, false)
 	})
 }
+
+// A code means one thing of a fabrics command and another of the NVM command set's.
+func TestStatusNames(t *testing.T) {
+	var read, connect SQE
+	read.SetOpcode(OpRead)
+	connect.SetFabrics(FCConnect)
+	for _, c := range []struct {
+		status Status
+		cmd    *SQE
+		want   string
+	}{
+		{0x182, &connect, "connect: invalid parameters"},
+		{0x182 | DNR, &read, "attempted write to read only range (do not retry)"},
+		{0x183, &read, "command size limit exceeded"},
+		{AuthRequired, &read, "authentication required"},
+		{LBARange, &read, "LBA out of range"},
+		{0x1b8, &read, "status b8h, type 1"},
+	} {
+		if got := c.status.Of(c.cmd); got != c.want {
+			t.Errorf("%03xh: %q; should be %q", uint16(c.status), got, c.want)
+		}
+	}
+}
