@@ -131,12 +131,11 @@ func TestRestartKeepsFiles(t *testing.T) {
 		c.tell("look")
 		c.want("good")
 	}
+	c.finish()
+	b.endMounted(s, dir)
 	if !strings.Contains(s.errs.String(), "version=newer") {
 		t.Errorf("the node was not replaced by a newer one:\n%s", s.errs)
 	}
-	c.in.Close()
-	c.want("done")
-	b.endMounted(s, dir)
 }
 
 // touch makes a file, in another process: see client.
@@ -222,9 +221,7 @@ func TestRestartUnderLoad(t *testing.T) {
 		}
 	}
 	write(t, stop, nil)
-	c.in.Close()
-	for l := c.line(); l != "done"; l = c.line() {
-	}
+	c.finish()
 	for range 3 {
 		select {
 		case e := <-ends:
@@ -261,8 +258,7 @@ func TestRestartNamespace(t *testing.T) {
 		s = b.serve()
 		c.want("good")
 	}
-	c.in.Close()
-	c.want("done")
+	c.finish()
 	b.endMounted(s, dir)
 }
 
@@ -278,8 +274,7 @@ func TestRestartVolume(t *testing.T) {
 		s = b.serve()
 		c.want("good")
 	}
-	c.in.Close()
-	c.want("done")
+	c.finish()
 	b.endMounted(s, dir)
 }
 
@@ -306,8 +301,7 @@ func TestRestartEphemeral(t *testing.T) {
 		c.tell("look")
 		c.want("good")
 	}
-	c.in.Close()
-	c.want("done")
+	c.finish()
 	b.must("project", "unmount", dir)
 }
 
@@ -375,7 +369,7 @@ func TestRestartWithoutHolder(t *testing.T) {
 	s = b.serve()
 	c.tell("look")
 	c.want("good")
-	c.in.Close()
+	c.finish()
 	b.endMounted(s, dir)
 }
 
