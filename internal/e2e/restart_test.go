@@ -157,6 +157,38 @@ func newerSpacectl(t *testing.T) string {
 	return path
 }
 
+// TestRestartLingering starts the next node while the one before, which was told
+// to end, is not gone yet: the traces that it has left find a deaf collector. What
+// the kernel asks meanwhile must not be lost with it.
+func TestRestartLingering(t *testing.T) {
+	t.Parallel()
+	collector, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer collector.Close()
+	b, s, dir := newMounted(t, func(b *box) {
+		b.vars = append(b.vars, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+collector.Addr().String())
+		makeTree(b)
+	}, "work")
+	touch(t, filepath.Join(dir, "f"))
+	c := startClient(t, "wait", dir)
+	if err := s.cmd.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	b.vars = []string{patient}
+	next := b.serve("--lock-timeout", "2m")
+	for range 20 { // more than the node before has goroutines that read requests
+		c.tell("look")
+		c.want("good")
+	}
+	c.finish()
+	if code := s.stop(unix.SIGTERM); code != 0 {
+		t.Errorf("serve ended with %d after SIGTERM:\n%s", code, s.errs)
+	}
+	b.endMounted(next, dir)
+}
+
 // TestRestartUnderLoad kills the node again and again while programs work in
 // its mount. They notice nothing.
 func TestRestartUnderLoad(t *testing.T) {
