@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/capsule/tree"
 	"github.com/spacestore/space/internal/ledger"
 
@@ -270,6 +271,43 @@ func TestOpenComesAgain(t *testing.T) {
 		t.Error("another handle is gone")
 	} else {
 		h.close()
+	}
+}
+
+// TestPolicyChangesBetweenLives forbids the view while there is no process.
+func TestPolicyChangesBetweenLives(t *testing.T) {
+	v := newLives(t)
+	volume, err := v.s.Create(context.Background(), store.CreateRequest{Kind: capsule.Volume, Size: 1 << 20}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := *capsule.DefaultPolicy()
+	p.Views = capsule.Views{"nfs"}
+	for _, id := range []capsule.ID{v.id, volume.ID} {
+		if err := v.s.SetPolicy(context.Background(), id, &p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v.next()
+	var out gofuse.OpenOut
+	if status := v.f.Open(nil, &gofuse.OpenIn{InHeader: head(2, tree.Root), Flags: syscall.O_RDONLY}, &out); status != gofuse.EACCES {
+		t.Errorf("open in the tree: %v", status)
+	}
+	f, err := newVolumeSystem(context.Background(), v.s, Options{Capsule: volume.ID, Logger: new(logBuffer).logger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
+	l, err := ledger.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := f.recall(context.Background(), l); err != nil {
+		t.Fatal(err)
+	}
+	if status := f.Open(nil, &gofuse.OpenIn{InHeader: head(4, volumeNode), Flags: syscall.O_RDONLY}, &out); status != gofuse.EACCES {
+		t.Errorf("open of the volume: %v", status)
 	}
 }
 
