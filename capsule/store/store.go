@@ -406,6 +406,21 @@ func (s *Store) Close() error {
 	return errors.Join(err, s.release())
 }
 
+// KeepLock has Close leave the store locked until this process is gone: whoever
+// opens it next must find all that this process did at its end.
+func (s *Store) KeepLock() {
+	locks.Lock()
+	defer locks.Unlock()
+	locks.kept = append(locks.kept, s.lock)
+	s.lock = nil
+}
+
+// locks are those that KeepLock left to the end of the process.
+var locks struct {
+	sync.Mutex
+	kept []io.Closer
+}
+
 // release frees whatever has been opened.
 func (s *Store) release() error {
 	var err error

@@ -36,6 +36,7 @@ func workTree(t testing.TB) (b *box, dir string) {
 	t.Helper()
 	needFUSE(t)
 	b = newBox(t)
+	b.vars = []string{"SPACE_MOUNT_WAIT=0"} // a mount ends with its node: who uses it must not wait for the next one
 	dir = filepath.Join(openTempDir(t), "d")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -51,6 +52,7 @@ type client struct {
 	what  string
 	in    io.WriteCloser
 	lines chan string
+	gone  chan struct{} // closed when the process has ended
 }
 
 // startClient starts a client and waits for its first line.
@@ -75,16 +77,15 @@ func startClient(t *testing.T, kind, dir string) *client {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		go cmd.Wait() // after a failure it may wait for a node that does not come
-	})
-	c := &client{t: t, what: kind, in: in, lines: make(chan string, 4096)}
+	t.Cleanup(func() { cmd.Process.Kill() }) // after a failure it may wait for a node that does not come
+	c := &client{t: t, what: kind, in: in, lines: make(chan string, 4096), gone: make(chan struct{})}
 	go func() {
-		defer close(c.lines)
+		defer close(c.gone)
 		for s := bufio.NewScanner(out); s.Scan(); {
 			c.lines <- s.Text()
 		}
+		close(c.lines)
+		cmd.Wait()
 	}()
 	c.want("ready")
 	return c
@@ -118,6 +119,20 @@ func (c *client) tell(line string) {
 	c.t.Helper()
 	if _, err := io.WriteString(c.in, line+"\n"); err != nil {
 		c.t.Fatalf("client %s: %v", c.what, err)
+	}
+}
+
+// finish ends a client's input, and returns when all is well with it and its
+// process has ended: until then the mount is in use.
+func (c *client) finish() {
+	c.t.Helper()
+	c.in.Close()
+	for l := c.line(); l != "done"; l = c.line() {
+	}
+	select {
+	case <-c.gone:
+	case <-time.After(hung):
+		c.t.Fatalf("client %s does not end", c.what)
 	}
 }
 
@@ -277,6 +292,7 @@ func filesClient(dir string, in *bufio.Scanner, say func(string)) error {
 	if got, err := os.ReadFile(mapped.Name()); err != nil || !bytes.Equal(got, mem) {
 		return fmt.Errorf("the mapped file differs from the mapping: %v", err)
 	}
+	runtime.KeepAlive(ranged) // or the collector closes it, and the lock goes
 	say("done")
 	return nil
 }
@@ -512,5 +528,6 @@ func waitClient(dir string, in *bufio.Scanner, say func(string)) error {
 		}
 		say(unix.ErrnoName(errno))
 	}
+	say("done")
 	return nil
 }

@@ -131,12 +131,11 @@ func TestRestartKeepsFiles(t *testing.T) {
 		c.tell("look")
 		c.want("good")
 	}
+	c.finish()
+	b.endMounted(s, dir)
 	if !strings.Contains(s.errs.String(), "version=newer") {
 		t.Errorf("the node was not replaced by a newer one:\n%s", s.errs)
 	}
-	c.in.Close()
-	c.want("done")
-	b.endMounted(s, dir)
 }
 
 // touch makes a file, in another process: see client.
@@ -156,6 +155,38 @@ func newerSpacectl(t *testing.T) string {
 		t.Fatalf("build another version: %v\n%s", err, out)
 	}
 	return path
+}
+
+// TestRestartLingering starts the next node while the one before, which was told
+// to end, is not gone yet: the traces that it has left find a deaf collector. What
+// the kernel asks meanwhile must not be lost with it.
+func TestRestartLingering(t *testing.T) {
+	t.Parallel()
+	collector, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer collector.Close()
+	b, s, dir := newMounted(t, func(b *box) {
+		b.vars = append(b.vars, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+collector.Addr().String())
+		makeTree(b)
+	}, "work")
+	touch(t, filepath.Join(dir, "f"))
+	c := startClient(t, "wait", dir)
+	if err := s.cmd.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	b.vars = []string{patient}
+	next := b.serve("--lock-timeout", "2m")
+	for range 20 { // more than the node before has goroutines that read requests
+		c.tell("look")
+		c.want("good")
+	}
+	c.finish()
+	if code := s.stop(unix.SIGTERM); code != 0 {
+		t.Errorf("serve ended with %d after SIGTERM:\n%s", code, s.errs)
+	}
+	b.endMounted(next, dir)
 }
 
 // TestRestartUnderLoad kills the node again and again while programs work in
@@ -222,9 +253,7 @@ func TestRestartUnderLoad(t *testing.T) {
 		}
 	}
 	write(t, stop, nil)
-	c.in.Close()
-	for l := c.line(); l != "done"; l = c.line() {
-	}
+	c.finish()
 	for range 3 {
 		select {
 		case e := <-ends:
@@ -261,8 +290,7 @@ func TestRestartNamespace(t *testing.T) {
 		s = b.serve()
 		c.want("good")
 	}
-	c.in.Close()
-	c.want("done")
+	c.finish()
 	b.endMounted(s, dir)
 }
 
@@ -278,8 +306,7 @@ func TestRestartVolume(t *testing.T) {
 		s = b.serve()
 		c.want("good")
 	}
-	c.in.Close()
-	c.want("done")
+	c.finish()
 	b.endMounted(s, dir)
 }
 
@@ -306,8 +333,7 @@ func TestRestartEphemeral(t *testing.T) {
 		c.tell("look")
 		c.want("good")
 	}
-	c.in.Close()
-	c.want("done")
+	c.finish()
 	b.must("project", "unmount", dir)
 }
 
@@ -375,7 +401,7 @@ func TestRestartWithoutHolder(t *testing.T) {
 	s = b.serve()
 	c.tell("look")
 	c.want("good")
-	c.in.Close()
+	c.finish()
 	b.endMounted(s, dir)
 }
 

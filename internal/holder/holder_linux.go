@@ -62,12 +62,20 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return capsule.Wrap(capsule.IO, err, "holder socket %s", SocketPath(o.Home))
 	}
+	name, err := os.Lstat(SocketPath(o.Home))
+	if err != nil {
+		l.Close()
+		return capsule.Wrap(capsule.IO, err, "holder socket")
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	h := &holder{o: o, ctx: ctx, slots: make(chan struct{}, maxConnections), mounts: map[string]Mount{}}
 	h.end = sync.OnceFunc(func() {
-		// First the name: whoever finds it gone starts the next holder.
-		os.Remove(SocketPath(o.Home))
+		// First the name, unless it is another holder's by now: whoever finds it
+		// gone starts the next one.
+		if now, err := os.Lstat(SocketPath(o.Home)); err == nil && os.SameFile(name, now) {
+			os.Remove(SocketPath(o.Home))
+		}
 		l.Close()
 		cancel()
 	})

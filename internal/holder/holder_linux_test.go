@@ -33,6 +33,11 @@ func start(t *testing.T, restart func(context.Context) error) *running {
 	if err := os.MkdirAll(home, 0o700); err != nil {
 		t.Fatal(err)
 	}
+	return startAt(t, home, restart)
+}
+
+func startAt(t *testing.T, home string, restart func(context.Context) error) *running {
+	t.Helper()
 	r := &running{t, home, make(chan error, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
 	ready := make(chan struct{})
@@ -104,6 +109,21 @@ func hold(t *testing.T, c *Client, id string) (device, memory *os.File) {
 	ends[1].Close()
 	ends[3].Close()
 	return ends[0], ends[2]
+}
+
+// A holder that another one has taken the place of leaves that one's socket.
+func TestReplaced(t *testing.T) {
+	old := start(t, nil)
+	one, _ := old.node(false, 0)
+	next := startAt(t, old.home, nil)
+	two, _ := next.node(false, time.Hour)
+	hold(t, two, "m")
+	one.Close()
+	old.end()
+	two.Close()
+	if _, mounts := next.node(false, time.Hour); len(mounts) != 1 {
+		t.Errorf("%d mounts are held, want 1", len(mounts))
+	}
 }
 
 // What one node has given the next one gets, with its descriptors.

@@ -173,6 +173,7 @@ func (n *node) takeOver(ctx context.Context) {
 	}
 	n.holder.client = c
 	n.trees.HoldOrphans()
+	ctx = context.WithoutCancel(ctx) // a node that is told to end meanwhile leaves them to the next one
 	recalled := map[string]*fuse.Recalled{}
 	for _, m := range held {
 		r, err := fuse.Recall(ctx, fuseStore{n.store, n.trees}, fuse.Held(m), fuse.Options{Logger: n.log, Holder: n.holder})

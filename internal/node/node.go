@@ -51,10 +51,17 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	closeStore := func() error { return capsule.Wrap(capsule.IO, s.Close(), "close store %s", o.Home) }
 	ctx, quit := context.WithCancel(ctx)
 	defer quit()
 	n := newNode(s, o, quit)
+	closeStore := func() error {
+		if len(n.left) > 0 {
+			// Until it is gone this process reads what the kernel asks, and drops
+			// it. The kernel asks the next node again, which must not come before.
+			s.KeepLock()
+		}
+		return capsule.Wrap(capsule.IO, s.Close(), "close store %s", o.Home)
+	}
 	n.takeOver(ctx) // before anyone else looks into a tree
 	// giveUp ends a node that could not begin; the next one goes on with its mounts.
 	giveUp := func(errs ...error) error {

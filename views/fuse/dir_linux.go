@@ -26,7 +26,20 @@ type dirHandle struct {
 	page    int        // number of the page that entries are
 	entries []DirEntry // dirPage of them, or fewer on the last page
 	marks   []string   // marks[i] is the name after which page i begins
-	kept    []uint64   // numbers of the marks in the mount's memory
+	kept    []uint64   // numbers of marks[1:] in the mount's memory, if it has one; 0: not there
+	closed  bool
+}
+
+// cut forgets all marks but the first n.
+func (d *dirHandle) cut(f *fileSystem, n int) {
+	d.marks = d.marks[:n]
+	if f.memory == nil {
+		return
+	}
+	for _, number := range d.kept[n-1:] {
+		f.memory.Delete(keptPage, number)
+	}
+	d.kept = d.kept[:n-1]
 }
 
 // dirTable maps the kernel's directory handles. Its zero value is ready.
@@ -62,14 +75,15 @@ func (f *fileSystem) OpenDir(_ <-chan struct{}, in *gofuse.OpenIn, out *gofuse.O
 
 func (f *fileSystem) ReleaseDir(in *gofuse.ReleaseIn) {
 	f.dirs.mu.Lock()
-	defer f.dirs.mu.Unlock()
 	d := f.dirs.open[in.Fh]
 	delete(f.dirs.open, in.Fh)
+	f.dirs.mu.Unlock()
 	if f.memory != nil && d != nil {
 		f.memory.Delete(keptDir, in.Fh)
-		for _, number := range d.kept {
-			f.memory.Delete(keptPage, number)
-		}
+		d.mu.Lock() // a request may outlast it
+		defer d.mu.Unlock()
+		d.closed = true
+		d.cut(f, 1)
 	}
 }
 
@@ -148,7 +162,8 @@ func (d *dirHandle) from(ctx context.Context, f *fileSystem, n int, rewind bool)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if rewind {
-		d.loaded, d.marks = false, []string{""}
+		d.loaded = false
+		d.cut(f, 1)
 	}
 	for page := n / dirPage; !d.loaded || d.page != page; {
 		// The page itself, or the last one before it that can be found.
@@ -175,16 +190,17 @@ func (d *dirHandle) load(ctx context.Context, f *fileSystem, page int) error {
 	if len(d.marks) > page+1 && d.marks[page+1] != last {
 		// Names came or went on this page: what follows is paged anew, so that
 		// none is skipped or shown twice.
-		d.marks = d.marks[:page+1]
+		d.cut(f, page+1)
 	}
 	if len(d.marks) == page+1 {
 		d.marks = append(d.marks, last)
 		if f.memory != nil {
 			number := f.dirs.pages.Add(1)
 			// Where there is no room the next process counts the entries again.
-			if f.memory.Put(keptPage, number, append(words(d.fh, uint64(page+1)), last...)) == nil {
-				d.kept = append(d.kept, number)
+			if d.closed || f.memory.Put(keptPage, number, append(words(d.fh, uint64(page+1)), last...)) != nil {
+				number = 0
 			}
+			d.kept = append(d.kept, number)
 		}
 	}
 	return nil

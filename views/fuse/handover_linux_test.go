@@ -2,6 +2,7 @@ package fuse
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"syscall"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/capsule/tree"
 	"github.com/spacestore/space/internal/ledger"
 
@@ -270,6 +272,86 @@ func TestOpenComesAgain(t *testing.T) {
 		t.Error("another handle is gone")
 	} else {
 		h.close()
+	}
+}
+
+// TestPolicyChangesBetweenLives forbids the view while there is no process.
+func TestPolicyChangesBetweenLives(t *testing.T) {
+	v := newLives(t)
+	volume, err := v.s.Create(context.Background(), store.CreateRequest{Kind: capsule.Volume, Size: 1 << 20}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := *capsule.DefaultPolicy()
+	p.Views = capsule.Views{"nfs"}
+	for _, id := range []capsule.ID{v.id, volume.ID} {
+		if err := v.s.SetPolicy(context.Background(), id, &p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v.next()
+	var out gofuse.OpenOut
+	if status := v.f.Open(nil, &gofuse.OpenIn{InHeader: head(2, tree.Root), Flags: syscall.O_RDONLY}, &out); status != gofuse.EACCES {
+		t.Errorf("open in the tree: %v", status)
+	}
+	f, err := newVolumeSystem(context.Background(), v.s, Options{Capsule: volume.ID, Logger: new(logBuffer).logger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
+	l, err := ledger.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := f.recall(context.Background(), l); err != nil {
+		t.Fatal(err)
+	}
+	if status := f.Open(nil, &gofuse.OpenIn{InHeader: head(4, volumeNode), Flags: syscall.O_RDONLY}, &out); status != gofuse.EACCES {
+		t.Errorf("open of the volume: %v", status)
+	}
+}
+
+// TestListingsAreForgotten lists a directory again and again through one open
+// file: what is kept of it for the next process does not grow, and goes with it.
+func TestListingsAreForgotten(t *testing.T) {
+	s := newFakeStore()
+	for i := range 3*dirPage + 1 {
+		s.put(fmt.Sprintf("%04d", i), nil)
+	}
+	f := newFileSystem(s, capsule.ID{}, new(logBuffer).logger())
+	defer f.close()
+	l, err := ledger.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := f.remember(l); err != nil {
+		t.Fatal(err)
+	}
+	var out gofuse.OpenOut
+	if status := f.OpenDir(nil, &gofuse.OpenIn{InHeader: head(2, gofuse.FUSE_ROOT_ID)}, &out); !status.Ok() {
+		t.Fatal(status)
+	}
+	for range 3 {
+		for off, more := uint64(0), true; more; {
+			more = false
+			in := &gofuse.ReadIn{InHeader: head(4, gofuse.FUSE_ROOT_ID), Fh: out.Fh, Offset: off}
+			status := f.list(nil, in, func(e gofuse.DirEntry, _ *DirEntry, _ string) bool {
+				off, more = e.Off, true
+				return true
+			})
+			if !status.Ok() {
+				t.Fatal(status)
+			}
+		}
+		if n := len(l.All(keptPage)); n != 3 {
+			t.Errorf("%d pages are kept, want 3", n)
+		}
+	}
+	f.ReleaseDir(&gofuse.ReleaseIn{InHeader: head(6, gofuse.FUSE_ROOT_ID), Fh: out.Fh})
+	if n := len(l.All(keptPage)) + len(l.All(keptDir)); n != 0 {
+		t.Errorf("%d entries are left of a directory that was closed", n)
 	}
 }
 

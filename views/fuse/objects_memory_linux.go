@@ -50,14 +50,21 @@ func (f *fileSystem) recall(ctx context.Context, l *ledger.Ledger) error {
 	}
 	for _, e := range l.All(keptPage) { // in order
 		f.dirs.pages.Store(e.Number)
-		if len(e.Value) < 16 {
+		var d *dirHandle
+		var w []uint64
+		if len(e.Value) >= 16 {
+			w = wordsOf(e.Value[:16], 2)
+			d = f.dirs.open[w[0]]
+		}
+		if d == nil || w[1] == 0 || w[1] > uint64(len(d.marks)) {
+			l.Delete(keptPage, e.Number)
 			continue
 		}
-		w := wordsOf(e.Value[:16], 2)
-		if d := f.dirs.open[w[0]]; d != nil && w[1] > 0 && w[1] <= uint64(len(d.marks)) {
-			d.marks = append(d.marks[:w[1]], string(e.Value[16:]))
-			d.kept = append(d.kept, e.Number)
+		for _, old := range d.kept[w[1]-1:] {
+			l.Delete(keptPage, old)
 		}
+		d.marks = append(d.marks[:w[1]], string(e.Value[16:]))
+		d.kept = append(d.kept[:w[1]-1], e.Number)
 	}
 	return f.remember(l)
 }

@@ -124,7 +124,7 @@ func (f *treeSystem) status(what string, req *gofuse.InHeader, err error) gofuse
 // admitted reports whether the policy allows to open files.
 func (f *treeSystem) admitted() bool { return !f.denied.Load() }
 
-// askPolicy looks at the policy again, which has changed.
+// askPolicy looks at the policy again, which may have changed.
 func (f *treeSystem) askPolicy() {
 	p, err := f.store.Policy(f.ctx, f.id)
 	if err == nil {

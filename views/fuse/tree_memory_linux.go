@@ -149,6 +149,7 @@ func (f *treeSystem) recall(ctx context.Context, l *ledger.Ledger) error {
 		}
 		f.nodes.refs[e.Number], f.nodes.kept[e.Number] = w[0], file
 	}
+	f.askPolicy()
 	f.locks.recall(ctx, l)
 	return f.remember(l)
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -81,21 +82,27 @@ func (f *volumeSystem) inflight() *inflight { return &f.requests }
 // watch passes on what others changed. What it calls may wait for requests
 // under way, so it runs on the watchers' goroutines.
 func (f *volumeSystem) watch(k kernel) (stop func()) {
+	var telling sync.WaitGroup
 	if f.stale {
-		go k.InodeNotify(volumeNode, 0, 0)
+		telling.Go(func() { k.InodeNotify(volumeNode, 0, 0) })
 	}
 	unwatchVolume := f.volume.Watch(func(off, n int64) { k.InodeNotify(volumeNode, off, n) })
 	unwatchStore := f.store.Watch(func(c Change) {
-		if !c.All && c.ID != f.id {
-			return
-		}
-		if p, err := f.store.Policy(context.Background(), f.id); err == nil {
-			f.denied.Store(views.Gate(p, views.FUSE) != nil)
+		if c.All || c.ID == f.id {
+			f.askPolicy()
 		}
 	})
 	return func() {
 		unwatchVolume()
 		unwatchStore()
+		telling.Wait()
+	}
+}
+
+// askPolicy looks at the policy again, which may have changed.
+func (f *volumeSystem) askPolicy() {
+	if p, err := f.store.Policy(context.Background(), f.id); err == nil {
+		f.denied.Store(views.Gate(p, views.FUSE) != nil)
 	}
 }
 
@@ -115,6 +122,7 @@ func (f *volumeSystem) remember(l *ledger.Ledger) error {
 // it did not tell of.
 func (f *volumeSystem) recall(ctx context.Context, l *ledger.Ledger) error {
 	f.stale = true
+	f.askPolicy()
 	f.locks.recall(ctx, l)
 	return f.remember(l)
 }
