@@ -357,6 +357,7 @@ func TestKillMountedNode(t *testing.T) {
 	t.Parallel()
 	needFUSE(t)
 	b := newBox(t)
+	b.vars = []string{"SPACE_MOUNT_WAIT=0"} // the mount ends with its node
 	dir := t.TempDir()
 	data := random(11, 1<<20)
 	b.put("f", data)
