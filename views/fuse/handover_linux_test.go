@@ -369,7 +369,7 @@ func TestUnknownAbout(t *testing.T) {
 func FuzzRecall(f *testing.F) {
 	f.Add(uint32(keptHandle), uint64(1), words(2, 3, 4))
 	f.Add(uint32(keptOrphan), uint64(2), words(1))
-	f.Add(uint32(keptLock), uint64(1), words(1, 0, 3, 1, 0, 9, 1))
+	f.Add(uint32(keptLock), uint64(1), words(1, 0, 3, 1, 0, 9, 1, 1))
 	f.Add(uint32(keptNode), uint64(2), []byte(`{"path":"a","id":"00000000-0000-0000-0000-000000000000"}`))
 	f.Add(uint32(keptPage), uint64(2), append(words(1, 1), "name"...))
 	f.Fuzz(func(t *testing.T, kind uint32, number uint64, value []byte) {
