@@ -24,9 +24,10 @@ import (
 )
 
 // echo is what a host on a target is measured by: a server that answers every
-// request of req bytes with resp bytes, from memory, with reads and writes
-// batched as far as they are there. It knows no protocol.
-func echo(b *testing.B, req, resp int) net.Conn {
+// request of req bytes with resp bytes, from memory. With batch, reads and writes
+// are batched as far as they are there; without, each message is a write of its
+// own. It knows no protocol.
+func echo(b *testing.B, req, resp int, batch bool) net.Conn {
 	b.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -51,6 +52,9 @@ func echo(b *testing.B, req, resp int) net.Conn {
 				return
 			}
 			w.Write(out)
+			if !batch {
+				w.Flush()
+			}
 		}
 	}()
 	c, err := net.Dial("tcp", l.Addr().String())
@@ -62,8 +66,8 @@ func echo(b *testing.B, req, resp int) net.Conn {
 }
 
 // runEcho keeps depth requests in flight, and reports how long they took.
-func runEcho(b *testing.B, req, resp, depth int) {
-	c := echo(b, req, resp)
+func runEcho(b *testing.B, req, resp, depth int, batch bool) {
+	c := echo(b, req, resp, batch)
 	r, w := bufio.NewReaderSize(c, 64<<10), bufio.NewWriterSize(c, 64<<10)
 	out, in := make([]byte, req), make([]byte, resp)
 	var h histogram
@@ -83,6 +87,9 @@ func runEcho(b *testing.B, req, resp, depth int) {
 		if n < b.N {
 			sent[n%depth] = time.Now()
 			w.Write(out)
+			if !batch {
+				w.Flush()
+			}
 		}
 	}
 	report(b, &h)
@@ -159,7 +166,10 @@ func BenchmarkRead4K(b *testing.B) {
 	for _, depth := range []int{1, 32} {
 		b.Run(fmt.Sprintf("depth=%d/nvme", depth), func(b *testing.B) { runHost(b, Options{}, wire.OpRead, 4096, depth, true) })
 		b.Run(fmt.Sprintf("depth=%d/echo", depth), func(b *testing.B) {
-			runEcho(b, wire.CapsuleCmdLen, wire.DataLen+4096+wire.CapsuleRespLen, depth)
+			runEcho(b, wire.CapsuleCmdLen, wire.DataLen+4096+wire.CapsuleRespLen, depth, true)
+		})
+		b.Run(fmt.Sprintf("depth=%d/echo-unbatched", depth), func(b *testing.B) {
+			runEcho(b, wire.CapsuleCmdLen, wire.DataLen+4096+wire.CapsuleRespLen, depth, false)
 		})
 	}
 	b.Run("depth=32/nvme-digests", func(b *testing.B) {
@@ -171,7 +181,7 @@ func BenchmarkWrite4K(b *testing.B) {
 	for _, depth := range []int{1, 32} {
 		b.Run(fmt.Sprintf("depth=%d/nvme", depth), func(b *testing.B) { runHost(b, Options{}, wire.OpWrite, 4096, depth, true) })
 		b.Run(fmt.Sprintf("depth=%d/echo", depth), func(b *testing.B) {
-			runEcho(b, wire.CapsuleCmdLen+4096, wire.CapsuleRespLen, depth)
+			runEcho(b, wire.CapsuleCmdLen+4096, wire.CapsuleRespLen, depth, true)
 		})
 	}
 }
