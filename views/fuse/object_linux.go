@@ -438,6 +438,11 @@ func (f *objectSystem) Write(cancel <-chan struct{}, in *gofuse.WriteIn, data []
 		if in.Flags&syscall.O_APPEND != 0 && in.WriteFlags&gofuse.WRITE_CACHE == 0 {
 			off = -1 // the kernel may take another file's size for the draft's
 		}
+		// What is written lies on the node's disk until it is stored there: one
+		// writer must not take the room that the store keeps for itself.
+		if f.store.FreeBytes() < int64(len(data)) {
+			return capsule.Errorf(capsule.NoSpace, "the disk has no room for what is written to capsule %s", f.only)
+		}
 		if n, err = d.write(data, off); err == nil && in.Flags&syscall.O_DSYNC != 0 {
 			err = f.publish(ctx, d, false)
 		}

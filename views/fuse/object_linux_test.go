@@ -32,6 +32,31 @@ func mountObject(t *testing.T, content []byte) (s realStore, id capsule.ID, file
 	return s, info.ID, filepath.Join(dir, contentName)
 }
 
+// fullStore has no room left beside what it keeps for itself.
+type fullStore struct{ realStore }
+
+func (fullStore) FreeBytes() int64 { return 0 }
+
+// TestObjectOnFullDisk: writers leave the store the room that it keeps for
+// itself, and the version there is stays.
+func TestObjectOnFullDisk(t *testing.T) {
+	s, id, _ := mountObject(t, []byte("as it was"))
+	_, dir := mountAt(t, fullStore{s}, Options{Capsule: id, Scratch: t.TempDir()})
+	f, err := os.OpenFile(filepath.Join(dir, contentName), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("new"), 0); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("a write on a full disk: %v", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, contentName)); err != nil || string(got) != "as it was" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
 // TestObjectWrite changes an object in place. Readers of the old version are
 // left alone, new ones get the new version once the file is synced or closed.
 func TestObjectWrite(t *testing.T) {
