@@ -21,14 +21,11 @@ type Trust struct {
 	number  int64
 	list    []byte
 	revoked map[NodeID]bool
-	live    map[NodeID]map[*Watched]struct{}
+	live    map[NodeID]map[*watched]struct{}
 }
 
-// Watched is something, such as a session, that ends when its peer is revoked.
-type Watched struct {
-	node NodeID
-	cut  func()
-}
+// watched is something, such as a session, that ends when its peer is revoked.
+type watched struct{ cut func() }
 
 // newTrust returns the trust in a fabric of which the root is known for sure.
 func newTrust(root *x509.Certificate, clk clock.Clock) (*Trust, error) {
@@ -36,7 +33,7 @@ func newTrust(root *x509.Certificate, clk clock.Clock) (*Trust, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Trust{clock: clk, fabric: id, root: root, pool: x509.NewCertPool(), revoked: map[NodeID]bool{}, live: map[NodeID]map[*Watched]struct{}{}}
+	t := &Trust{clock: clk, fabric: id, root: root, pool: x509.NewCertPool(), revoked: map[NodeID]bool{}, live: map[NodeID]map[*watched]struct{}{}}
 	t.pool.AddCert(root)
 	return t, nil
 }
@@ -91,11 +88,11 @@ func (t *Trust) Revocations() []byte {
 // Watch has cut called when node n is revoked, and at once if it is already.
 // Stop ends that.
 func (t *Trust) Watch(n NodeID, cut func()) (stop func()) {
-	w := &Watched{n, cut}
+	w := &watched{cut}
 	t.mu.Lock()
 	revoked := t.revoked[n]
 	if t.live[n] == nil {
-		t.live[n] = map[*Watched]struct{}{}
+		t.live[n] = map[*watched]struct{}{}
 	}
 	t.live[n][w] = struct{}{}
 	t.mu.Unlock()

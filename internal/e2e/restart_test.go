@@ -282,7 +282,14 @@ func TestRestartNamespace(t *testing.T) {
 		b.put("large", random(1, 5<<20))
 	}, "--all")
 	c := startClient(t, "namespace", dir)
-	for range 3 {
+	b.killUnder(c, s, dir, 3)
+}
+
+// killUnder kills the node under a client so many times, and has the client look
+// before, meanwhile, and at last end.
+func (b *box) killUnder(c *client, s *server, dir string, times int) {
+	b.t.Helper()
+	for range times {
 		c.tell("look")
 		c.want("good")
 		s.stop(unix.SIGKILL)
@@ -298,16 +305,7 @@ func TestRestartVolume(t *testing.T) {
 	t.Parallel()
 	b, s, dir := newMounted(t, func(b *box) { b.must("volume", "create", "disk", "--size", "4MiB") }, "disk")
 	c := startClient(t, "volume", dir)
-	for range 4 {
-		c.tell("look")
-		c.want("good")
-		s.stop(unix.SIGKILL)
-		c.tell("look")
-		s = b.serve()
-		c.want("good")
-	}
-	c.finish()
-	b.endMounted(s, dir)
+	b.killUnder(c, s, dir, 4)
 }
 
 // TestRestartEphemeral kills a node that nobody would start again: the holder does.
