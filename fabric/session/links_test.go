@@ -152,9 +152,13 @@ func TestEndWhoseAnswerIsLost(t *testing.T) {
 		near, far := p.stream(p.near, p.far)
 		reset, _ := p.stream(p.near, p.far)
 		time.Sleep(time.Second)
-		far.Close()
+		go io.Copy(io.Discard, far)
+		far.CloseWrite()
+		if _, err := io.ReadAll(near); err != nil {
+			t.Fatal(err)
+		}
 		time.Sleep(time.Second)
-		near.Close() // the end goes over the second link, its answer over the first
+		near.CloseWrite() // the end goes over the second link, its answer over the first
 		reset.Reset(7, "enough")
 		time.Sleep(15 * time.Millisecond) // the answers are under way
 		p.mu.Lock()
