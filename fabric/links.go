@@ -143,14 +143,20 @@ func (c *linkConn) Close() error {
 	return c.Conn.Close()
 }
 
-// dialLink is the session's Dialer: it takes the best way that works.
-func (r *route) dialLink(ctx context.Context, _ int) (net.Conn, error) {
+// dialLink is the session's Dialer: it takes the best way that works. What a
+// link carries decides how nodes pass it on: the first one is for the classes
+// above bulk.
+func (r *route) dialLink(ctx context.Context, n int) (net.Conn, error) {
 	if c := r.takeSpare(); c != nil {
 		return r.own(c), nil
 	}
+	class := frame.Bulk
+	if n == 0 || len(r.linkConns()) == 0 {
+		class = frame.Interactive
+	}
 	var errs []error
 	for _, w := range r.p.candidates() {
-		c, err := r.p.attempt(ctx, w.wayKey)
+		c, err := r.p.attempt(ctx, w.wayKey, class)
 		if err == nil {
 			return r.own(c), nil
 		}
@@ -159,18 +165,28 @@ func (r *route) dialLink(ctx context.Context, _ int) (net.Conn, error) {
 			break
 		}
 	}
+	if len(r.linkConns()) == 0 {
+		r.down()
+	}
 	if len(errs) == 0 {
-		return nil, fmt.Errorf("no way to it is known")
+		return nil, errors.New("no way to it is known")
 	}
 	return nil, errors.Join(errs...)
 }
 
+// own makes a link one of the session's.
+func (r *route) own(c *linkConn) net.Conn {
+	c.onClose = r.lostLink
+	r.n.log.Info("link up", "peer", r.p.id.String(), "way", c.way.String())
+	return c
+}
+
 // attempt makes a link over one way.
-func (p *peer) attempt(ctx context.Context, k wayKey) (*linkConn, error) {
+func (p *peer) attempt(ctx context.Context, k wayKey, class frame.Class) (*linkConn, error) {
 	began := time.Now()
 	attempt, cancel := context.WithTimeout(ctx, wayTime)
 	defer cancel()
-	c, err := p.n.dialWay(attempt, p.id, k)
+	c, err := p.n.dialWay(attempt, p.id, k, class)
 	if err != nil {
 		if ctx.Err() == nil {
 			p.failed(k, began)
@@ -183,7 +199,7 @@ func (p *peer) attempt(ctx context.Context, k wayKey) (*linkConn, error) {
 }
 
 // dialWay makes a connection over a way.
-func (n *Node) dialWay(ctx context.Context, to identity.NodeID, k wayKey) (net.Conn, error) {
+func (n *Node) dialWay(ctx context.Context, to identity.NodeID, k wayKey, class frame.Class) (net.Conn, error) {
 	switch k.carrier {
 	case selfCarrier:
 		near, far := net.Pipe()
@@ -194,7 +210,7 @@ func (n *Node) dialWay(ctx context.Context, to identity.NodeID, k wayKey) (net.C
 		})
 		return near, nil
 	case viaCarrier:
-		st, err := n.pass(ctx, k.via, to, maxHops, frame.Interactive)
+		st, err := n.pass(ctx, k.via, to, maxHops, class)
 		if err != nil {
 			return nil, err
 		}
@@ -208,28 +224,21 @@ func (n *Node) dialWay(ctx context.Context, to identity.NodeID, k wayKey) (net.C
 	return nil, fmt.Errorf("no carrier %q here", k.carrier)
 }
 
-// own makes a link one of the session's.
-func (r *route) own(c *linkConn) net.Conn {
-	r.mu.Lock()
-	c.onClose = r.lostLink
-	r.links[c] = struct{}{}
-	r.mu.Unlock()
-	r.n.log.Info("link up", "peer", r.p.id.String(), "way", c.way.String())
-	r.changedWay()
-	return c
-}
-
 // lostLink takes note of a link's end.
 func (r *route) lostLink(c *linkConn) {
 	r.mu.Lock()
-	delete(r.links, c)
-	moving, s := r.moving == c, r.s
+	s := r.s
 	r.mu.Unlock()
-	if !moving && s != nil && s.Err() == nil {
-		r.p.failed(c.way, c.began)
-		r.n.log.Warn("link down", "peer", r.p.id.String(), "way", c.way.String(), "lasted", time.Since(c.began).Round(time.Millisecond).String())
+	if s == nil || s.Err() != nil {
+		return
 	}
-	r.changedWay()
+	for _, l := range s.Links() {
+		if l.Conn == net.Conn(c) && l.Retired {
+			return
+		}
+	}
+	r.p.failed(c.way, c.began)
+	r.n.log.Warn("link down", "peer", r.p.id.String(), "way", c.way.String(), "lasted", time.Since(c.began).Round(time.Millisecond).String())
 }
 
 func (r *route) takeSpare() *linkConn {
@@ -246,94 +255,76 @@ func (r *route) dropSpare() {
 	}
 }
 
-// climb moves the session's links to a better way, if one works again. It makes
-// the new link first, then gives up a worse one, in whose place the session asks
-// for another: streams go on meanwhile.
+// climb moves the session's links to a better way, if one works again: the new
+// ones are made first, then the session gives up the others when nothing is
+// under way over them.
 func (r *route) climb(ctx context.Context) {
 	defer func() {
 		r.mu.Lock()
 		r.climbing = false
 		r.mu.Unlock()
 	}()
-	for ctx.Err() == nil {
-		ways := r.p.candidates()
-		rank := map[wayKey]int{}
-		for _, w := range ways {
-			if rank[w.wayKey] = w.rank; time.Now().Before(w.avoid) {
-				rank[w.wayKey] = len(ways)
-			}
+	ways := r.p.candidates()
+	now := time.Now()
+	rank := map[wayKey]int{}
+	for _, w := range ways {
+		if rank[w.wayKey] = w.rank; now.Before(w.avoid) {
+			rank[w.wayKey] = len(ways)
 		}
-		worst, at := (*linkConn)(nil), 0
-		r.mu.Lock()
-		for c := range r.links {
-			k, ok := rank[c.way]
-			if !ok {
-				k = len(ways) // it is not a way any more
-			}
-			if k > at {
-				worst, at = c, k
-			}
-		}
-		r.mu.Unlock()
-		if worst == nil {
-			r.climbed(true)
-			return
-		}
-		now := time.Now()
-		var c *linkConn
-		for _, w := range ways {
-			if w.until.After(now) {
-				break // so are the others
-			}
-			if w.rank >= at {
-				continue
-			}
-			var err error
-			if c, err = r.p.attempt(ctx, w.wayKey); err == nil {
-				break
-			}
-		}
-		if c == nil {
-			r.climbed(false)
-			return
-		}
-		r.mu.Lock()
-		old := r.spare
-		r.spare, r.moving = c, worst
-		r.mu.Unlock()
-		if old != nil {
-			old.Close()
-		}
-		worst.Close()
-		// The session's reader sees the end, and maintain asks for the spare.
-		if !r.awaitSpare(ctx) {
-			r.dropSpare()
-			return
-		}
-		r.n.log.Info("link moved", "peer", r.p.id.String(), "from", worst.way.String(), "to", c.way.String())
 	}
+	worst := 0
+	for _, c := range r.linkConns() {
+		k, ok := rank[c.way]
+		if !ok {
+			k = len(ways) // it is not a way any more
+		}
+		worst = max(worst, k)
+	}
+	if worst == 0 {
+		r.climbed(true)
+		return
+	}
+	for _, w := range ways {
+		if w.until.After(now) {
+			break // so are the others
+		}
+		if w.rank >= worst {
+			continue
+		}
+		c, err := r.p.attempt(ctx, w.wayKey, frame.Interactive)
+		if err != nil {
+			continue
+		}
+		r.mu.Lock()
+		r.spare = c
+		r.mu.Unlock()
+		err = r.s.Relink(ctx, r.dialLink)
+		r.dropSpare() // where the session did not ask for it
+		if err == nil {
+			r.n.log.Info("links moved", "peer", r.p.id.String(), "to", w.String())
+			r.changedWay()
+			r.climbed(w.rank == 0)
+			return
+		}
+		r.n.log.Debug("links not moved", "peer", r.p.id.String(), "to", w.String(), "error", err)
+	}
+	r.climbed(false)
 }
 
-// awaitSpare waits until the session has taken the spare link.
-func (r *route) awaitSpare(ctx context.Context) bool {
-	t := time.NewTicker(20 * time.Millisecond)
-	defer t.Stop()
-	for end := time.Now().Add(dialTime); time.Now().Before(end); {
-		r.mu.Lock()
-		taken := r.spare == nil
-		r.mu.Unlock()
-		if taken {
-			return true
-		}
-		select {
-		case <-t.C:
-		case <-r.s.Done():
-			return false
-		case <-ctx.Done():
-			return false
+// linkConns returns the links that carry something new.
+func (r *route) linkConns() (all []*linkConn) {
+	r.mu.Lock()
+	s := r.s
+	r.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	for _, l := range s.Links() {
+		if c, ok := l.Conn.(*linkConn); ok && !l.Retired {
+			all = append(all, c)
 		}
 	}
-	return false
+	return all
 }
 
 // climbed notes how the last climb went, for when the next one is due.
@@ -351,21 +342,19 @@ func (r *route) climbed(top bool) {
 func (r *route) best() wayKey {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.dialed {
-		return r.how
-	}
-	var best wayKey
+	return r.how
+}
+
+// bestNow finds it, at the end that dials.
+func (r *route) bestNow() (best wayKey, ok bool) {
 	rank := -1
-	for c := range r.links {
+	for _, c := range r.linkConns() {
 		k := r.n.rank(c.way)
 		if rank < 0 || k < rank || k == rank && c.way.String() < best.String() {
 			best, rank = c.way, k
 		}
 	}
-	if rank < 0 {
-		return r.how
-	}
-	return best
+	return best, rank >= 0
 }
 
 // rank orders ways by how dear they are: the carriers as they are preferred,

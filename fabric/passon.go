@@ -75,7 +75,7 @@ func (n *Node) passOn(r *route, h streamHead, st *session.Stream) {
 		n.passedHere(r, st)
 		return
 	}
-	next, done, err := n.nextHop(r, h)
+	next, done, err := n.nextHop(r, h, st.Class())
 	if err != nil {
 		n.log.Debug("not passed on", "from", r.p.id.String(), "to", h.to.String(), "error", err)
 		st.Reset(codeNoWay, err.Error())
@@ -107,7 +107,7 @@ func splice(to, from *session.Stream) {
 }
 
 // nextHop opens the stream that goes on towards the node.
-func (n *Node) nextHop(from *route, h streamHead) (*session.Stream, func(), error) {
+func (n *Node) nextHop(from *route, h streamHead, class frame.Class) (*session.Stream, func(), error) {
 	if !n.o.Relay || n.draining.Load() {
 		return nil, nil, fmt.Errorf("%w: node %s passes nothing on", errNoPass, n.o.Name)
 	}
@@ -121,7 +121,6 @@ func (n *Node) nextHop(from *route, h streamHead) (*session.Stream, func(), erro
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, wayTime)
 	defer cancel()
-	class := frame.Interactive
 	var errs []error
 	for _, via := range n.hopsTo(h.to) {
 		if via == from.p.id {

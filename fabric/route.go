@@ -46,10 +46,8 @@ type route struct {
 	gen       uint64
 	expires   time.Time
 	renewAt   time.Time
-	how       wayKey // of the best link, as both ends know it
-	links     map[*linkConn]struct{}
+	how       wayKey    // of the best link, as both ends know it
 	spare     *linkConn // to be the session's next link
-	moving    *linkConn // closed because a better one is there
 	climbing  bool
 	climbAt   time.Time
 	climbRest time.Duration
@@ -60,7 +58,7 @@ type route struct {
 func newRoute(p *peer, dialed bool) *route {
 	now := time.Now()
 	r := &route{n: p.n, p: p, dialed: dialed, ready: make(chan struct{}), out: make(chan message, controlQueue), began: now,
-		tunnels: map[tunnelKey]*Tunnel{}, pending: map[uint64]chan<- any{}, links: map[*linkConn]struct{}{}, used: now,
+		tunnels: map[tunnelKey]*Tunnel{}, pending: map[uint64]chan<- any{}, used: now,
 		climbAt: now.Add(firstClimbRest), expires: now.Add(leaseLife), renewAt: now.Add(leaseLife / 3)}
 	if dialed {
 		var id [8]byte
@@ -72,10 +70,14 @@ func newRoute(p *peer, dialed bool) *route {
 
 // start begins to serve the session.
 func (r *route) start(s *session.Session) {
-	best := r.best()
 	r.mu.Lock()
-	r.s, r.how = s, best
+	r.s = s
 	r.mu.Unlock()
+	if best, ok := r.bestNow(); ok && r.dialed {
+		r.mu.Lock()
+		r.how = best
+		r.mu.Unlock()
+	}
 	release, refused := r.n.admitSession(r)
 	if refused != nil || !r.p.add(r) {
 		s.Close()
@@ -92,6 +94,7 @@ func (r *route) start(s *session.Session) {
 		release()
 	})
 	r.n.run(r.accept)
+	r.n.run(r.watch)
 	r.n.run(r.write)
 	if r.dialed {
 		st, err := s.Open(frame.Control, []byte{streamControl})
@@ -447,9 +450,9 @@ func (r *route) detach(t *Tunnel) {
 // changedWay takes note of how the links go, on the dialer's side, and has both
 // ends and the tunnels know if that is another way than before.
 func (r *route) changedWay() {
-	best := r.best()
+	best, ok := r.bestNow()
 	r.mu.Lock()
-	if r.s == nil || r.ended || best == r.how || len(r.links) == 0 {
+	if !ok || !r.dialed || r.ended || best == r.how {
 		r.mu.Unlock()
 		return
 	}
@@ -471,6 +474,22 @@ func (r *route) routeBody() routeBody {
 		b.Via = r.how.via.String()
 	}
 	return b
+}
+
+// watch follows the session's links.
+func (r *route) watch() {
+	for {
+		changed := r.s.Changed()
+		r.changedWay()
+		if r.s.Stats().Links == 0 {
+			r.n.poke()
+		}
+		select {
+		case <-changed:
+		case <-r.s.Done():
+			return
+		}
+	}
 }
 
 // renew renews the lease, which the dialer does.
