@@ -35,8 +35,7 @@ type Status struct {
 
 // ClassState is what a class has moved since the node started.
 type ClassState struct {
-	Class    frame.Class `json:"-"`
-	Name     string      `json:"class"`
+	Class    frame.Class `json:"class"`
 	Sent     int64       `json:"sent_bytes"`
 	Received int64       `json:"received_bytes"`
 	Dropped  int64       `json:"dropped"` // frames of packets
@@ -62,8 +61,7 @@ type TunnelState struct {
 // StreamState is a stream in the registry.
 type StreamState struct {
 	ID       uint64      `json:"id"` // in its session
-	Class    frame.Class `json:"-"`
-	Name     string      `json:"class"`
+	Class    frame.Class `json:"class"`
 	Opener   bool        `json:"opener"` // it was opened at this end
 	State    string      `json:"state"`  // "open", "half closed (here)", "half closed (peer)"
 	Sent     int64       `json:"sent_bytes"`

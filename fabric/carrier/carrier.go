@@ -3,6 +3,7 @@ package carrier
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 
 	"github.com/spacestore/space/fabric/identity"
@@ -29,3 +30,28 @@ type Listener interface {
 	Addr() string
 	Close() error
 }
+
+// Wrap runs the TLS handshake on conn.
+func Wrap(ctx context.Context, conn net.Conn, id *identity.Node, to identity.NodeID, server bool) (Link, error) {
+	c := tls.Client(conn, id.ClientConfig(to))
+	if server {
+		c = tls.Server(conn, id.ServerConfig(false))
+	}
+	if err := c.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	peer, err := identity.Peer(c.ConnectionState())
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return &link{c, peer}, nil
+}
+
+type link struct {
+	*tls.Conn
+	peer identity.NodeID
+}
+
+func (l *link) Peer() identity.NodeID { return l.peer }
