@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -334,4 +333,3 @@ func TestBothEnds(t *testing.T) {
 }
 
 var _ carrier.Carrier = (*memCarrier)(nil)
-var _ sync.Locker = (*sync.Mutex)(nil)

@@ -257,7 +257,12 @@ func (n *Node) lookAtNeighbours(now time.Time) {
 		n.run(n.seed)
 	}
 	for id := range want {
-		if p, err := n.peer(id); err == nil && p.live() == nil {
+		p, err := n.peer(id)
+		if err != nil {
+			continue
+		}
+		r := p.live()
+		if r == nil {
 			n.run(func() {
 				if _, err := p.route(n.ctx); err != nil {
 					n.log.Debug("neighbour", "error", err)
@@ -375,7 +380,7 @@ func (n *Node) dialSeed(k wayKey) error {
 		c.Close()
 		return nil
 	}
-	d := &dialing{done: make(chan struct{})}
+	d := &dialing{done: make(chan struct{}), direct: true}
 	p.dialing = d
 	p.mu.Unlock()
 	p.dial(d, &linkConn{Conn: c, way: k, began: time.Now()})

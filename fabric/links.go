@@ -82,9 +82,18 @@ func (p *peer) avoid(k wayKey, d time.Duration) {
 	}
 }
 
-// candidates returns the ways there are, those to try first in front.
-func (p *peer) candidates() []way {
+// candidates returns the ways there are for a session, those to try first in
+// front. One is through another session with the same peer, such as when only
+// the peer can dial directly, and this session was dialed from here.
+func (p *peer) candidates(r *route) []way {
 	keys := p.n.waysTo(p.id)
+	if p.other(r) != nil && p.id != p.n.id {
+		at := slices.IndexFunc(keys, func(k wayKey) bool { return !k.direct() })
+		if at < 0 {
+			at = len(keys)
+		}
+		keys = slices.Insert(keys, at, wayKey{carrier: viaCarrier, via: p.id})
+	}
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -155,8 +164,8 @@ func (r *route) dialLink(ctx context.Context, n int) (net.Conn, error) {
 		class = frame.Interactive
 	}
 	var errs []error
-	for _, w := range r.p.candidates() {
-		c, err := r.p.attempt(ctx, w.wayKey, class)
+	for _, w := range r.p.candidates(r) {
+		c, err := r.p.attempt(ctx, r, w.wayKey, class)
 		if err == nil {
 			return r.own(c), nil
 		}
@@ -182,11 +191,11 @@ func (r *route) own(c *linkConn) net.Conn {
 }
 
 // attempt makes a link over one way.
-func (p *peer) attempt(ctx context.Context, k wayKey, class frame.Class) (*linkConn, error) {
+func (p *peer) attempt(ctx context.Context, r *route, k wayKey, class frame.Class) (*linkConn, error) {
 	began := time.Now()
 	attempt, cancel := context.WithTimeout(ctx, wayTime)
 	defer cancel()
-	c, err := p.n.dialWay(attempt, p.id, k, class)
+	c, err := p.n.dialWay(attempt, p, r, k, class)
 	if err != nil {
 		if ctx.Err() == nil {
 			p.failed(k, began)
@@ -199,7 +208,7 @@ func (p *peer) attempt(ctx context.Context, k wayKey, class frame.Class) (*linkC
 }
 
 // dialWay makes a connection over a way.
-func (n *Node) dialWay(ctx context.Context, to identity.NodeID, k wayKey, class frame.Class) (net.Conn, error) {
+func (n *Node) dialWay(ctx context.Context, p *peer, r *route, k wayKey, class frame.Class) (net.Conn, error) {
 	switch k.carrier {
 	case selfCarrier:
 		near, far := net.Pipe()
@@ -210,15 +219,15 @@ func (n *Node) dialWay(ctx context.Context, to identity.NodeID, k wayKey, class 
 		})
 		return near, nil
 	case viaCarrier:
-		st, err := n.pass(ctx, k.via, to, maxHops, class)
+		st, err := n.pass(ctx, p, r, k, class)
 		if err != nil {
 			return nil, err
 		}
-		return carrier.Wrap(ctx, st, n.o.Identity, to, false)
+		return carrier.Wrap(ctx, st, n.o.Identity, p.id, false)
 	}
 	for _, c := range n.o.Dial {
 		if c.Name() == k.carrier {
-			return c.Dial(ctx, k.addr, to)
+			return c.Dial(ctx, k.addr, p.id)
 		}
 	}
 	return nil, fmt.Errorf("no carrier %q here", k.carrier)
@@ -239,6 +248,26 @@ func (r *route) lostLink(c *linkConn) {
 	}
 	r.p.failed(c.way, c.began)
 	r.n.log.Warn("link down", "peer", r.p.id.String(), "way", c.way.String(), "lasted", time.Since(c.began).Round(time.Millisecond).String())
+}
+
+// probe finds out whether a peer can be reached that has dialed this node, and
+// of which no link is left. If it can't, what may be elsewhere leaves at once;
+// else the peer is about to dial again.
+func (r *route) probe() {
+	ways := r.p.candidates(r)
+	for _, w := range ways {
+		c, err := r.p.attempt(r.n.ctx, r, w.wayKey, frame.Interactive)
+		if err == nil {
+			c.Close()
+			return
+		}
+		if r.s.Stats().Links > 0 || r.s.Err() != nil {
+			return
+		}
+	}
+	if len(ways) > 0 {
+		r.down()
+	}
 }
 
 func (r *route) takeSpare() *linkConn {
@@ -264,7 +293,7 @@ func (r *route) climb(ctx context.Context) {
 		r.climbing = false
 		r.mu.Unlock()
 	}()
-	ways := r.p.candidates()
+	ways := r.p.candidates(r)
 	now := time.Now()
 	rank := map[wayKey]int{}
 	for _, w := range ways {
@@ -291,7 +320,7 @@ func (r *route) climb(ctx context.Context) {
 		if w.rank >= worst {
 			continue
 		}
-		c, err := r.p.attempt(ctx, w.wayKey, frame.Interactive)
+		c, err := r.p.attempt(ctx, r, w.wayKey, frame.Interactive)
 		if err != nil {
 			continue
 		}
@@ -344,6 +373,9 @@ func (r *route) best() wayKey {
 	defer r.mu.Unlock()
 	return r.how
 }
+
+// isDirect reports whether no other node passes the session on.
+func (r *route) isDirect() bool { return r.best().direct() }
 
 // bestNow finds it, at the end that dials.
 func (r *route) bestNow() (best wayKey, ok bool) {

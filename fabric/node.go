@@ -75,7 +75,10 @@ type Node struct {
 	ctx    context.Context // until Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
-	poked  chan struct{} // holds one token when run should look at once
+	// starting is held while a goroutine is started, and is the last lock in
+	// the order.
+	starting sync.Mutex
+	poked    chan struct{} // holds one token when run should look at once
 
 	draining  atomic.Bool
 	passed    atomic.Int64 // links that pass through now
@@ -146,9 +149,9 @@ func (n *Node) begin() error {
 // run starts a goroutine that Close waits for. It returns false where the node
 // is being closed.
 func (n *Node) run(fn func()) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.closed {
+	n.starting.Lock()
+	defer n.starting.Unlock()
+	if n.ctx.Err() != nil {
 		return false
 	}
 	n.wg.Go(fn)
@@ -175,7 +178,9 @@ func (n *Node) Close() error {
 		c.Close()
 	}
 	n.mu.Unlock()
+	n.starting.Lock()
 	n.cancel()
+	n.starting.Unlock()
 	var errs []error
 	for _, l := range n.listeners {
 		errs = append(errs, l.Close())
@@ -255,17 +260,9 @@ func (t *Tunnel) left() bool {
 func (n *Node) peerDrains(r *route) {
 	r.mu.Lock()
 	r.draining = true
-	var tunnels []*Tunnel
-	for _, t := range r.tunnels {
-		if t.opener && t.ask.profile.Failover {
-			tunnels = append(tunnels, t)
-		}
-	}
 	r.mu.Unlock()
 	n.log.Info("peer drains", "peer", r.p.id.String())
-	for _, t := range tunnels {
-		t.leave(r)
-	}
+	r.each(mayFailOver, seekAway)
 	for _, p := range n.allPeers() {
 		p.avoid(wayKey{carrier: viaCarrier, via: r.p.id}, drainPause)
 		for _, other := range p.all() {
@@ -274,12 +271,12 @@ func (n *Node) peerDrains(r *route) {
 	}
 }
 
-// leave has a tunnel look for another node, if r is its route.
-func (t *Tunnel) leave(r *route) {
+// leave has a tunnel look for another route, if r is its route.
+func (t *Tunnel) leave(r *route, how seekHow) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.r == r && t.err == nil {
-		t.seek(true)
+		t.seek(how)
 	}
 }
 
@@ -360,7 +357,51 @@ func (r *route) look(now time.Time) {
 	if r.isDown(now) {
 		r.down()
 	}
+	r.shorten(now)
 }
+
+// shorten looks for a direct session where this one is passed on, was dialed by
+// the peer, and this node could dial directly; and has the tunnels go over it
+// once it is there.
+func (r *route) shorten(now time.Time) {
+	if r.isDirect() || !r.isReady() {
+		return
+	}
+	if o := r.p.other(r); o != nil {
+		r.each(func(t *Tunnel) bool { return true }, seekBetter)
+		return
+	}
+	if r.dialed {
+		return // it climbs
+	}
+	for _, w := range r.p.candidates(r) {
+		if w.direct() && !w.until.After(now) {
+			r.n.run(func() {
+				if _, err := r.p.directly(r.n.ctx); err != nil {
+					r.n.log.Debug("no direct session", "peer", r.p.id.String(), "error", err)
+				}
+			})
+			return
+		}
+	}
+}
+
+// each has tunnels that were opened at this end look for another route.
+func (r *route) each(which func(*Tunnel) bool, how seekHow) {
+	r.mu.Lock()
+	var tunnels []*Tunnel
+	for _, t := range r.tunnels {
+		if t.opener && which(t) {
+			tunnels = append(tunnels, t)
+		}
+	}
+	r.mu.Unlock()
+	for _, t := range tunnels {
+		t.leave(r, how)
+	}
+}
+
+func mayFailOver(t *Tunnel) bool { return t.ask.profile.Failover }
 
 // climbSoon has the next look try for better ways.
 func (r *route) climbSoon() {
@@ -372,16 +413,4 @@ func (r *route) climbSoon() {
 
 // down has the tunnels that may be elsewhere leave a session without links. Its
 // streams may live on, if it comes back in time.
-func (r *route) down() {
-	r.mu.Lock()
-	var tunnels []*Tunnel
-	for _, t := range r.tunnels {
-		if t.opener && t.ask.profile.Failover {
-			tunnels = append(tunnels, t)
-		}
-	}
-	r.mu.Unlock()
-	for _, t := range tunnels {
-		t.leave(r)
-	}
-}
+func (r *route) down() { r.each(mayFailOver, seekAway) }

@@ -17,55 +17,34 @@ import (
 // errNoPass is of a link that can't be passed on.
 var errNoPass = errors.New("fabric: the link can't be passed on")
 
-// pass opens a stream that node via is asked to pass on to node to. Whether it
-// does shows in the first read. Only a direct session with via will do, so
-// that what is passed on is never within something else that is.
-func (n *Node) pass(ctx context.Context, via, to identity.NodeID, hops uint8, class frame.Class) (*session.Stream, error) {
-	r, err := n.directRoute(ctx, via)
-	if err != nil {
-		return nil, err
+// pass opens a stream that goes on to a peer through the way's node. Whether it
+// arrives shows in the first read. r is the session that it is for.
+func (n *Node) pass(ctx context.Context, p *peer, r *route, k wayKey, class frame.Class) (*session.Stream, error) {
+	if k.via == p.id { // within another session with it
+		if o := p.other(r); o != nil {
+			return o.s.Open(class, passHeader(p.id, 0))
+		}
+		return nil, fmt.Errorf("%w: there is no other session", errNoPass)
 	}
-	st, err := r.s.Open(class, passHeader(to, hops))
-	if err != nil {
-		return nil, err
-	}
-	return st, nil
+	return n.hop(ctx, k.via, p.id, maxHops, class)
 }
 
-// directRoute returns a session with a node that no other node passes on.
-func (n *Node) directRoute(ctx context.Context, id identity.NodeID) (*route, error) {
-	p, err := n.peer(id)
+// hop opens a stream that node via is asked to pass on to node to. Only a direct
+// session with via will do, so that what is passed on is never within something
+// else that is.
+func (n *Node) hop(ctx context.Context, via, to identity.NodeID, hops uint8, class frame.Class) (*session.Stream, error) {
+	p, err := n.peer(via)
 	if err != nil {
 		return nil, err
 	}
-	find := func() *route {
-		for _, r := range p.all() {
-			if r.isReady() && r.best().direct() && r.s.Stats().Links > 0 {
-				return r
-			}
-		}
-		return nil
-	}
-	if r := find(); r != nil {
-		return r, nil
-	}
-	if len(p.all()) > 0 {
-		return nil, fmt.Errorf("%w: node %s is not reached directly just now", errNoPass, n.nameOf(id))
-	}
-	direct := false
-	for _, w := range p.candidates() {
-		direct = direct || w.direct()
-	}
-	if !direct {
-		return nil, fmt.Errorf("%w: no direct way to node %s is known", errNoPass, n.nameOf(id))
-	}
-	if _, err := p.route(ctx); err != nil {
+	r, err := p.directly(ctx)
+	if err != nil {
 		return nil, err
 	}
-	if r := find(); r != nil {
-		return r, nil
+	if r.s.Stats().Links == 0 {
+		return nil, fmt.Errorf("%w: node %s is not reached just now", errNoPass, n.nameOf(via))
 	}
-	return nil, fmt.Errorf("%w: node %s is not reached directly", errNoPass, n.nameOf(id))
+	return r.s.Open(class, passHeader(to, hops))
 }
 
 // passOn serves a stream with which a peer asks to be passed on, or which has
@@ -126,7 +105,7 @@ func (n *Node) nextHop(from *route, h streamHead, class frame.Class) (*session.S
 		if via == from.p.id {
 			continue
 		}
-		next, err := n.pass(ctx, via, h.to, h.hops-1, class)
+		next, err := n.hop(ctx, via, h.to, h.hops-1, class)
 		if err == nil {
 			n.passed.Add(1)
 			return next, func() { n.passed.Add(-1); release() }, nil

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/spacestore/space/fabric/frame"
 	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/fabric/session"
 )
@@ -31,9 +32,9 @@ type peer struct {
 
 // dialing is a session being made, that any number of callers wait for.
 type dialing struct {
-	done chan struct{}
-	r    *route
-	err  error
+	done   chan struct{}
+	direct bool
+	err    error
 }
 
 // peer returns what there is about a node.
@@ -81,18 +82,34 @@ func (n *Node) allPeers() []*peer {
 	return all
 }
 
-// live returns the session to use now: the one that the node with the lower ID
-// has dialed where there are two, so that both ends choose the same.
+// live returns the session to use now: a direct one before one that is passed
+// on, and the one that the node with the lower ID has dialed where there are two,
+// so that both ends choose the same.
 func (p *peer) live() *route {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var best *route
 	for _, r := range p.routes {
-		if r.isReady() && (best == nil || r.dialed == p.n.before(p.id)) {
+		if !r.isReady() {
+			continue
+		}
+		if best == nil || r.isDirect() && !best.isDirect() || r.isDirect() == best.isDirect() && r.dialed == p.n.before(p.id) {
 			best = r
 		}
 	}
 	return best
+}
+
+// other returns a direct session with the peer that is not r.
+func (p *peer) other(r *route) *route {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, o := range p.routes {
+		if o != r && o.isReady() && o.isDirect() {
+			return o
+		}
+	}
+	return nil
 }
 
 // all returns the peer's sessions.
@@ -106,9 +123,14 @@ func (p *peer) all() []*route {
 func (n *Node) before(other identity.NodeID) bool { return string(n.id[:]) < string(other[:]) }
 
 // route returns a session with the peer, and makes one if there is none.
-func (p *peer) route(ctx context.Context) (*route, error) {
+func (p *peer) route(ctx context.Context) (*route, error) { return p.session(ctx, false) }
+
+// directly is route for a session that no other node passes on.
+func (p *peer) directly(ctx context.Context) (*route, error) { return p.session(ctx, true) }
+
+func (p *peer) session(ctx context.Context, direct bool) (*route, error) {
 	for {
-		if r := p.live(); r != nil {
+		if r := p.live(); r != nil && (!direct || r.isDirect()) {
 			return r, nil
 		}
 		p.mu.Lock()
@@ -118,20 +140,22 @@ func (p *peer) route(ctx context.Context) (*route, error) {
 		}
 		d := p.dialing
 		if d == nil {
-			d = &dialing{done: make(chan struct{})}
+			d = &dialing{done: make(chan struct{}), direct: direct}
+			if !p.n.run(func() { p.dial(d, nil) }) {
+				p.mu.Unlock()
+				return nil, ErrClosed
+			}
 			p.dialing = d
-			p.n.run(func() { p.dial(d, nil) })
 		}
 		p.mu.Unlock()
 		select {
 		case <-d.done:
-			if d.err != nil {
-				if r := p.live(); r != nil { // the peer was quicker
+			if d.err != nil && d.direct == direct {
+				if r := p.live(); r != nil && (!direct || r.isDirect()) { // the peer was quicker
 					return r, nil
 				}
 				return nil, d.err
 			}
-			return d.r, nil
 		case <-p.n.ctx.Done():
 			return nil, ErrClosed
 		case <-ctx.Done():
@@ -144,37 +168,53 @@ func (p *peer) route(ctx context.Context) (*route, error) {
 func (p *peer) dial(d *dialing, first *linkConn) {
 	ctx, cancel := context.WithTimeout(p.n.ctx, dialTime)
 	defer cancel()
+	err := p.begin(ctx, d.direct, first)
+	if err != nil {
+		err = fmt.Errorf("fabric: node %s can't be reached: %w", p.n.nameOf(p.id), err)
+	}
+	p.mu.Lock()
+	d.err = err
+	p.dialing = nil
+	p.mu.Unlock()
+	close(d.done)
+}
+
+func (p *peer) begin(ctx context.Context, direct bool, first *linkConn) error {
 	r := newRoute(p, true)
+	if direct && first == nil {
+		var errs []error
+		for _, w := range p.candidates(r) {
+			if first != nil || !w.direct() {
+				continue
+			}
+			c, err := p.attempt(ctx, r, w.wayKey, frame.Interactive)
+			errs = append(errs, err)
+			first = c
+		}
+		if first == nil {
+			return errors.Join(append(errs, errNoPass)...)
+		}
+	}
 	r.spare = first
+	defer r.dropSpare() // where nobody has asked for it
 	links := p.n.o.Links
 	if p.id == p.n.id {
 		links = 1
 	}
 	s, err := p.ep.Dial(ctx, p.id.String(), links, r.dialLink)
-	if err == nil {
-		r.start(s)
-		select {
-		case <-r.ready:
-		case <-s.Done():
-			err = s.Err()
-		case <-ctx.Done():
-			err = context.Cause(ctx)
-			s.Close()
-		}
-	}
 	if err != nil {
-		r.dropSpare()
-		err = fmt.Errorf("fabric: node %s can't be reached: %w", p.n.nameOf(p.id), err)
+		return err
 	}
-	p.mu.Lock()
-	if d.r, d.err = r, err; err != nil {
-		d.r = nil
+	r.start(s)
+	select {
+	case <-r.ready:
+		return nil
+	case <-s.Done():
+		return s.Err()
+	case <-ctx.Done():
+		s.Close()
+		return context.Cause(ctx)
 	}
-	if p.dialing == d {
-		p.dialing = nil
-	}
-	p.mu.Unlock()
-	close(d.done)
 }
 
 // add takes in a session that has begun. It returns false where none may begin

@@ -481,8 +481,8 @@ func (r *route) watch() {
 	for {
 		changed := r.s.Changed()
 		r.changedWay()
-		if r.s.Stats().Links == 0 {
-			r.n.poke()
+		if r.s.Stats().Links == 0 && !r.dialed {
+			r.probe()
 		}
 		select {
 		case <-changed:

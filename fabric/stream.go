@@ -15,6 +15,7 @@ import (
 // stream is a tunnel's stream.
 type stream struct {
 	t       *Tunnel
+	r       *route
 	st      *session.Stream
 	local   bool // opened at this end
 	header  []byte
@@ -30,8 +31,8 @@ type stream struct {
 var _ Stream = (*stream)(nil)
 
 // add registers a stream.
-func (t *Tunnel) add(st *session.Stream, local bool, header []byte, release func()) *stream {
-	s := &stream{t: t, st: st, local: local, header: header, opened: time.Now(), release: release}
+func (t *Tunnel) add(r *route, st *session.Stream, local bool, header []byte, release func()) *stream {
+	s := &stream{t: t, r: r, st: st, local: local, header: header, opened: time.Now(), release: release}
 	t.ever.Add(1)
 	t.mu.Lock()
 	if t.streams == nil {

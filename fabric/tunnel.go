@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -329,30 +330,34 @@ func (t *Tunnel) lost(r *route) {
 	t.r = nil
 	t.change()
 	if t.opener {
-		t.seek(false)
+		t.seek(seekAny)
 	} else {
 		t.hold = time.AfterFunc(holdTime, func() { t.end(errAbandoned, false) })
 	}
 }
 
-// seek looks for a route in the background, unless somebody does. away: not to
-// the node it goes to now. t.mu is held.
-func (t *Tunnel) seek(away bool) {
+// seekHow says what a tunnel looks for.
+type seekHow int
+
+const (
+	seekAny    seekHow = iota // it has no route
+	seekAway                  // another node than now, which drains or can't be reached
+	seekBetter                // another session with the same node
+)
+
+// seek looks for a route in the background, unless somebody does. t.mu is held.
+func (t *Tunnel) seek(how seekHow) {
 	if t.seeking {
 		return
 	}
-	t.seeking = true
-	peer := t.peer
-	started := t.n.run(func() { t.reopen(peer, away) })
-	if !started {
-		t.seeking = false // the node is being closed, and ends the tunnel
-	}
+	peer, old := t.peer, t.r
+	t.seeking = t.n.run(func() { t.reopen(peer, old, how) }) // false: the node is being closed, and ends the tunnel
 }
 
 // reopen finds the tunnel another route: to the same node, or, where the
-// profile allows it, to another one. It goes on until there is one or the
-// tunnel has ended.
-func (t *Tunnel) reopen(peer identity.NodeID, away bool) {
+// profile allows it, to another one. Where it has none, it goes on until there
+// is one or the tunnel has ended.
+func (t *Tunnel) reopen(peer identity.NodeID, old *route, how seekHow) {
 	ctx, cancel := context.WithCancel(t.n.ctx)
 	defer cancel()
 	go func() {
@@ -363,60 +368,78 @@ func (t *Tunnel) reopen(peer identity.NodeID, away bool) {
 		}
 	}()
 	log := t.n.log.With("tunnel", t.id.String(), "kind", t.ask.kind)
-	old := t.route()
-	rest := firstReopenRest
-	for {
-		var err error
-		attempt, stop := context.WithTimeout(ctx, reopenTime)
-		if t.ask.profile.Failover {
-			var except *identity.NodeID
-			if away {
-				except = &peer
-			}
-			err = t.establish(attempt, except)
-		} else {
-			err = t.agree(attempt, peer)
-		}
-		stop()
+	for rest := firstReopenRest; ctx.Err() == nil; rest = min(2*rest, lastReopenRest) {
+		news := t.n.directoryNews()
+		err := t.tryReopen(ctx, peer, how)
 		if err == nil {
-			if now := t.Peer(); now != peer {
-				t.n.failovers.Add(1)
-				log.Warn("tunnel goes on with another node", "from", peer.String(), "to", now.String())
-				if old != nil {
-					old.tell(cmdClose, closeBody{sided(t.id, true), "it goes on with another node"})
-				}
-			} else {
-				log.Info("tunnel has a route again", "peer", now.String())
-			}
+			t.reopened(log, peer, old)
 			break
 		}
-		if away {
+		log.Debug("tunnel has found no other route", "error", err)
+		if how != seekAny {
 			break // it stays where it is, as long as that lasts
 		}
-		log.Debug("tunnel has no route", "error", err)
 		timer := time.NewTimer(rest + time.Duration(t.id[0])*rest/1024)
 		select {
 		case <-timer.C:
-		case <-t.n.directoryNews():
-			timer.Stop()
-			timer.Reset(firstReopenRest)
+		case <-ctx.Done():
+		case <-news: // perhaps of a node that is there again
+			rest = min(rest, firstReopenRest)
+			timer.Reset(rest)
 			select {
 			case <-timer.C:
 			case <-ctx.Done():
 			}
-		case <-ctx.Done():
 		}
 		timer.Stop()
-		if ctx.Err() != nil {
-			break
-		}
-		rest = min(2*rest, lastReopenRest)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.seeking = false
-	if t.r == nil && t.err == nil && ctx.Err() == nil { // lost again, just now
-		t.seek(false)
+	if t.r == nil && t.err == nil && ctx.Err() == nil { // it was lost meanwhile
+		t.seek(seekAny)
+	}
+}
+
+func (t *Tunnel) tryReopen(ctx context.Context, peer identity.NodeID, how seekHow) error {
+	ctx, cancel := context.WithTimeout(ctx, reopenTime)
+	defer cancel()
+	switch {
+	case how == seekBetter || !t.ask.profile.Failover:
+		return t.agree(ctx, peer)
+	case how == seekAway:
+		return t.establish(ctx, &peer)
+	}
+	return t.establish(ctx, nil)
+}
+
+// reopened takes note that a tunnel that was with peer over old has another
+// route.
+func (t *Tunnel) reopened(log *slog.Logger, peer identity.NodeID, old *route) {
+	now := t.Peer()
+	if now == peer {
+		log.Info("tunnel has another route", "peer", now.String())
+		return
+	}
+	t.n.failovers.Add(1)
+	log.Warn("tunnel goes on with another node", "from", peer.String(), "to", now.String())
+	if old == nil || old.s.Err() != nil {
+		return
+	}
+	old.tell(cmdClose, closeBody{sided(t.id, true), "it goes on with another node"})
+	if !old.isDown(time.Now()) && old.s.Stats().Links > 0 {
+		return // the streams that are there end by themselves
+	}
+	t.mu.Lock()
+	var stranded []*stream
+	for s := range t.streams {
+		if s.r == old {
+			stranded = append(stranded, s)
+		}
+	}
+	t.mu.Unlock()
+	for _, s := range stranded {
+		s.st.Reset(codeNoTunnel, "the node at the other end can't be reached")
 	}
 }
 
@@ -515,7 +538,7 @@ func (t *Tunnel) Open(ctx context.Context, class frame.Class, header []byte) (St
 			}
 			st, err := r.s.Open(class, h)
 			if err == nil {
-				return t.add(st, true, header, release), nil
+				return t.add(r, st, true, header, release), nil
 			}
 			release()
 			if errors.Is(err, session.ErrBusy) {
@@ -598,7 +621,7 @@ func (n *Node) incoming(r *route, h streamHead, st *session.Stream) {
 		n.refused.Add(1)
 		st.Reset(codeRefused, "nobody accepts the tunnel's streams")
 	default:
-		s := t.add(st, false, h.rest, release)
+		s := t.add(r, st, false, h.rest, release)
 		t.mu.Lock()
 		t.accept = append(t.accept, s)
 		t.offer()
