@@ -418,9 +418,15 @@ func (r *route) end() {
 	r.tunnels = map[tunnelKey]*Tunnel{}
 	r.mu.Unlock()
 	r.n.count(r.s.Stats())
-	r.n.log.Info("session ended", "peer", r.p.id.String(), "why", r.s.Err())
+	why := r.s.Err()
+	r.n.log.Info("session ended", "peer", r.p.id.String(), "why", why)
+	var bye *frame.GoAwayError
 	for _, t := range tunnels {
-		t.lost(r)
+		if !t.opener && errors.As(why, &bye) {
+			t.end(errPeerClosed, false) // its node ends, and the tunnel's opener with it
+		} else {
+			t.lost(r)
+		}
 	}
 	r.n.poke()
 }

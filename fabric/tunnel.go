@@ -187,6 +187,17 @@ func (n *Node) tunnel(k tunnelKey) *Tunnel {
 	return n.tunnels[k]
 }
 
+// allTunnels returns the ends of tunnels of this moment.
+func (n *Node) allTunnels() []*Tunnel {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := make([]*Tunnel, 0, len(n.tunnels))
+	for _, t := range n.tunnels {
+		all = append(all, t)
+	}
+	return all
+}
+
 // establish finds a provider and agrees with it. except is a node that shall
 // not be it, if there is another.
 func (t *Tunnel) establish(ctx context.Context, except *identity.NodeID) error {
