@@ -76,7 +76,6 @@ func (n *Node) revoke(list []byte, from *route) (news bool, err error) {
 			}
 		}
 	}
-	n.dropRevoked()
 	return true, err
 }
 

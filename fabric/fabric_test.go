@@ -31,8 +31,14 @@ type world struct {
 	auth *identity.Authority
 	ids  map[string]*identity.Node
 	all  map[string]*Node
-	tune func(name string, o *Options)
+	late shifted // the authority's clock
 }
+
+// shifted is a clock that is late.
+type shifted struct{ by time.Duration }
+
+func (s *shifted) Now() time.Time                         { return time.Now().Add(-s.by) }
+func (s *shifted) After(d time.Duration) <-chan time.Time { return time.After(d) }
 
 // simulate runs fn in a bubble whose time is virtual.
 func simulate(t *testing.T, fn func(t *testing.T, w *world)) {
@@ -47,7 +53,7 @@ func simulate(t *testing.T, fn func(t *testing.T, w *world)) {
 func newWorld(t testing.TB, delay time.Duration) *world {
 	w := &world{net: newNetwork(delay), ids: map[string]*identity.Node{}, all: map[string]*Node{}}
 	w.t, _ = t.(*testing.T)
-	auth, err := identity.Create(vfstest.NewPowerCut(), "/auth", clock.System())
+	auth, err := identity.Create(vfstest.NewPowerCut(), "/auth", &w.late)
 	if err != nil {
 		t.Fatal(err)
 	}

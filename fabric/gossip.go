@@ -561,8 +561,8 @@ func (n *Node) Nodes() []NodeState {
 	return states
 }
 
-// dropRevoked forgets the records of nodes that were revoked.
-func (n *Node) dropRevoked() {}
+// dropRecord forgets a node that was revoked.
+func (n *Node) dropRecord(id identity.NodeID) {}
 
 // found answers a node of another area.
 func (n *Node) found(r *route, b findBody) error { return r.command(cmdFound, foundBody{b.ID}) }

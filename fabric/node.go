@@ -166,10 +166,6 @@ func (n *Node) Close() error {
 		return nil
 	}
 	n.closed = true
-	var tunnels []*Tunnel
-	for _, t := range n.tunnels {
-		tunnels = append(tunnels, t)
-	}
 	var peers []*peer
 	for _, p := range n.peers {
 		peers = append(peers, p)
@@ -185,7 +181,7 @@ func (n *Node) Close() error {
 	for _, l := range n.listeners {
 		errs = append(errs, l.Close())
 	}
-	for _, t := range tunnels {
+	for _, t := range n.allTunnels() {
 		t.end(fmt.Errorf("%w: the node ends", ErrClosed), true)
 	}
 	for _, p := range peers {
@@ -221,14 +217,12 @@ func (n *Node) Drain(ctx context.Context) error {
 			r.tell(cmdDrain, struct{}{})
 		}
 	}
-	n.mu.Lock()
 	var leaving []*Tunnel
-	for _, t := range n.tunnels {
-		if !t.opener && t.ask.profile.Failover {
+	for _, t := range n.allTunnels() {
+		if !t.opener && mayFailOver(t) {
 			leaving = append(leaving, t)
 		}
 	}
-	n.mu.Unlock()
 	t := time.NewTicker(drainLook)
 	defer t.Stop()
 	for {

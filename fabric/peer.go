@@ -60,7 +60,7 @@ func (n *Node) peer(id identity.NodeID) (*peer, error) {
 		Packets:    func(tunnel [16]byte, packets [][]byte) { n.packets(p, tunnel, packets) },
 	})
 	n.peers[id] = p
-	p.stop = n.o.Identity.Watch(id, func() { go p.cut(identity.ErrRevoked) }) // cut takes locks
+	p.stop = n.o.Identity.Watch(id, func() { go p.revoked() }) // it takes locks
 	return p, nil
 }
 
@@ -241,13 +241,18 @@ func (p *peer) remove(r *route) {
 	p.used = time.Now()
 }
 
-// cut ends all sessions with the peer.
-func (p *peer) cut(why error) {
+// revoked ends all that there is with a peer that was shut out. Tunnels to it
+// that may be elsewhere look for another node.
+func (p *peer) revoked() {
+	p.n.log.Warn("everything with a revoked node is cut", "peer", p.id.String())
+	p.n.dropRecord(p.id)
 	for _, r := range p.all() {
-		if errors.Is(why, identity.ErrRevoked) {
-			p.n.log.Warn("session cut: the node was revoked", "peer", p.id.String())
-		}
 		r.s.Close()
+	}
+	for _, t := range p.n.allTunnels() {
+		if t.Peer() == p.id && !(t.opener && mayFailOver(t)) {
+			t.end(fmt.Errorf("%w: %s", identity.ErrRevoked, p.n.nameOf(p.id)), true)
+		}
 	}
 }
 

@@ -43,11 +43,8 @@ func (n *Node) Status() Status {
 	s.Sessions = sessions
 	n.mu.Lock()
 	addStats(&sum, n.past)
-	tunnels := make([]*Tunnel, 0, len(n.tunnels))
-	for _, t := range n.tunnels {
-		tunnels = append(tunnels, t)
-	}
 	n.mu.Unlock()
+	tunnels := n.allTunnels()
 	s.Tunnels = len(tunnels)
 	for _, t := range tunnels {
 		t.mu.Lock()
@@ -66,12 +63,7 @@ func (n *Node) Status() Status {
 
 // Tunnels returns the stream registry.
 func (n *Node) Tunnels() []TunnelState {
-	n.mu.Lock()
-	tunnels := make([]*Tunnel, 0, len(n.tunnels))
-	for _, t := range n.tunnels {
-		tunnels = append(tunnels, t)
-	}
-	n.mu.Unlock()
+	tunnels := n.allTunnels()
 	states := make([]TunnelState, 0, len(tunnels))
 	for _, t := range tunnels {
 		states = append(states, t.State())

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ type route struct {
 	s      *session.Session // set by start, before anybody else has the route
 	ready  chan struct{}    // closed when the peer has said hello
 	out    chan message     // to the control stream
+	notice chan struct{}    // holds one token when there is something in closed or moved
 	began  time.Time
 
 	mu       sync.Mutex
@@ -36,9 +38,10 @@ type route struct {
 	tunnels  map[tunnelKey]*Tunnel
 	pending  map[uint64]chan<- any // requests that wait for an answer
 	nextID   uint64
-	passing  int       // links of others that pass over it
-	used     time.Time // when it last was of use
-	digestAt time.Time // when to exchange digests again
+	closed   []TunnelID          // that have ended here, of which the peer is to know
+	moved    map[TunnelID]uint64 // generations that the peer is to know
+	used     time.Time           // when it last was of use
+	digestAt time.Time           // when to exchange digests again
 
 	// The lease, and how the links go.
 	lease     string
@@ -57,8 +60,8 @@ type route struct {
 
 func newRoute(p *peer, dialed bool) *route {
 	now := time.Now()
-	r := &route{n: p.n, p: p, dialed: dialed, ready: make(chan struct{}), out: make(chan message, controlQueue), began: now,
-		tunnels: map[tunnelKey]*Tunnel{}, pending: map[uint64]chan<- any{}, used: now,
+	r := &route{n: p.n, p: p, dialed: dialed, ready: make(chan struct{}), out: make(chan message, controlQueue), notice: make(chan struct{}, 1), began: now,
+		tunnels: map[tunnelKey]*Tunnel{}, moved: map[TunnelID]uint64{}, pending: map[uint64]chan<- any{}, used: now,
 		climbAt: now.Add(firstClimbRest), expires: now.Add(leaseLife), renewAt: now.Add(leaseLife / 3)}
 	if dialed {
 		var id [8]byte
@@ -150,15 +153,74 @@ func (r *route) write() {
 		return
 	}
 	for {
+		var err error
 		select {
 		case m := <-r.out:
-			if _, err := r.control.Write(m.encode()); err != nil {
-				r.s.Close()
-				return
-			}
+			_, err = r.control.Write(m.encode())
+		case <-r.notice:
+			err = r.writeNotices()
 		case <-r.s.Done():
 			return
 		}
+		if err != nil {
+			r.s.Close()
+			return
+		}
+	}
+}
+
+// writeNotices sends what the peer is to know of tunnels, behind all that was
+// queued before.
+func (r *route) writeNotices() error {
+	for n := len(r.out); n > 0; n-- {
+		if _, err := r.control.Write((<-r.out).encode()); err != nil {
+			return err
+		}
+	}
+	r.mu.Lock()
+	closed := r.closed
+	moved := make([]movedTunnel, 0, len(r.moved))
+	for id, gen := range r.moved {
+		moved = append(moved, movedTunnel{id, gen})
+	}
+	r.closed, r.moved = nil, map[TunnelID]uint64{}
+	r.mu.Unlock()
+	for batch := range slices.Chunk(moved, maxBatch) {
+		if err := r.writeCommand(cmdMoved, movedBody{batch}); err != nil {
+			return err
+		}
+	}
+	for batch := range slices.Chunk(closed, maxBatch) {
+		if err := r.writeCommand(cmdClose, closeBody{batch}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *route) writeCommand(kind string, body any) error {
+	m, err := r.sign(kind, body)
+	if err == nil {
+		_, err = r.control.Write(m.encode())
+	}
+	return err
+}
+
+// noteClosed has the peer told that a tunnel has ended here.
+func (r *route) noteClosed(t *Tunnel) {
+	r.mu.Lock()
+	if !r.ended {
+		r.closed = append(r.closed, sided(t.id, t.opener))
+	}
+	r.mu.Unlock()
+	r.noteAll()
+}
+
+// noteAll has the writer look for notices.
+func (r *route) noteAll() {
+	select {
+	case r.notice <- struct{}{}:
+	default:
 	}
 }
 
@@ -174,24 +236,30 @@ func (r *route) send(m message) error {
 
 // command sends a signed command.
 func (r *route) command(kind string, body any) error {
-	b, err := json.Marshal(body)
+	m, err := r.sign(kind, body)
 	if err != nil {
 		return err
+	}
+	return r.send(m)
+}
+
+// sign makes a command for the peer.
+func (r *route) sign(kind string, body any) (m message, err error) {
+	b, err := json.Marshal(body)
+	if err != nil {
+		return m, err
 	}
 	r.mu.Lock()
 	life, ok := r.hello.Life, r.isHello
 	r.mu.Unlock()
 	if !ok {
-		return errors.New("fabric: the peer has not said hello")
+		return m, errors.New("fabric: the peer has not said hello")
 	}
 	signed, err := r.n.signer.Sign(r.p.id, life, kind, b)
-	if err != nil {
-		return err
-	}
-	return r.send(message{msgCommand, signed})
+	return message{msgCommand, signed}, err
 }
 
-// tell is command for what is no harm if it is lost: leases see to it.
+// tell is command for what is no harm if it is lost.
 func (r *route) tell(kind string, body any) {
 	if err := r.command(kind, body); err != nil {
 		r.n.log.Debug("command not sent", "peer", r.p.id.String(), "kind", kind, "error", err)
@@ -286,7 +354,9 @@ func (r *route) obey(c identity.Command) error {
 		if err := decode(&b); err != nil {
 			return err
 		}
-		r.n.closedByPeer(r, b)
+		for _, id := range b.Tunnels {
+			r.n.closedByPeer(r, id)
+		}
 	case cmdRoute:
 		var b routeBody
 		if err := decode(&b); err != nil {
@@ -308,7 +378,7 @@ func (r *route) obey(c identity.Command) error {
 		if err := decode(&b); err != nil {
 			return err
 		}
-		r.moved(b)
+		r.wereMoved(b)
 	case cmdDrain:
 		r.n.peerDrains(r)
 	case cmdFind:
@@ -418,9 +488,15 @@ func (r *route) end() {
 	r.tunnels = map[tunnelKey]*Tunnel{}
 	r.mu.Unlock()
 	r.n.count(r.s.Stats())
-	r.n.log.Info("session ended", "peer", r.p.id.String(), "why", r.s.Err())
+	why := r.s.Err()
+	r.n.log.Info("session ended", "peer", r.p.id.String(), "why", why)
+	var bye *frame.GoAwayError
 	for _, t := range tunnels {
-		t.lost(r)
+		if !t.opener && errors.As(why, &bye) {
+			t.end(errPeerClosed, false) // its node ends, and the tunnel's opener with it
+		} else {
+			t.lost(r)
+		}
 	}
 	r.n.poke()
 }
@@ -548,20 +624,18 @@ func (r *route) bump() {
 		}
 	}
 	r.mu.Unlock()
-	var b movedBody
-	for i, t := range tunnels {
+	for _, t := range tunnels {
 		if gen, ok := t.bump(r); ok {
-			b.Tunnels = append(b.Tunnels, movedTunnel{t.id, gen})
-		}
-		if len(b.Tunnels) > 0 && (len(b.Tunnels) == maxMoved || i == len(tunnels)-1) {
-			r.tell(cmdMoved, b)
-			b.Tunnels = nil
+			r.mu.Lock()
+			r.moved[t.id] = gen
+			r.mu.Unlock()
 		}
 	}
+	r.noteAll()
 }
 
-// moved takes in the generations of tunnels that the peer has opened.
-func (r *route) moved(b movedBody) {
+// wereMoved takes in the generations of tunnels that the peer has opened.
+func (r *route) wereMoved(b movedBody) {
 	for _, m := range b.Tunnels {
 		r.mu.Lock()
 		t := r.tunnels[tunnelKey{sided(m.ID, true), false}]

@@ -378,3 +378,92 @@ func TestIdleSessionsEnd(t *testing.T) {
 }
 
 var _ identity.NodeID
+
+func TestCertificatesRenew(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		// Certificates that were made days ago, and are due in some minutes.
+		w.late.by = identity.CertLife/3*2 - 10*time.Minute
+		a := w.node(t, "seed", "one", func(o *Options) { o.Authority = w.auth })
+		b := w.node(t, "b", "one")
+		w.late.by = 0
+		echo(t, b, "pool")
+		time.Sleep(20 * time.Minute)
+		for _, n := range []*Node{a, b} {
+			if next := n.Status().CertRenewal; time.Until(next) < identity.CertLife/2 {
+				t.Errorf("the certificate is to be renewed at %v, now is %v", next, time.Now())
+			}
+		}
+		tun := w.open(t, w.all["seed"], testProfile, "pool")
+		say(t, tun, payload(1, 1000))
+		if _, err := w.all["seed"].NewToken(time.Hour, 1, nil); err != nil {
+			t.Error(err)
+		}
+		if _, err := b.NewToken(time.Hour, 1, nil); !errors.Is(err, ErrNoAuthority) {
+			t.Errorf("a join token where the authority is not: %v", err)
+		}
+	})
+}
+
+// Nothing of a peer that says nothing, or garbage, stays.
+func TestGarbage(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a := w.node(t, "seed", "one")
+		evil := &memCarrier{w.net, "tls", "evil", w.identity(t, "evil")}
+		var all []io.Closer
+		for i := range 1000 {
+			c, err := evil.Dial(context.Background(), "seed:1", identity.NodeID{})
+			if err != nil {
+				continue // it has closed its door for the moment
+			}
+			all = append(all, c)
+			if i%2 == 1 {
+				c.Write(payload(uint64(i), 100))
+			}
+		}
+		if len(all) < 100 {
+			t.Errorf("%d connections", len(all))
+		}
+		b := w.node(t, "b", "one")
+		echo(t, b, "pool")
+		say(t, w.open(t, a, testProfile, "pool"), payload(1, 1000)) // others go on
+		time.Sleep(time.Minute)
+		a.mu.Lock()
+		fresh := len(a.fresh)
+		a.mu.Unlock()
+		if fresh > 0 || a.Status().Sessions > 2 {
+			t.Errorf("%d links without hello and %d sessions are held", fresh, a.Status().Sessions)
+		}
+		for _, c := range all {
+			c.Close()
+		}
+	})
+}
+
+// A service that is not provided any more ends nothing that was accepted.
+func TestProviderCloses(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a, b := w.node(t, "seed", "one"), w.node(t, "b", "one")
+		p := echo(t, b, "pool")
+		tun := w.open(t, a, testProfile, "pool")
+		if _, err := b.Provide(Service{Pool: "pool", Kind: "echo"}); err == nil {
+			t.Error("a service is provided twice")
+		}
+		p.Close()
+		say(t, tun, payload(1, 1000))
+		waitFor(t, "the directory's news", func() bool {
+			_, err := a.Tunnel(context.Background(), Request{Profile: testProfile, Pool: "pool", Kind: "echo"})
+			return errors.Is(err, ErrNoProvider)
+		})
+		p, err := b.Provide(Service{Profile: testProfile, Pool: "pool", Kind: "echo", Backlog: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.open(t, a, testProfile, "pool")
+		_, err = a.Tunnel(context.Background(), Request{Profile: testProfile, Pool: "pool", Kind: "echo"})
+		var refused *RefusedError
+		if !errors.As(err, &refused) || refused.Retry <= 0 {
+			t.Errorf("a tunnel that nobody accepts: %v", err)
+		}
+		p.Close()
+	})
+}

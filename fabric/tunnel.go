@@ -187,6 +187,17 @@ func (n *Node) tunnel(k tunnelKey) *Tunnel {
 	return n.tunnels[k]
 }
 
+// allTunnels returns the ends of tunnels of this moment.
+func (n *Node) allTunnels() []*Tunnel {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := make([]*Tunnel, 0, len(n.tunnels))
+	for _, t := range n.tunnels {
+		all = append(all, t)
+	}
+	return all
+}
+
 // establish finds a provider and agrees with it. except is a node that shall
 // not be it, if there is another.
 func (t *Tunnel) establish(ctx context.Context, except *identity.NodeID) error {
@@ -245,7 +256,12 @@ func (t *Tunnel) agree(ctx context.Context, id identity.NodeID) error {
 			Classes: a.profile.Classes, Shards: a.profile.Shards, Failover: a.profile.Failover, Service: a.local, Organization: a.org, Generation: gen}
 	})
 	if err != nil {
-		r.tell(cmdClose, closeBody{sided(t.id, true), "the request was given up"})
+		t.mu.Lock()
+		elsewhere := t.r == nil || t.peer != id
+		t.mu.Unlock()
+		if elsewhere { // it may have accepted
+			r.noteClosed(t)
+		}
 		return err
 	}
 	o, ok := v.(openedBody)
@@ -269,7 +285,7 @@ func (t *Tunnel) use(r *route, gen uint64, remote string) bool {
 	t.mu.Lock()
 	if t.err != nil {
 		t.mu.Unlock()
-		r.tell(cmdClose, closeBody{sided(t.id, t.opener), "the tunnel was closed meanwhile"})
+		r.noteClosed(t)
 		return false
 	}
 	if !r.attach(t) { // r.mu is taken within t.mu, never the other way round
@@ -426,7 +442,7 @@ func (t *Tunnel) reopened(log *slog.Logger, peer identity.NodeID, old *route) {
 	if old == nil || old.s.Err() != nil {
 		return
 	}
-	old.tell(cmdClose, closeBody{sided(t.id, true), "it goes on with another node"})
+	old.noteClosed(t)
 	if !old.isDown(time.Now()) && old.s.Stats().Links > 0 {
 		return // the streams that are there end by themselves
 	}
@@ -492,7 +508,7 @@ func (t *Tunnel) end(why error, local bool) {
 	if r != nil {
 		r.detach(t)
 		if !errors.Is(why, errPeerClosed) {
-			r.tell(cmdClose, closeBody{sided(t.id, t.opener), why.Error()})
+			r.noteClosed(t)
 		}
 	}
 	t.release()
@@ -501,8 +517,8 @@ func (t *Tunnel) end(why error, local bool) {
 
 // closedByPeer ends a tunnel that its other end has closed. Its streams end by
 // themselves: what was written before is still to be read.
-func (n *Node) closedByPeer(r *route, b closeBody) {
-	t := n.tunnel(receiverOf(b.Tunnel))
+func (n *Node) closedByPeer(r *route, id TunnelID) {
+	t := n.tunnel(receiverOf(id))
 	if t == nil || t.Peer() != r.p.id {
 		return
 	}

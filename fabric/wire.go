@@ -209,10 +209,9 @@ type openedBody struct {
 	Error   string        `json:"error,omitempty"` // refused: anything else
 }
 
-// closeBody ends a tunnel at the other end. Tunnel has its sender's side.
+// closeBody ends tunnels at the other end. Their IDs have their sender's side.
 type closeBody struct {
-	Tunnel TunnelID `json:"tunnel"`
-	Why    string   `json:"why"`
+	Tunnels []TunnelID `json:"tunnels"`
 }
 
 // routeBody renews a session's lease and says how its links go.
@@ -251,7 +250,7 @@ type foundBody struct {
 // Limits of what commands may say.
 const (
 	maxName    = 256 // bytes of each name
-	maxMoved   = 512 // tunnels in a movedBody
+	maxBatch   = 512 // tunnels in a movedBody or closeBody
 	maxClasses = int(frame.Classes)
 )
 

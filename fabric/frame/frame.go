@@ -95,6 +95,15 @@ func ParseClass(s string) (Class, error) {
 	return 0, fmt.Errorf("%.32q is not a traffic class (control, interactive, dns, packet, bulk, background)", s)
 }
 
+// MarshalText implements encoding.TextMarshaler.
+func (c Class) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (c *Class) UnmarshalText(b []byte) (err error) {
+	*c, err = ParseClass(string(b))
+	return err
+}
+
 // ErrProtocol is of all errors that a peer makes in what it sends.
 var ErrProtocol = errors.New("fabric: the peer breaks the protocol")
 
