@@ -335,6 +335,21 @@ func TestLeaseOutlivesExit(t *testing.T) {
 	lease(t, near2, hello{mtu: 1500, want: addr("10.77.0.200")}, addr("10.77.0.200")).Close()
 }
 
+// TestAnotherExit has the tunnel move to another node while the one before still
+// serves its streams.
+func TestAnotherExit(t *testing.T) {
+	e, _ := newExit(t, "10.77.0.0/24")
+	near, far := tunneltest.Pair(t, session.Options{})
+	serve(t, e, far, 1)
+	c, _, leases := newClient(t, ClientOptions{})
+	run(t, c, near)
+	first := wait(t, "a lease", leases)
+	near.Move(identity.NodeID{5})
+	if again := wait(t, "a lease from the other", leases); again != first {
+		t.Errorf("lease %+v after %+v", again, first)
+	}
+}
+
 func TestPool(t *testing.T) {
 	key := func(n int) leaseKey { return leaseKey{identity.NodeID{byte(n)}, fabric.TunnelID{byte(n)}} }
 	p := newPool(netip.MustParsePrefix("10.0.0.0/29")) // 2 to 6
