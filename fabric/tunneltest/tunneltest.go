@@ -10,6 +10,7 @@ import (
 
 	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/frame"
+	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/fabric/session"
 )
 
@@ -18,9 +19,11 @@ type Tunnel struct {
 	*session.Session
 	id [16]byte
 
-	mu     sync.Mutex
-	handle func([][]byte)
-	ways   chan struct{} // closed while there is a route
+	mu      sync.Mutex
+	handle  func([][]byte)
+	ways    chan struct{} // closed while there is a route
+	peer    identity.NodeID
+	changed chan struct{}
 }
 
 // Pair returns the two ends of a tunnel over a TCP connection. They end with the
@@ -51,7 +54,7 @@ func Pair(t testing.TB, o session.Options) (near, far *Tunnel) {
 }
 
 func newTunnel(initiator bool, o session.Options) *Tunnel {
-	t := &Tunnel{id: [16]byte{1}, handle: func([][]byte) {}, ways: make(chan struct{})}
+	t := &Tunnel{id: [16]byte{1}, handle: func([][]byte) {}, ways: make(chan struct{}), changed: make(chan struct{})}
 	close(t.ways)
 	o.Packets = func(_ [16]byte, packets [][]byte) {
 		t.mu.Lock()
@@ -107,4 +110,28 @@ func (t *Tunnel) HandlePackets(handle func([][]byte)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.handle = handle
+}
+
+// Peer returns the node at the other end: none, or what Move has said.
+func (t *Tunnel) Peer() identity.NodeID {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.peer
+}
+
+// Changed returns a channel that Move closes.
+func (t *Tunnel) Changed() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.changed
+}
+
+// Move has the tunnel say that its other end is another node now. The streams
+// that are there stay.
+func (t *Tunnel) Move(peer identity.NodeID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.peer = peer
+	close(t.changed)
+	t.changed = make(chan struct{})
 }

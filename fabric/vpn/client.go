@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/frame"
 	"github.com/spacestore/space/fabric/session"
 )
@@ -118,21 +119,20 @@ func (c *Client) receive(s *sender) error {
 // hold asks for a lease, again whenever it is lost.
 func (c *Client) hold(ctx context.Context, s *sender) error {
 	for pause := firstBackoff; ; {
-		had := c.last
-		err := c.lease(ctx, s)
-		c.addr.Store(nil)
+		held, err := c.lease(ctx, s)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		var refused *session.ResetError
 		var bad *deviceError
-		if !c.last.IsValid() && errors.As(err, &refused) && refused.Remote || errors.As(err, &bad) {
+		if errors.As(err, &bad) || !c.last.IsValid() && errors.As(err, &refused) && refused.Remote &&
+			(refused.Code == CodeNoAddress || refused.Code == CodeMalformed) {
 			return err
 		}
-		if c.last.IsValid() && !had.IsValid() {
+		if held {
 			pause = firstBackoff
 		}
-		c.log.Warn("the exit's lease is gone; asking for another", "err", err, "in", pause)
+		c.log.Warn("there is no lease of the exit; asking again", "err", err, "in", pause)
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -147,60 +147,84 @@ type deviceError struct{ error }
 
 func (e *deviceError) Unwrap() error { return e.error }
 
-// lease asks for an address and holds it until the exit is gone.
-func (c *Client) lease(ctx context.Context, s *sender) error {
+// lease asks for an address and holds it until the exit is gone. held: there
+// was one.
+func (c *Client) lease(ctx context.Context, s *sender) (held bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	peer := s.t.Peer()
 	st, err := s.t.Open(ctx, frame.Control, []byte{wireVersion, kindControl})
 	if err != nil {
-		return err
+		return false, err
 	}
 	stop := context.AfterFunc(ctx, func() { st.Close() })
 	defer stop()
 	defer st.Close()
-	if err := st.SetDeadline(time.Now().Add(answerTime)); err != nil {
-		return err
+	l, err := c.ask(st)
+	if err != nil {
+		return false, err
 	}
-	if err := (hello{c.o.MTU, c.last}).write(st); err != nil {
-		return err
-	}
-	var l Lease
-	if err := l.read(st); err != nil {
-		return err
-	}
-	if err := st.SetDeadline(time.Time{}); err != nil {
-		return err
-	}
-	l.MTU = min(l.MTU, c.o.MTU)
 	if err := c.dev.Configure(Config{netip.PrefixFrom(l.Addr, l.Bits), l.MTU, c.o.Routes, c.o.Bypass}); err != nil {
-		return &deviceError{err}
+		return false, &deviceError{err}
 	}
 	c.last = l.Addr
 	c.addr.Store(&l.Addr)
+	defer c.addr.Store(nil)
 	c.log.Info("the exit has given an address", "addr", l.Addr, "gateway", l.Gateway, "mtu", l.MTU)
 
 	dns, err := s.t.Open(ctx, frame.DNS, []byte{wireVersion, kindDNS})
 	if err != nil {
-		return err
+		return true, err
 	}
 	flow := newDNSFlow(dns)
 	s.dns.Store(flow)
 	defer s.dns.Store(nil)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() {
 		// Without it, DNS goes with the other packets.
-		if err := flow.run(ctx, c.take); err != nil && ctx.Err() == nil {
+		if err := flow.run(ctx, c.take); ctx.Err() == nil {
 			s.dns.CompareAndSwap(flow, nil)
 			c.log.Debug("the DNS stream has ended", "err", err)
+		}
+	})
+	wg.Go(func() { // a tunnel may leave a node that still serves its streams
+		for {
+			changed := s.t.Changed()
+			if s.t.Peer() != peer {
+				cancel()
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
 		}
 	})
 	if c.o.Leased != nil {
 		c.o.Leased(l)
 	}
 	if _, err := st.Read(make([]byte, 1)); err != nil {
-		return err
+		if s.t.Peer() != peer {
+			err = errors.New("vpn: the tunnel leads to another exit now")
+		}
+		return true, err
 	}
-	return errors.New("vpn: the exit says more than it should")
+	return true, errors.New("vpn: the exit says more than it should")
+}
+
+// ask asks for an address on a new control stream.
+func (c *Client) ask(st fabric.Stream) (l Lease, err error) {
+	if err := st.SetDeadline(time.Now().Add(answerTime)); err != nil {
+		return l, err
+	}
+	if err := (hello{c.o.MTU, c.last}).write(st); err != nil {
+		return l, err
+	}
+	if err := l.read(st); err != nil {
+		return l, err
+	}
+	l.MTU = min(l.MTU, c.o.MTU)
+	return l, st.SetDeadline(time.Time{})
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/spacestore/space/fabric"
+	"github.com/spacestore/space/fabric/identity"
 )
 
 // Tunnel is what this package needs of a fabric's tunnel.
@@ -16,6 +17,10 @@ type Tunnel interface {
 	SendPackets(packets [][]byte) error
 	// HandlePackets says who takes in packets. They are the handler's own.
 	HandlePackets(handle func(packets [][]byte))
+	// Peer is the node at the other end now; Changed is closed when it may not
+	// be that any more.
+	Peer() identity.NodeID
+	Changed() <-chan struct{}
 	// Done is closed when the tunnel has ended for good; Err says why.
 	Done() <-chan struct{}
 	Err() error

@@ -109,7 +109,10 @@ func (t *tun) Receive() ([][]byte, error) {
 		}
 		return true
 	})
-	if err = errors.Join(rerr, err); err != nil && len(batch) == 0 {
+	if rerr != nil {
+		err = os.ErrClosed // there is no other reason
+	}
+	if err != nil && len(batch) == 0 {
 		return nil, fmt.Errorf("vpn: reading from %s: %w", t.name, err)
 	}
 	return batch, nil
@@ -137,7 +140,10 @@ func (t *tun) Send(packets [][]byte) (refused int, err error) {
 		}
 		return true
 	})
-	if err = errors.Join(rerr, err); err != nil {
+	if rerr != nil {
+		err = os.ErrClosed // there is no other reason
+	}
+	if err != nil {
 		return refused, fmt.Errorf("vpn: writing to %s: %w", t.name, err)
 	}
 	return refused, nil
