@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -47,25 +48,34 @@ type TokenRequest struct {
 
 // ExposeRequest offers the TCP service at an address as a pool.
 type ExposeRequest struct {
-	Pool    string
-	Address string // host:port
+	Pool          string
+	Address       string   // host:port, or unix:PATH; "": those who forward have to say
+	Allow         []string // what else they may ask for (see package forward)
+	Peers         []string // nodes that may, by ID; none: all of the fabric
+	ProxyProtocol bool     // tell the service who calls
+	Connections   int      // at a time; 0: as the fabric has it
 }
 
 // ForwardRequest carries connections to an address here to a pool.
 type ForwardRequest struct {
 	Listen string // host:port
 	Pool   string
-	Kind   string // "": tcp-forward
+	Kind   string        // "": tcp-forward
+	Target string        // what to ask the other end for; "": what it exposes
+	Bulk   bool          // its traffic goes after interactive one
+	Wait   time.Duration // for a node that provides it
 }
 
-// VPNRequest joins a TUN device to a tunnel for packets.
+// VPNRequest carries packets of a TUN device: to an exit, or, as one, from many.
 type VPNRequest struct {
-	Device    string   // "": the kernel names it
-	Addresses []string // of the device, such as 10.9.0.2/24
-	Routes    []string // that lead into it
-	MTU       int      // 0: as large as is good
-	Exit      bool     // be the way out for others, instead of asking for one
-	Pool      string   // "": ipv4-egress
+	Exit    bool          // be the way out for others, instead of using one
+	Network string        // of an exit: whose addresses it gives out, such as 10.77.0.0/24
+	Device  string        // "": the kernel names it
+	MTU     int           // 0: as usual
+	Pool    string        // "": ipv4-egress
+	Routes  []string      // of a client: networks that are reached through the tunnel
+	Bypass  []string      // of a client: those that are not, although a route covers them
+	Wait    time.Duration // for a node that provides it
 }
 
 // SendRequest offers a file or directory under a name.
@@ -81,7 +91,8 @@ type ReceiveRequest struct {
 	Name    string
 	Target  string // absolute
 	Rate    int64
-	Mirrors int // nodes to fetch from at once; 0: two
+	Mirrors int           // nodes to fetch from at once; 0: two
+	Wait    time.Duration // for a node that provides it
 }
 
 // JobEvent is what a job says: what is set of it.
@@ -188,21 +199,23 @@ func (s fabricServer) Revoke(ctx context.Context, req *controlpb.FabricRevokeReq
 }
 
 func (s fabricServer) Expose(req *controlpb.ExposeRequest, stream grpc.ServerStreamingServer[controlpb.JobEvent]) error {
-	return runJob(stream, s.fabric.Expose, ExposeRequest{Pool: req.GetPool(), Address: req.GetAddress()}, req.GetPool(), req.GetAddress())
+	return runJob(stream, s.fabric.Expose, ExposeRequest{Pool: req.GetPool(), Address: req.GetAddress(), Allow: req.GetAllow(),
+		Peers: req.GetPeers(), ProxyProtocol: req.GetProxyProtocol(), Connections: int(req.GetConnections())},
+		slices.Concat(req.GetAllow(), req.GetPeers(), []string{req.GetPool(), req.GetAddress()})...)
 }
 
 func (s fabricServer) Forward(req *controlpb.ForwardRequest, stream grpc.ServerStreamingServer[controlpb.JobEvent]) error {
-	return runJob(stream, s.fabric.Forward, ForwardRequest{Listen: req.GetListen(), Pool: req.GetPool(), Kind: req.GetKind()},
-		req.GetListen(), req.GetPool(), req.GetKind())
+	return runJob(stream, s.fabric.Forward, ForwardRequest{Listen: req.GetListen(), Pool: req.GetPool(), Kind: req.GetKind(),
+		Target: req.GetTarget(), Bulk: req.GetBulk(), Wait: time.Duration(req.GetWaitNano())}, req.GetListen(), req.GetPool(), req.GetKind(), req.GetTarget())
 }
 
 func (s fabricServer) VPN(req *controlpb.VPNRequest, stream grpc.ServerStreamingServer[controlpb.JobEvent]) error {
 	if req.GetMtu() > 65535 {
 		return capsule.Errorf(capsule.Invalid, "fabric vpn: no device has packets of %d bytes", req.GetMtu())
 	}
-	texts := append(append([]string{req.GetDevice(), req.GetPool()}, req.GetAddresses()...), req.GetRoutes()...)
-	return runJob(stream, s.fabric.VPN, VPNRequest{Device: req.GetDevice(), Addresses: req.GetAddresses(), Routes: req.GetRoutes(),
-		MTU: int(req.GetMtu()), Exit: req.GetExit(), Pool: req.GetPool()}, texts...)
+	return runJob(stream, s.fabric.VPN, VPNRequest{Exit: req.GetExit(), Network: req.GetNetwork(), Device: req.GetDevice(), MTU: int(req.GetMtu()),
+		Pool: req.GetPool(), Routes: req.GetRoutes(), Bypass: req.GetBypass(), Wait: time.Duration(req.GetWaitNano())},
+		slices.Concat([]string{req.GetNetwork(), req.GetDevice(), req.GetPool()}, req.GetRoutes(), req.GetBypass())...)
 }
 
 func (s fabricServer) Send(req *controlpb.SendRequest, stream grpc.ServerStreamingServer[controlpb.JobEvent]) error {
@@ -216,7 +229,7 @@ func (s fabricServer) Receive(req *controlpb.ReceiveRequest, stream grpc.ServerS
 	if err := checkTransfer(req.GetTarget(), req.GetRate()); err != nil {
 		return err
 	}
-	return runJob(stream, s.fabric.Receive, ReceiveRequest{Name: req.GetName(), Target: req.GetTarget(), Rate: req.GetRate(), Mirrors: int(req.GetMirrors())}, req.GetName())
+	return runJob(stream, s.fabric.Receive, ReceiveRequest{Name: req.GetName(), Target: req.GetTarget(), Rate: req.GetRate(), Mirrors: int(req.GetMirrors()), Wait: time.Duration(req.GetWaitNano())}, req.GetName())
 }
 
 func checkTransfer(path string, rate int64) error {
@@ -343,18 +356,20 @@ func (c *FabricClient) Revoke(ctx context.Context, node string) (string, error) 
 
 // Expose implements Fabric.
 func (c *FabricClient) Expose(ctx context.Context, req ExposeRequest, tell func(JobEvent) error) error {
-	return followJob(ctx, c, c.fabric.Expose, &controlpb.ExposeRequest{Pool: req.Pool, Address: req.Address}, tell)
+	return followJob(ctx, c, c.fabric.Expose, &controlpb.ExposeRequest{Pool: req.Pool, Address: req.Address, Allow: req.Allow,
+		Peers: req.Peers, ProxyProtocol: req.ProxyProtocol, Connections: uint32(max(req.Connections, 0))}, tell)
 }
 
 // Forward implements Fabric.
 func (c *FabricClient) Forward(ctx context.Context, req ForwardRequest, tell func(JobEvent) error) error {
-	return followJob(ctx, c, c.fabric.Forward, &controlpb.ForwardRequest{Listen: req.Listen, Pool: req.Pool, Kind: req.Kind}, tell)
+	return followJob(ctx, c, c.fabric.Forward, &controlpb.ForwardRequest{Listen: req.Listen, Pool: req.Pool, Kind: req.Kind,
+		Target: req.Target, Bulk: req.Bulk, WaitNano: int64(req.Wait)}, tell)
 }
 
 // VPN implements Fabric.
 func (c *FabricClient) VPN(ctx context.Context, req VPNRequest, tell func(JobEvent) error) error {
-	return followJob(ctx, c, c.fabric.VPN, &controlpb.VPNRequest{Device: req.Device, Addresses: req.Addresses, Routes: req.Routes,
-		Mtu: uint32(max(req.MTU, 0)), Exit: req.Exit, Pool: req.Pool}, tell)
+	return followJob(ctx, c, c.fabric.VPN, &controlpb.VPNRequest{Exit: req.Exit, Network: req.Network, Device: req.Device,
+		Mtu: uint32(max(req.MTU, 0)), Pool: req.Pool, Routes: req.Routes, Bypass: req.Bypass, WaitNano: int64(req.Wait)}, tell)
 }
 
 // Send implements Fabric.
@@ -365,7 +380,7 @@ func (c *FabricClient) Send(ctx context.Context, req SendRequest, tell func(JobE
 // Receive implements Fabric.
 func (c *FabricClient) Receive(ctx context.Context, req ReceiveRequest, tell func(JobEvent) error) error {
 	return followJob(ctx, c, c.fabric.Receive, &controlpb.ReceiveRequest{Name: req.Name, Target: req.Target, Rate: req.Rate,
-		Mirrors: uint32(max(req.Mirrors, 0))}, tell)
+		Mirrors: uint32(max(req.Mirrors, 0)), WaitNano: int64(req.Wait)}, tell)
 }
 
 // followJob starts a job and hands on what it says, until it ends.

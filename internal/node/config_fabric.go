@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,8 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/fabric/forward"
+	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/internal/control"
 )
 
@@ -27,6 +30,7 @@ type FabricConfig struct {
 	Listen       []FabricListen
 	Seeds        []string // beside those that the join token had
 	Relay        bool
+	HTTPSWeb     bool // servers that are dialed over https show certificates of the web, not of the fabric
 	Limits       FabricLimits
 
 	Expose  []control.ExposeRequest
@@ -87,6 +91,7 @@ var fabricSettings = []struct {
 		return nil
 	}},
 	{"area", func(c *FabricConfig, s string) error { return setFabricName(&c.Area, s) }},
+	{"https_web", func(c *FabricConfig, s string) error { return setBool(&c.HTTPSWeb)(s) }},
 	{"listen", func(c *FabricConfig, s string) error {
 		c.Listen = []FabricListen{}
 		if s == "none" {
@@ -150,6 +155,11 @@ func checkFabricAddress(text string) error {
 		}
 	}
 	return errFabricAddress
+}
+
+// ListensFor reports whether a carrier is among those that the node listens for.
+func (c *FabricConfig) ListensFor(carrier string) bool {
+	return slices.ContainsFunc(c.Listen, func(l FabricListen) bool { return l.Carrier == carrier })
 }
 
 func (c *FabricConfig) addSeed(text string) error {
@@ -295,10 +305,27 @@ func (s section) expose(c *FabricConfig, n *yaml.Node) error {
 	var r control.ExposeRequest
 	err := s.mapping(n, "expose", map[string]func(*yaml.Node) error{
 		"pool":    s.value("pool", func(text string) error { return setFabricName(&r.Pool, text) }),
-		"address": s.value("address", setAddress(&r.Address)),
+		"address": s.value("address", setText(&r.Address)),
+		"allow": s.list("allow", maxFabricListen, s.value("allow", func(text string) error {
+			r.Allow = append(r.Allow, text)
+			_, err := forward.ParseRule(text)
+			return err
+		})),
+		"peers": s.list("peers", maxFabricSeeds, s.value("peers", func(text string) error {
+			r.Peers = append(r.Peers, text)
+			_, err := identity.ParseNodeID(text)
+			return err
+		})),
+		"proxy_protocol": s.value("proxy_protocol", setBool(&r.ProxyProtocol)),
+		"connections":    s.value("connections", setCount(&r.Connections, 1, 1<<20)),
 	})
-	if err == nil && (r.Pool == "" || r.Address == "") {
-		err = s.errorf(n, "expose wants a pool and an address")
+	if err == nil && (r.Pool == "" || r.Address == "" && len(r.Allow) == 0) {
+		err = s.errorf(n, "expose wants a pool, and an address or what to allow")
+	}
+	if err == nil {
+		if _, ferr := newExposer(r, nil); ferr != nil {
+			err = s.errorf(n, "expose: %v", ferr)
+		}
 	}
 	c.Expose = append(c.Expose, r)
 	return err
@@ -310,6 +337,8 @@ func (s section) forward(c *FabricConfig, n *yaml.Node) error {
 		"listen": s.value("listen", setAddress(&r.Listen)),
 		"pool":   s.value("pool", func(text string) error { return setFabricName(&r.Pool, text) }),
 		"kind":   s.value("kind", func(text string) error { return setFabricName(&r.Kind, text) }),
+		"target": s.value("target", setText(&r.Target)),
+		"bulk":   s.value("bulk", setBool(&r.Bulk)),
 	})
 	if err == nil && (r.Pool == "" || r.Listen == "") {
 		err = s.errorf(n, "forward wants a listen and a pool")
@@ -323,25 +352,34 @@ func (s section) vpn(c *FabricConfig, n *yaml.Node) error {
 	prefix := func(list *[]string) func(string) error {
 		return func(text string) error {
 			*list = append(*list, text)
-			if _, _, err := net.ParseCIDR(text); err != nil {
-				return errors.New("want an address and the length of its prefix, such as 10.9.0.2/24")
-			}
-			return nil
+			return setPrefix(&text, text)
 		}
 	}
 	err := s.mapping(n, "vpn", map[string]func(*yaml.Node) error{
-		"device":    s.value("device", func(text string) error { return setDevice(&r.Device, text) }),
-		"addresses": s.list("addresses", maxFabricListen, s.value("addresses", prefix(&r.Addresses))),
-		"routes":    s.list("routes", maxFabricListen, s.value("routes", prefix(&r.Routes))),
-		"mtu":       s.value("mtu", setCount(&r.MTU, 576, 65535)),
-		"exit":      s.value("exit", setBool(&r.Exit)),
-		"pool":      s.value("pool", func(text string) error { return setFabricName(&r.Pool, text) }),
+		"exit":    s.value("exit", setBool(&r.Exit)),
+		"network": s.value("network", func(text string) error { return setPrefix(&r.Network, text) }),
+		"device":  s.value("device", func(text string) error { return setDevice(&r.Device, text) }),
+		"mtu":     s.value("mtu", setCount(&r.MTU, 576, 65535)),
+		"pool":    s.value("pool", func(text string) error { return setFabricName(&r.Pool, text) }),
+		"routes":  s.list("routes", maxFabricSeeds, s.value("routes", prefix(&r.Routes))),
+		"bypass":  s.list("bypass", maxFabricSeeds, s.value("bypass", prefix(&r.Bypass))),
 	})
-	if err == nil && len(r.Addresses) == 0 {
-		err = s.errorf(n, "vpn wants the addresses of its device")
+	if err == nil && r.Exit != (r.Network != "") {
+		err = s.errorf(n, "vpn: an exit has a network, and nothing else has")
+	}
+	if err == nil && r.Exit && len(r.Routes)+len(r.Bypass) > 0 {
+		err = s.errorf(n, "vpn: an exit has no routes of its own")
 	}
 	c.VPN = append(c.VPN, r)
 	return err
+}
+
+func setPrefix(p *string, text string) error {
+	*p = text
+	if _, err := netip.ParsePrefix(text); err != nil {
+		return errors.New("want a network, such as 10.77.0.0/24")
+	}
+	return nil
 }
 
 // setDevice checks the name of a network device.
@@ -379,7 +417,7 @@ func loadFabric(c *FabricConfig, flags map[string]string, getenv func(string) st
 			env := "SPACE_FABRIC_" + strings.ToUpper(one.name)
 			text, where := getenv(env), "environment variable "+env
 			if v, ok := flags["fabric_"+one.name]; ok {
-				text, where = v, "--"+one.name
+				text, where = v, "--"+strings.ReplaceAll(one.name, "_", "-")
 			}
 			if text == "" {
 				continue

@@ -301,7 +301,11 @@ func (x *FabricRevoked) GetNode() string {
 type ExposeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
-	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // host:port
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // host:port, or unix:PATH
+	Allow         []string               `protobuf:"bytes,3,rep,name=allow,proto3" json:"allow,omitempty"`
+	Peers         []string               `protobuf:"bytes,4,rep,name=peers,proto3" json:"peers,omitempty"`
+	ProxyProtocol bool                   `protobuf:"varint,5,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
+	Connections   uint32                 `protobuf:"varint,6,opt,name=connections,proto3" json:"connections,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -350,11 +354,42 @@ func (x *ExposeRequest) GetAddress() string {
 	return ""
 }
 
+func (x *ExposeRequest) GetAllow() []string {
+	if x != nil {
+		return x.Allow
+	}
+	return nil
+}
+
+func (x *ExposeRequest) GetPeers() []string {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *ExposeRequest) GetProxyProtocol() bool {
+	if x != nil {
+		return x.ProxyProtocol
+	}
+	return false
+}
+
+func (x *ExposeRequest) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
 type ForwardRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Listen        string                 `protobuf:"bytes,1,opt,name=listen,proto3" json:"listen,omitempty"` // host:port
 	Pool          string                 `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
 	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	Target        string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	Bulk          bool                   `protobuf:"varint,5,opt,name=bulk,proto3" json:"bulk,omitempty"`
+	WaitNano      int64                  `protobuf:"varint,6,opt,name=wait_nano,json=waitNano,proto3" json:"wait_nano,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -410,14 +445,37 @@ func (x *ForwardRequest) GetKind() string {
 	return ""
 }
 
+func (x *ForwardRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ForwardRequest) GetBulk() bool {
+	if x != nil {
+		return x.Bulk
+	}
+	return false
+}
+
+func (x *ForwardRequest) GetWaitNano() int64 {
+	if x != nil {
+		return x.WaitNano
+	}
+	return 0
+}
+
 type VPNRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
-	Addresses     []string               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"` // of the device, in CIDR form
-	Routes        []string               `protobuf:"bytes,3,rep,name=routes,proto3" json:"routes,omitempty"`       // through it
+	Exit          bool                   `protobuf:"varint,1,opt,name=exit,proto3" json:"exit,omitempty"`      // be the way out for others, instead of using one
+	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"` // of an exit: whose addresses it gives out
+	Device        string                 `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`
 	Mtu           uint32                 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`
-	Exit          bool                   `protobuf:"varint,5,opt,name=exit,proto3" json:"exit,omitempty"` // provide the way out, instead of using one
-	Pool          string                 `protobuf:"bytes,6,opt,name=pool,proto3" json:"pool,omitempty"`
+	Pool          string                 `protobuf:"bytes,5,opt,name=pool,proto3" json:"pool,omitempty"`
+	Routes        []string               `protobuf:"bytes,6,rep,name=routes,proto3" json:"routes,omitempty"` // of a client: into the tunnel
+	Bypass        []string               `protobuf:"bytes,7,rep,name=bypass,proto3" json:"bypass,omitempty"` // of a client: not into the tunnel
+	WaitNano      int64                  `protobuf:"varint,8,opt,name=wait_nano,json=waitNano,proto3" json:"wait_nano,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -452,25 +510,25 @@ func (*VPNRequest) Descriptor() ([]byte, []int) {
 	return file_fabric_proto_rawDescGZIP(), []int{8}
 }
 
+func (x *VPNRequest) GetExit() bool {
+	if x != nil {
+		return x.Exit
+	}
+	return false
+}
+
+func (x *VPNRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
 func (x *VPNRequest) GetDevice() string {
 	if x != nil {
 		return x.Device
 	}
 	return ""
-}
-
-func (x *VPNRequest) GetAddresses() []string {
-	if x != nil {
-		return x.Addresses
-	}
-	return nil
-}
-
-func (x *VPNRequest) GetRoutes() []string {
-	if x != nil {
-		return x.Routes
-	}
-	return nil
 }
 
 func (x *VPNRequest) GetMtu() uint32 {
@@ -480,18 +538,32 @@ func (x *VPNRequest) GetMtu() uint32 {
 	return 0
 }
 
-func (x *VPNRequest) GetExit() bool {
-	if x != nil {
-		return x.Exit
-	}
-	return false
-}
-
 func (x *VPNRequest) GetPool() string {
 	if x != nil {
 		return x.Pool
 	}
 	return ""
+}
+
+func (x *VPNRequest) GetRoutes() []string {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+func (x *VPNRequest) GetBypass() []string {
+	if x != nil {
+		return x.Bypass
+	}
+	return nil
+}
+
+func (x *VPNRequest) GetWaitNano() int64 {
+	if x != nil {
+		return x.WaitNano
+	}
+	return 0
 }
 
 type SendRequest struct {
@@ -568,6 +640,7 @@ type ReceiveRequest struct {
 	Target        string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"` // absolute
 	Rate          int64                  `protobuf:"varint,3,opt,name=rate,proto3" json:"rate,omitempty"`
 	Mirrors       uint32                 `protobuf:"varint,4,opt,name=mirrors,proto3" json:"mirrors,omitempty"`
+	WaitNano      int64                  `protobuf:"varint,5,opt,name=wait_nano,json=waitNano,proto3" json:"wait_nano,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -626,6 +699,13 @@ func (x *ReceiveRequest) GetRate() int64 {
 func (x *ReceiveRequest) GetMirrors() uint32 {
 	if x != nil {
 		return x.Mirrors
+	}
+	return 0
+}
+
+func (x *ReceiveRequest) GetWaitNano() int64 {
+	if x != nil {
+		return x.WaitNano
 	}
 	return 0
 }
@@ -785,32 +865,42 @@ const file_fabric_proto_rawDesc = "" +
 	"\x13FabricRevokeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"#\n" +
 	"\rFabricRevoked\x12\x12\n" +
-	"\x04node\x18\x01 \x01(\tR\x04node\"=\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\xb2\x01\n" +
 	"\rExposeRequest\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\"P\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05allow\x18\x03 \x03(\tR\x05allow\x12\x14\n" +
+	"\x05peers\x18\x04 \x03(\tR\x05peers\x12%\n" +
+	"\x0eproxy_protocol\x18\x05 \x01(\bR\rproxyProtocol\x12 \n" +
+	"\vconnections\x18\x06 \x01(\rR\vconnections\"\x99\x01\n" +
 	"\x0eForwardRequest\x12\x16\n" +
 	"\x06listen\x18\x01 \x01(\tR\x06listen\x12\x12\n" +
 	"\x04pool\x18\x02 \x01(\tR\x04pool\x12\x12\n" +
-	"\x04kind\x18\x03 \x01(\tR\x04kind\"\x94\x01\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target\x12\x12\n" +
+	"\x04bulk\x18\x05 \x01(\bR\x04bulk\x12\x1b\n" +
+	"\twait_nano\x18\x06 \x01(\x03R\bwaitNano\"\xc5\x01\n" +
 	"\n" +
-	"VPNRequest\x12\x16\n" +
-	"\x06device\x18\x01 \x01(\tR\x06device\x12\x1c\n" +
-	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x16\n" +
-	"\x06routes\x18\x03 \x03(\tR\x06routes\x12\x10\n" +
+	"VPNRequest\x12\x12\n" +
+	"\x04exit\x18\x01 \x01(\bR\x04exit\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x16\n" +
+	"\x06device\x18\x03 \x01(\tR\x06device\x12\x10\n" +
 	"\x03mtu\x18\x04 \x01(\rR\x03mtu\x12\x12\n" +
-	"\x04exit\x18\x05 \x01(\bR\x04exit\x12\x12\n" +
-	"\x04pool\x18\x06 \x01(\tR\x04pool\"_\n" +
+	"\x04pool\x18\x05 \x01(\tR\x04pool\x12\x16\n" +
+	"\x06routes\x18\x06 \x03(\tR\x06routes\x12\x16\n" +
+	"\x06bypass\x18\a \x03(\tR\x06bypass\x12\x1b\n" +
+	"\twait_nano\x18\b \x01(\x03R\bwaitNano\"_\n" +
 	"\vSendRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
 	"\x05times\x18\x03 \x01(\rR\x05times\x12\x12\n" +
-	"\x04rate\x18\x04 \x01(\x03R\x04rate\"j\n" +
+	"\x04rate\x18\x04 \x01(\x03R\x04rate\"\x87\x01\n" +
 	"\x0eReceiveRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x12\n" +
 	"\x04rate\x18\x03 \x01(\x03R\x04rate\x12\x18\n" +
-	"\amirrors\x18\x04 \x01(\rR\amirrors\"o\n" +
+	"\amirrors\x18\x04 \x01(\rR\amirrors\x12\x1b\n" +
+	"\twait_nano\x18\x05 \x01(\x03R\bwaitNano\"o\n" +
 	"\bJobEvent\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\tR\x05ready\x12\x12\n" +
 	"\x04note\x18\x02 \x01(\tR\x04note\x129\n" +
