@@ -48,7 +48,7 @@ func startFlow(t *testing.T, tun *Tunnel, class frame.Class) *flow {
 				case <-f.stop:
 					sent <- st.CloseWrite()
 					return
-				case <-time.After(10 * time.Millisecond):
+				case <-time.After(40 * time.Millisecond):
 				}
 				block[0], block[1] = byte(i), byte(i>>8)
 				if _, err := st.Write(block); err != nil {
