@@ -161,6 +161,8 @@ func (n *Node) serveCall(r *route, name string, st *session.Stream) {
 
 func (n *Node) answerCall(r *route, name string, request []byte) ([]byte, error) {
 	switch {
+	case name == callFind:
+		return n.answerFind(request)
 	case name != callRenew:
 		return nil, fmt.Errorf("fabric: call %.64q is not known here", name)
 	case n.o.Authority == nil:

@@ -71,8 +71,6 @@ func FuzzCommands(f *testing.F) {
 	add(cmdLeased, routeBody{})
 	add(cmdMoved, movedBody{[]movedTunnel{{TunnelID{2}, 7}}})
 	add(cmdDrain, struct{}{})
-	add(cmdFind, findBody{ID: 3, Pool: "pool", Kind: "echo"})
-	add(cmdFound, foundBody{3})
 	w := newWorld(f, 0)
 	n := w.node(f, "seed", "one")
 	f.Cleanup(w.close)

@@ -30,6 +30,7 @@ type gossip struct {
 	seedAt     time.Time
 	seedRest   time.Duration
 	seeding    bool
+	afar       map[identity.NodeID]afar // nodes of other areas that were found
 }
 
 const (
@@ -68,7 +69,7 @@ func addrOf(url string) (wayKey, error) {
 }
 
 func (n *Node) openDirectory() error {
-	n.dir = gossip{d: directory.New(), news: make(chan struct{}), neighbours: map[identity.NodeID]bool{}, seeded: map[identity.NodeID]wayKey{},
+	n.dir = gossip{d: directory.New(n.id), news: make(chan struct{}), neighbours: map[identity.NodeID]bool{}, seeded: map[identity.NodeID]wayKey{}, afar: map[identity.NodeID]afar{},
 		serial: n.epoch, seedRest: firstSeedRest}
 	for _, s := range n.o.Seeds {
 		if _, err := addrOf(s); err != nil {
@@ -393,7 +394,7 @@ func (n *Node) waysTo(id identity.NodeID) []wayKey {
 		return []wayKey{{carrier: selfCarrier}}
 	}
 	var ways, through []wayKey
-	rec, ok := n.dir.d.Node(id)
+	rec, ok := n.record(id)
 	n.mu.Lock()
 	if k, seeded := n.dir.seeded[id]; seeded && !ok {
 		ways = append(ways, k)
@@ -441,22 +442,21 @@ func (n *Node) hopsTo(id identity.NodeID) []identity.NodeID {
 
 // nameOf returns what people call a node.
 func (n *Node) nameOf(id identity.NodeID) string {
-	if rec, ok := n.dir.d.Node(id); ok && rec.Name != "" {
+	if rec, ok := n.record(id); ok && rec.Name != "" {
 		return rec.Name
 	}
 	return id.String()
 }
 
-// find returns who provides a service.
+// find returns who provides a service: nodes of this area, or else of those that
+// say that they have it.
 func (n *Node) find(ctx context.Context, k serviceKey) ([]identity.NodeID, error) {
 	var ids []identity.NodeID
-	for _, rec := range n.dir.d.All() {
-		for _, s := range rec.Services {
-			if s.Pool == k.pool && s.Kind == k.kind && (k.role == "" || s.Role == k.role) {
-				ids = append(ids, rec.Node)
-				break
-			}
-		}
+	for _, rec := range n.dir.d.Find(k.pool, k.kind, k.role) {
+		ids = append(ids, rec.Node)
+	}
+	if len(ids) == 0 {
+		ids = n.findAfar(ctx, k)
 	}
 	if len(ids) == 0 {
 		return nil, fmt.Errorf("%w: kind %s in pool %s", ErrNoProvider, k.kind, k.pool)
@@ -519,7 +519,7 @@ const maxProviders = 8
 
 // guess is the score of a node that there is no session with.
 func (n *Node) guess(id identity.NodeID, now time.Time) (s score) {
-	rec, ok := n.dir.d.Node(id)
+	rec, ok := n.record(id)
 	s.far = !ok || rec.Area != n.o.Area
 	s.relayed = true
 	s.down = true
@@ -563,6 +563,3 @@ func (n *Node) Nodes() []NodeState {
 
 // dropRecord forgets a node that was revoked.
 func (n *Node) dropRecord(id identity.NodeID) {}
-
-// found answers a node of another area.
-func (n *Node) found(r *route, b findBody) error { return r.command(cmdFound, foundBody{b.ID}) }

@@ -381,18 +381,6 @@ func (r *route) obey(c identity.Command) error {
 		r.wereMoved(b)
 	case cmdDrain:
 		r.n.peerDrains(r)
-	case cmdFind:
-		var b findBody
-		if err := decode(&b); err != nil {
-			return err
-		}
-		return r.n.found(r, b)
-	case cmdFound:
-		var b foundBody
-		if err := decode(&b); err != nil {
-			return err
-		}
-		r.answer(b.ID, b)
 	}
 	return nil // commands that are unknown are of a newer node
 }

@@ -48,7 +48,7 @@ func startFlow(t *testing.T, tun *Tunnel, class frame.Class) *flow {
 				case <-f.stop:
 					sent <- st.CloseWrite()
 					return
-				case <-time.After(10 * time.Millisecond):
+				case <-time.After(40 * time.Millisecond):
 				}
 				block[0], block[1] = byte(i), byte(i>>8)
 				if _, err := st.Write(block); err != nil {
@@ -465,5 +465,35 @@ func TestProviderCloses(t *testing.T) {
 			t.Errorf("a tunnel that nobody accepts: %v", err)
 		}
 		p.Close()
+	})
+}
+
+func TestAreas(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		w.node(t, "seed", "one", relayed)
+		w.node(t, "gate2", "two", relayed)
+		w.node(t, "gate3", "three", relayed)
+		at := func(seed string) func(*Options) {
+			return func(o *Options) { o.Seeds = []string{"tls://" + seed + ":1"}; o.Listen = nil }
+		}
+		a := w.node(t, "a", "one", at("seed"))
+		b := w.node(t, "b", "two", at("gate2"))
+		c := w.node(t, "c", "three", at("gate3"))
+		echo(t, b, "pool-b")
+		echo(t, c, "pool-c")
+		for _, x := range []struct {
+			from       *Node
+			pool, node string
+		}{{a, "pool-b", "b"}, {b, "pool-c", "c"}, {a, "pool-c", "c"}} {
+			tun := w.open(t, x.from, testProfile, x.pool)
+			if got := say(t, tun, payload(1, 50_000)); got != x.node {
+				t.Errorf("%q has answered, not %s", got, x.node)
+			}
+		}
+		for _, n := range a.Nodes() {
+			if n.Name == "b" || n.Name == "c" {
+				t.Errorf("node a has %s of another area in its directory", n.Name)
+			}
+		}
 	})
 }

@@ -179,8 +179,6 @@ const (
 	cmdLeased = "leased" // routeBody
 	cmdMoved  = "moved"  // movedBody, from the tunnels' opener
 	cmdDrain  = "drain"  // nothing: the sender is about to go
-	cmdFind   = "find"   // findBody; answered by records, then cmdFound
-	cmdFound  = "found"  // foundBody
 )
 
 // openBody asks for a tunnel, or for a new route of one.
@@ -232,19 +230,6 @@ type movedBody struct {
 type movedTunnel struct {
 	ID         TunnelID `json:"id"`
 	Generation uint64   `json:"generation"`
-}
-
-// findBody asks a node of another area who provides a service there.
-type findBody struct {
-	ID   uint64 `json:"id"`
-	Pool string `json:"pool"`
-	Kind string `json:"kind"`
-	Role string `json:"role"`
-}
-
-// foundBody says that all records were sent.
-type foundBody struct {
-	ID uint64 `json:"id"`
 }
 
 // Limits of what commands may say.

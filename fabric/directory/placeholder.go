@@ -25,11 +25,12 @@ type Signed struct {
 	Record Record
 }
 type Directory struct {
+	Self identity.NodeID
 	mu  sync.Mutex
 	all map[identity.NodeID]Record
 }
 
-func New() *Directory { return &Directory{all: map[identity.NodeID]Record{}} }
+func New(self identity.NodeID) *Directory { return &Directory{Self: self, all: map[identity.NodeID]Record{}} }
 func (d *Directory) Set(r Record) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -73,6 +74,9 @@ func (d *Directory) Merge(b []byte) (bool, error) {
 	defer d.mu.Unlock()
 	news := false
 	for _, r := range in {
+		if r.Area != d.all[d.Self].Area && !r.Relay {
+			continue
+		}
 		if d.all[r.Node].Serial < r.Serial {
 			d.all[r.Node] = r
 			news = true
@@ -102,4 +106,30 @@ func (d *Directory) Expire() {
 			delete(d.all, id)
 		}
 	}
+}
+
+func (d *Directory) Find(pool, kind, role string) (out []Record) {
+	for _, r := range d.All() {
+		for _, s := range r.Services {
+			if s.Pool == pool && s.Kind == kind && (role == "" || role == s.Role) {
+				out = append(out, r)
+				break
+			}
+		}
+	}
+	return
+}
+func (d *Directory) Areas(pool, kind string) map[string][]identity.NodeID {
+	own, _ := d.Node(d.Self)
+	m := map[string][]identity.NodeID{}
+	for _, r := range d.All() {
+		if r.Area != own.Area && r.Relay {
+			m[r.Area] = append(m[r.Area], r.Node)
+		}
+	}
+	return m
+}
+func (d *Directory) Check(b []byte) (out []Record, err error) { return out, json.Unmarshal(b, &out) }
+func (d *Directory) Export(pool, kind, role string, max int) ([]byte, error) {
+	return json.Marshal(d.Find(pool, kind, role))
 }

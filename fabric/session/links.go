@@ -30,7 +30,7 @@ func (s *Session) Links() []LinkState {
 	defer s.mu.Unlock()
 	all := make([]LinkState, len(s.links))
 	for i, l := range s.links {
-		all[i] = LinkState{l.id, l.conn, l.since, l.rtt, l.sent, l.received, l.resent, !l.retired.IsZero()}
+		all[i] = LinkState{l.id, l.conn, l.since, l.rtt, l.sent, l.received.Load(), l.resent, !l.retired.IsZero()}
 	}
 	return all
 }

@@ -41,9 +41,9 @@ func (o Options) filled() Options {
 }
 
 const (
-	firstWindow = 256 << 10 // of a stream, by agreement, until the peer says otherwise
-	quantum     = 64 << 10  // payload of a Data frame
-	small       = 16 << 10  // of one of class bulk or background while a higher class is active
+	firstWindow = 256 << 10         // of a stream, by agreement, until the peer says otherwise
+	quantum     = 64<<10 - headRoom // payload of a Data frame, which fills four TLS records then
+	small       = 16 << 10          // of one of class bulk or background while a higher class is active
 	activeFor   = time.Second
 	floorTurns  = 32 // every so many turns, the lowest class that waits is next
 
@@ -299,7 +299,7 @@ func (s *Session) SendPackets(tunnel [16]byte, packets [][]byte) error {
 // session closes it.
 func (s *Session) AddLink(c net.Conn) error {
 	now := time.Now()
-	l := &link{s: s, conn: c, wakeup: make(chan struct{}, 1), since: now, heard: now}
+	l := &link{s: s, conn: c, wakeup: make(chan struct{}, 1), since: now}
 	s.mu.Lock()
 	if s.err != nil {
 		s.mu.Unlock()
