@@ -187,7 +187,7 @@ func echoTunnel(tun *Tunnel, name string) {
 			if _, err := fmt.Fprintf(st, "%s\n", name); err != nil {
 				return
 			}
-			if _, err := io.Copy(st, struct{ io.Reader }{st}); err == nil {
+			if _, err := io.Copy(st, st); err == nil {
 				st.CloseWrite()
 				io.Copy(io.Discard, st)
 			}

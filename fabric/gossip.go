@@ -41,6 +41,7 @@ const (
 	lookRest      = 5 * time.Second // between two looks at the neighbours
 	firstSeedRest = time.Second
 	lastSeedRest  = time.Minute
+	seedAgain     = 10 * time.Minute // even with neighbours: two parts of a fabric may have lost each other
 
 	ringNeighbours  = 2 // the next ones of the area, by ID
 	relayNeighbours = 2 // nodes that pass on, of the area
@@ -237,7 +238,7 @@ func (n *Node) lookAtNeighbours(now time.Time) {
 	}
 	pick(own, ringNeighbours)
 	pick(relays, relayNeighbours)
-	if n.o.Relay || len(own) == 0 {
+	if n.o.Relay || len(relays) == 0 { // somebody of the area has to
 		for _, ids := range others {
 			pick(ids, areaNeighbours)
 		}
@@ -249,7 +250,7 @@ func (n *Node) lookAtNeighbours(now time.Time) {
 		}
 	}
 	n.dir.neighbours = want
-	seed := len(want) == 0 && len(n.o.Seeds) > 0 && !n.dir.seeding && !now.Before(n.dir.seedAt)
+	seed := len(n.o.Seeds) > 0 && !n.dir.seeding && (len(want) == 0 && !now.Before(n.dir.seedAt) || now.Sub(n.dir.seedAt) > seedAgain)
 	if seed {
 		n.dir.seeding = true
 	}

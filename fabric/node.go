@@ -337,7 +337,7 @@ func (r *route) look(now time.Time) {
 		r.n.log.Warn("session given up", "peer", r.p.id.String(), "lease expired", expired, "no hello", mute)
 		r.s.Close()
 		return
-	case idle && !r.n.wanted(r.p.id):
+	case idle && (!r.n.wanted(r.p.id) || r.p.live() != r): // the other one of two is enough
 		r.n.log.Debug("idle session closed", "peer", r.p.id.String())
 		r.s.Close()
 		return

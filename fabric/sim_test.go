@@ -497,3 +497,34 @@ func TestAreas(t *testing.T) {
 		}
 	})
 }
+
+// A node that passes links on and is about to go is left before it goes.
+func TestRelayDrains(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		w.node(t, "seed", "one", relayed)
+		w.node(t, "r2", "one", relayed)
+		b, c := w.node(t, "b", "one", deaf), w.node(t, "c", "one", deaf)
+		echo(t, c, "pool")
+		tun := w.open(t, b, testProfile, "pool")
+		time.Sleep(10 * time.Second)
+		bulk, quick := startFlow(t, tun, frame.Bulk), startFlow(t, tun, frame.Interactive)
+		time.Sleep(time.Second)
+		before, _ := routeTo(b, c)
+		if err := w.all[before.Via].Drain(context.Background()); err != nil {
+			t.Error(err)
+		}
+		waitFor(t, "a route that does not pass the node that drains", func() bool {
+			r, ok := routeTo(b, c)
+			return ok && r.Via != before.Via && w.all[before.Via].Status().PassedOn == 0
+		})
+		w.stop(before.Via, false)
+		time.Sleep(time.Second)
+		bulk.end()
+		quick.end()
+		for _, r := range b.Routes() {
+			if r.Peer == c.ID() && r.LostLinks > 0 {
+				t.Errorf("%d links were lost", r.LostLinks)
+			}
+		}
+	})
+}

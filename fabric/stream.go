@@ -90,6 +90,51 @@ func (s *stream) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// ReadFrom implements io.ReaderFrom, as the session's stream does, without a
+// copy.
+func (s *stream) ReadFrom(r io.Reader) (int64, error) {
+	n, err := s.st.ReadFrom(&countedReader{r, &s.sent})
+	if err != nil {
+		s.broke(err)
+	}
+	return n, err
+}
+
+// WriteTo implements io.WriterTo, as the session's stream does, without a copy.
+func (s *stream) WriteTo(w io.Writer) (int64, error) {
+	n, err := s.st.WriteTo(&countedWriter{w, &s.got})
+	if err == nil {
+		err = io.EOF
+	}
+	if s.broke(err); errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return n, err
+}
+
+// countedReader counts while a long copy is under way.
+type countedReader struct {
+	io.Reader
+	n *atomic.Int64
+}
+
+func (c *countedReader) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+type countedWriter struct {
+	io.Writer
+	n *atomic.Int64
+}
+
+func (c *countedWriter) Write(p []byte) (int, error) {
+	n, err := c.Writer.Write(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
 // CloseWrite implements Stream.
 func (s *stream) CloseWrite() error {
 	s.wrote.Store(true)
