@@ -40,7 +40,7 @@ func startFlow(t *testing.T, tun *Tunnel, class frame.Class) *flow {
 	}
 	f := &flow{t: t, st: st, stop: make(chan struct{}), done: make(chan error, 1)}
 	go func() {
-		block := payload(uint64(class), 8<<10)
+		block := payload(uint64(class), 1<<10)
 		sent := make(chan error, 1)
 		go func() {
 			for i := 0; ; i++ {
@@ -63,7 +63,7 @@ func startFlow(t *testing.T, tun *Tunnel, class frame.Class) *flow {
 }
 
 func (f *flow) check(st Stream, sent chan error) error {
-	want := payload(uint64(st.Class()), 8<<10)
+	want := payload(uint64(st.Class()), 1<<10)
 	got := make([]byte, len(want))
 	var b [1]byte
 	for b[0] != '\n' {
