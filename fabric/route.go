@@ -26,6 +26,7 @@ type route struct {
 	s      *session.Session // set by start, before anybody else has the route
 	ready  chan struct{}    // closed when the peer has said hello
 	out    chan message     // to the control stream
+	grant  *grant           // set by start
 	notice chan struct{}    // holds one token when there is something in closed or moved
 	began  time.Time
 
@@ -81,11 +82,12 @@ func (r *route) start(s *session.Session) {
 		r.how = best
 		r.mu.Unlock()
 	}
-	release, refused := r.n.admitSession(r)
+	grant, refused := r.n.admitSession(r)
+	r.grant = grant
 	if refused != nil || !r.p.add(r) {
 		s.Close()
 		if refused == nil {
-			release()
+			grant.release()
 		} else {
 			r.n.log.Warn("session refused", "peer", r.p.id.String(), "limit", refused.Limit)
 		}
@@ -94,7 +96,7 @@ func (r *route) start(s *session.Session) {
 	r.n.run(func() {
 		<-s.Done()
 		r.end()
-		release()
+		grant.release()
 	})
 	r.n.run(r.accept)
 	r.n.run(r.watch)
