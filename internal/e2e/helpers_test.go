@@ -310,18 +310,6 @@ func random(seed uint64, n int) []byte {
 
 func sum(p []byte) [32]byte { return sha256.Sum256(p) }
 
-// logSeed makes a run with random choices repeatable.
-func logSeed(t testing.TB) *rand.Rand {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Logf("choices follow from -seed=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
-
-var seedFlag = flag.Uint64("seed", 0, "seed of the tests' random choices (0: another one each time)")
-
 // needMount skips a test where this process may not mount.
 func needMount(t testing.TB) {
 	t.Helper()
