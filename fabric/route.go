@@ -43,6 +43,7 @@ type route struct {
 	moved    map[TunnelID]uint64 // generations that the peer is to know
 	used     time.Time           // when it last was of use
 	digestAt time.Time           // when to exchange digests again
+	mark     uint64              // of the directory's news: the peer was told those before
 
 	// The lease, and how the links go.
 	lease     string
