@@ -116,9 +116,8 @@ func (n *Node) nextHop(from *route, h streamHead, class frame.Class) (*session.S
 	if h.hops == 0 {
 		return nil, nil, fmt.Errorf("%w: it went through %d nodes already", errNoPass, maxHops)
 	}
-	release, refused := n.admitPass(from)
+	grant, refused := n.admitPass(from)
 	if refused != nil {
-		n.refused.Add(1)
 		return nil, nil, refused
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, wayTime)
@@ -131,11 +130,11 @@ func (n *Node) nextHop(from *route, h streamHead, class frame.Class) (*session.S
 		next, err := n.hop(ctx, via, h.to, h.hops-1, class)
 		if err == nil {
 			n.passed.Add(1)
-			return next, func() { n.passed.Add(-1); release() }, nil
+			return next, func() { n.passed.Add(-1); grant.release() }, nil
 		}
 		errs = append(errs, err)
 	}
-	release()
+	grant.release()
 	if len(errs) == 0 {
 		errs = append(errs, fmt.Errorf("%w: no way to node %s is known here", errNoPass, n.nameOf(h.to)))
 	}

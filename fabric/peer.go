@@ -245,7 +245,9 @@ func (p *peer) remove(r *route) {
 // that may be elsewhere look for another node.
 func (p *peer) revoked() {
 	p.n.log.Warn("everything with a revoked node is cut", "peer", p.id.String())
-	p.n.dropRecord(p.id)
+	if p.n.dir.d.Expire() {
+		p.n.tellNews()
+	}
 	for _, r := range p.all() {
 		r.s.Close()
 	}

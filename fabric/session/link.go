@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,7 @@ type link struct {
 
 	high, low bool // carries the classes above bulk; bulk and below
 	closed    bool
+	idle      bool         // the writer waits for wake
 	out       [][]byte     // frames for this link alone
 	heard     atomic.Int64 // when something came, in ns after since
 
@@ -54,7 +56,10 @@ func (l *link) carries(c frame.Class) bool {
 	return l.high
 }
 
+// wake has the writer look for something to send. One that is not idle will
+// look when its write is done.
 func (l *link) wake() {
+	l.idle = false
 	select {
 	case l.wakeup <- struct{}{}:
 	default:
@@ -65,8 +70,8 @@ func (l *link) wake() {
 func (l *link) shut(bye *frame.GoAwayError) {
 	l.s.mu.Lock()
 	l.closed = true
-	l.s.mu.Unlock()
 	l.wake()
+	l.s.mu.Unlock()
 	if bye == nil {
 		l.conn.Close()
 		return
@@ -85,7 +90,9 @@ func (l *link) read() {
 	err := l.frames(bufio.NewReaderSize(l.conn, readBuffer))
 	l.conn.Close()
 	l.s.lose(l, err)
+	l.s.mu.Lock()
 	l.wake() // the writer ends with it
+	l.s.mu.Unlock()
 }
 
 func (l *link) frames(r *bufio.Reader) error {
@@ -97,6 +104,7 @@ func (l *link) frames(r *bufio.Reader) error {
 		if err := l.frame(r, h); err != nil {
 			return err
 		}
+		l.s.frames[h.Class].Add(1)
 		l.heard.Store(int64(time.Since(l.since)))
 		l.received.Add(int64(frame.HeadSize + h.Length))
 	}
@@ -139,6 +147,9 @@ func (l *link) frame(r *bufio.Reader, h frame.Head) error {
 		if err != nil {
 			return err
 		}
+		s.mu.Lock()
+		s.stats.Received[frame.Packet] += int64(h.Length)
+		s.mu.Unlock()
 		if s.o.Packets != nil {
 			s.o.Packets(tunnel, packets)
 		}
@@ -266,11 +277,13 @@ func (l *link) next(batch []byte, written *block, sent int) (whole, _ []byte, he
 		}
 	}
 	if l.closed || !l.listed() {
+		l.idle = true
 		return nil, batch, nil, true
 	}
 	for _, b := range l.out {
 		batch = append(batch, b...)
 	}
+	s.stats.SentFrames[frame.Control] += int64(len(l.out))
 	l.out = l.out[:0]
 	if l.high {
 		batch = l.control(batch)
@@ -278,15 +291,18 @@ func (l *link) next(batch []byte, written *block, sent int) (whole, _ []byte, he
 	for len(batch) < writeBatch {
 		c, ok := s.turn(l)
 		if !ok {
+			l.idle = len(batch) == 0
 			return nil, batch, nil, false
 		}
 		if c == frame.Packet && len(s.packets) > 0 {
 			f := s.packets[0]
-			s.packets[0] = nil
+			s.packets[0] = packetFrame{}
 			s.packets = s.packets[1:]
-			s.queued -= len(f)
-			s.stats.Sent[c] += int64(len(f))
-			batch = append(batch, f...)
+			s.queued -= len(f.b)
+			s.stats.SentFrames[c]++
+			s.stats.Sent[c] += int64(len(f.b) - frame.HeadSize)
+			s.stats.Delay[c].add(time.Since(f.at))
+			batch = append(batch, f.b...)
 			continue
 		}
 		if whole, batch, held = l.data(batch, c); whole != nil {
@@ -302,7 +318,8 @@ func (l *link) control(batch []byte) []byte {
 	for _, r := range s.unsent {
 		if s.resets[r.body.Stream] == r {
 			r.said = true
-			batch = append(batch, r.body.Encode(0)...)
+			s.stats.SentFrames[frame.Control]++
+			batch = append(batch, r.body.Encode(s.version, 0)...)
 		}
 	}
 	s.unsent = nil
@@ -321,11 +338,13 @@ func (l *link) control(batch []byte) []byte {
 			st.promise()
 			body = frame.AppendWindow(body, st.entry())
 		}
+		s.stats.SentFrames[frame.Control]++
 		batch = frame.Append(batch, frame.Head{Type: frame.Window, Class: frame.Control}, body)
 	}
 	for _, c := range s.command {
 		batch = append(batch, c...)
 	}
+	s.stats.SentFrames[frame.Control] += int64(len(s.command))
 	s.command = nil
 	return batch
 }
@@ -345,13 +364,26 @@ func (s *Session) turn(l *link) (frame.Class, bool) {
 	return pick, found
 }
 
+// pick takes out the stream of a class whose turn it is. A link goes on with one
+// that it sent something of before where it finds one soon, since what comes in
+// order is cheaper for the other end; every few turns, it is the first one's.
+func (s *Session) pick(c frame.Class, l *link) *Stream {
+	ready, k := s.ready[c], 0
+	if s.turns%4 != 0 {
+		k = max(0, slices.IndexFunc(ready[:min(len(ready), 8)], func(st *Stream) bool { return st.last == l }))
+	}
+	st := ready[k]
+	copy(ready[1:k+1], ready[:k])
+	ready[0] = nil
+	s.ready[c] = ready[1:]
+	return st
+}
+
 // data collects one Data frame of a class: whole is a block's beginning, in
 // place, behind its head.
 func (l *link) data(batch []byte, c frame.Class) (whole, _ []byte, held *block) {
 	s := l.s
-	st := s.ready[c][0]
-	s.ready[c][0] = nil
-	s.ready[c] = s.ready[c][1:]
+	st := s.pick(c, l)
 	st.queued = false
 	if !st.sendable() {
 		return nil, batch, nil
@@ -361,7 +393,7 @@ func (l *link) data(batch []byte, c frame.Class) (whole, _ []byte, held *block) 
 		limit = small
 	}
 	sp, b, fin := st.nextSpan(limit)
-	h := frame.Head{Version: frame.MaxVersion, Type: frame.Data, Class: st.class}
+	h := frame.Head{Version: frame.MinVersion, Type: frame.Data, Class: st.class}
 	var open []byte
 	if sp.off == 0 && !st.openAcked && !st.remote() {
 		h.Flags |= frame.FlagOpen
@@ -376,7 +408,11 @@ func (l *link) data(batch []byte, c frame.Class) (whole, _ []byte, held *block) 
 	if n > 0 {
 		st.flights = append(st.flights, flight{sp, l})
 	}
+	st.last = l
+	st.wakeWriters()
 	s.stats.Sent[c] += int64(n)
+	s.stats.SentFrames[c]++
+	s.stats.Delay[c].add(time.Since(st.queuedAt))
 	h.Length = frame.DataSize + len(open) + n
 	if n > inline && open == nil && sp.off == b.off && b.refs == 0 {
 		b.refs++
