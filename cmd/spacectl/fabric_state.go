@@ -172,6 +172,33 @@ func printRoutes(w io.Writer, routes []fabric.RouteState) {
 	}
 }
 
+func newFabricLimits(a *app) *cobra.Command {
+	return stateCommand(a, "limits", "limits", "List what is in use, by whom, and the limits",
+		`List what the node, and each route, pool, organization and service, has in use, of
+what limit: sessions, tunnels, streams, bytes of windows, and bytes a second. The
+limits are in the fabric section of space.yaml.`, (*control.FabricClient).Usage, func(w io.Writer, list []control.FabricUsage) {
+			of := func(used, limit int64) string {
+				if limit == 0 {
+					return fmt.Sprint(used)
+				}
+				return fmt.Sprintf("%d of %d", used, limit)
+			}
+			fmt.Fprintf(w, "SCOPE\tNAME\tSESSIONS\tTUNNELS\tSTREAMS\tWINDOWS\tPASSED\tRATE LIMIT\tREFUSED\n")
+			for _, u := range list {
+				rate := "-"
+				if u.Limit.Rate > 0 {
+					rate = size(u.Limit.Rate) + "/s"
+				}
+				window := size(u.Used.Window)
+				if u.Limit.Window > 0 {
+					window += " of " + size(u.Limit.Window)
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", u.Scope, printable(dash(u.Name)), of(u.Used.Sessions, u.Limit.Sessions),
+					of(u.Used.Tunnels, u.Limit.Tunnels), of(u.Used.Streams, u.Limit.Streams), window, size(u.Used.Passed), rate, u.Refused)
+			}
+		})
+}
+
 // fabricView is what top shows: the node, and what moved within an interval.
 type fabricView struct {
 	Status  fabric.Status        `json:"status"`

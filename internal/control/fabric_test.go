@@ -34,6 +34,9 @@ func (f *fakeFabric) Tunnels(context.Context) ([]fabric.TunnelState, error) { re
 func (f *fakeFabric) Routes(context.Context) ([]fabric.RouteState, error) {
 	return []fabric.RouteState{{Carrier: "tls", RTT: time.Second}}, f.err
 }
+func (f *fakeFabric) Usage(context.Context) ([]FabricUsage, error) {
+	return []FabricUsage{{Scope: "pool", Name: "p", Limit: FabricLimit{Streams: 3}, Refused: 1}}, f.err
+}
 func (f *fakeFabric) NewToken(_ context.Context, r TokenRequest) (string, error) {
 	f.asked = r
 	return "secret", f.err
@@ -115,6 +118,9 @@ func TestFabricOverSocket(t *testing.T) {
 	}
 	if list, err := c.Routes(ctx); err != nil || len(list) != 1 || list[0].RTT != time.Second {
 		t.Errorf("routes %v: %v", list, err)
+	}
+	if list, err := c.Usage(ctx); err != nil || len(list) != 1 || list[0].Limit.Streams != 3 || list[0].Scope != "pool" {
+		t.Errorf("usage %v: %v", list, err)
 	}
 	// More than fits into one message.
 	if list, err := c.Tunnels(ctx); err != nil || !reflect.DeepEqual(list, f.tunnels) {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spacestore/space/fabric/admit"
 	"github.com/spacestore/space/internal/control"
 )
 
@@ -23,7 +24,9 @@ fabric:
   seeds: [tls://10.0.0.1:7420, "https://relay.example"]
   relay: true
   https_web: true
-  limits: {sessions: 10, tunnels: 100, streams: 1000, rate: 10MiB}
+  limits:
+    node: {sessions: 10, tunnels: 100, streams: 1000, window: 1GiB, rate: 10MiB, burst: 1MiB}
+    named: [{scope: pool, name: build, streams: 5}]
   expose:
     - {pool: ssh, address: "127.0.0.1:22"}
     - {pool: lan, allow: ["10.0.0.0/8:443"], peers: ["00000000000000000000000000000001"], proxy_protocol: true, connections: 7}
@@ -49,8 +52,9 @@ fabric:
 	want := &FabricConfig{Section: true, Name: "db1", Area: "berlin", Organization: "ops", Relay: true, HTTPSWeb: true,
 		Listen: []FabricListen{{Carrier: "tls", Address: ":7420"}, {Carrier: "https", Address: ":443", Advertise: "https://relay.example/fabric",
 			Cert: filepath.Join(home, "web.pem"), Key: "/etc/web.key"}},
-		Seeds:  []string{"tls://10.0.0.1:7420", "https://relay.example"},
-		Limits: FabricLimits{Sessions: 10, Tunnels: 100, Streams: 1000, Rate: 10 << 20},
+		Seeds: []string{"tls://10.0.0.1:7420", "https://relay.example"},
+		Limits: admit.Config{Each: [admit.Scopes]admit.Limit{{Sessions: 10, Tunnels: 100, Streams: 1000, Window: 1 << 30, Rate: 10 << 20, Burst: 1 << 20}},
+			Named: map[admit.Key]admit.Limit{{Scope: admit.Pool, Name: "build"}: {Streams: 5}}},
 		Expose: []control.ExposeRequest{{Pool: "ssh", Address: "127.0.0.1:22"},
 			{Pool: "lan", Allow: []string{"10.0.0.0/8:443"}, Peers: []string{"00000000000000000000000000000001"}, ProxyProtocol: true, Connections: 7}},
 		Forward: []control.ForwardRequest{{Listen: "127.0.0.1:2222", Pool: "ssh", Bulk: true, Target: "10.0.0.7:22"}},
