@@ -22,9 +22,13 @@ type Stream struct {
 	class  frame.Class
 	header []byte // what the peer opened it with
 
+	reading sync.Mutex // held by who reads, and is taken before s.mu
+	writing sync.Mutex // likewise
+
 	// Everything below is guarded by s.mu.
 	err      error         // ends reads and writes
 	wake     chan struct{} // closed and made anew when somebody who waits should look
+	waiting  int           // who wait
 	accepted bool
 
 	// What is sent: bytes from una, which is not acknowledged, to end.
@@ -84,8 +88,11 @@ func newPiece(off uint64, n int) piece {
 		return piece{off, make([]byte, n), nil}
 	}
 	mem := payloads.Get().(*[quantum]byte)
-	return piece{off, mem[:n], mem}
+	return piece{off, mem[:n:n], mem}
 }
+
+// maxEarly bounds the pieces that came before their turn.
+const maxEarly = 16 << 10
 
 // end returns the offset behind the piece.
 func (p piece) end() uint64 { return p.off + uint64(len(p.b)) }
@@ -105,12 +112,16 @@ func (p piece) free() {
 	}
 }
 
-// block holds bytes to send, behind room for a frame's head.
+// block holds bytes to send, behind room for a frame's head, so that they can
+// go out as they lie.
 type block struct {
 	off  uint64
 	b    []byte // headRoom bytes, then the payload
-	refs int    // writes under way
+	refs int    // who use the memory without the lock
+	done bool   // acknowledged
 }
+
+func (b *block) end() uint64 { return b.off + uint64(len(b.b)-headRoom) }
 
 const headRoom = frame.HeadSize + frame.DataSize
 
@@ -135,8 +146,10 @@ func (st *Stream) Header() []byte { return st.header }
 func (st *Stream) remote() bool { return (st.id%2 == 1) != st.s.initiator }
 
 func (st *Stream) wakeAll() {
-	close(st.wake)
-	st.wake = make(chan struct{})
+	if st.waiting > 0 {
+		close(st.wake)
+		st.wake, st.waiting = make(chan struct{}), 0
+	}
 }
 
 // fail ends the stream for its users. Bytes that have come can be read still,
@@ -152,60 +165,157 @@ func (st *Stream) fail(err error) {
 
 // Write implements net.Conn. It returns when the bytes are taken in.
 func (st *Stream) Write(p []byte) (n int, err error) {
+	st.writing.Lock()
+	defer st.writing.Unlock()
 	s := st.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
-		switch {
-		case st.err != nil:
-			return n, st.err
-		case st.noReader:
-			return n, ErrNoReader
-		case st.fin:
-			return n, io.ErrClosedPipe
-		case passed(st.writeAt):
-			return n, os.ErrDeadlineExceeded
+		room, err := st.room()
+		if err != nil || len(p) == 0 {
+			return n, err
+		}
+		k, err := st.put(p[:min(room, len(p))])
+		if err != nil {
+			return n, err
+		}
+		p, n = p[k:], n+k
+		s.enqueue(st)
+	}
+}
+
+// room waits until bytes can be taken in, and returns how many.
+func (st *Stream) room() (int, error) {
+	for {
+		if err := st.writable(); err != nil {
+			return 0, err
+		}
+		if passed(st.writeAt) {
+			return 0, os.ErrDeadlineExceeded
 		}
 		room := max(st.limit-min(st.limit, st.una), firstWindow) + 2*quantum - (st.end - st.una)
-		if int64(room) > 0 && len(p) > 0 {
-			k := int(min(room, uint64(len(p))))
-			st.put(p[:k])
-			p, n = p[k:], n+k
-			s.enqueue(st)
-		}
-		if len(p) == 0 {
-			return n, nil
+		if int64(room) > 0 {
+			return int(room), nil
 		}
 		st.wait(st.writeAt)
 	}
 }
 
-// put copies p into blocks.
-func (st *Stream) put(p []byte) {
-	for len(p) > 0 {
-		var last *block
-		if n := len(st.blocks); n > 0 {
-			last = st.blocks[n-1]
-		}
-		if last == nil || len(last.b) == cap(last.b) {
-			last = &block{off: st.end}
-			if len(p) >= small || st.end-st.una >= small {
-				last.b = pool.Get().(*[headRoom + quantum]byte)[:headRoom]
-			} else { // a stream that says little holds little
-				last.b = make([]byte, headRoom, headRoom+max(len(p), 512))
-			}
-			st.blocks = append(st.blocks, last)
-		}
-		k := min(len(p), cap(last.b)-len(last.b))
-		last.b = append(last.b, p[:k]...)
-		p = p[k:]
-		st.end += uint64(k)
+// writable returns why no more can be written, or nil.
+func (st *Stream) writable() error {
+	switch {
+	case st.err != nil:
+		return st.err
+	case st.noReader:
+		return ErrNoReader
+	case st.fin:
+		return io.ErrClosedPipe
 	}
+	return nil
+}
+
+// inline is how many bytes are copied rather than the lock given up for it.
+const inline = 4 << 10
+
+// put copies bytes of p into one block, and returns how many. The lock is not
+// held while many are copied.
+func (st *Stream) put(p []byte) (int, error) {
+	var b *block
+	if n := len(st.blocks); n > 0 {
+		b = st.blocks[n-1]
+	}
+	// What is sent from a block's beginning need not be copied again, so much
+	// to send does not go into one of which a part has gone.
+	if b == nil || len(b.b) == cap(b.b) || len(p) >= small && st.nxt > b.off {
+		if len(p) >= small || st.end-st.nxt >= inline {
+			b = &block{b: pool.Get().(*[headRoom + quantum]byte)[:headRoom]}
+		} else { // a stream that says little holds little
+			b = &block{b: make([]byte, headRoom, headRoom+max(len(p), 512))}
+		}
+		b.off = st.end
+	}
+	k := min(len(p), cap(b.b)-len(b.b))
+	if to := b.b[len(b.b) : len(b.b)+k]; k > inline {
+		b.refs++
+		st.s.mu.Unlock()
+		copy(to, p)
+		st.s.mu.Lock()
+		b.refs--
+		if err := st.writable(); err != nil {
+			return 0, err
+		}
+	} else {
+		copy(to, p)
+	}
+	b.b = b.b[:len(b.b)+k]
+	st.end += uint64(k)
+	b.done = false
+	if n := len(st.blocks); n == 0 || st.blocks[n-1] != b { // a new one, or what was in it is acknowledged
+		st.blocks = append(st.blocks, b)
+	}
+	return k, nil
+}
+
+// ReadFrom implements io.ReaderFrom: what comes from r is sent as it lies.
+func (st *Stream) ReadFrom(r io.Reader) (n int64, err error) {
+	b := &block{}
+	defer func() { b.free() }()
+	for much := false; ; {
+		if b.b == nil { // little, while little comes: a reader may wait for long
+			if much {
+				b.b = pool.Get().(*[headRoom + quantum]byte)[:headRoom]
+			} else {
+				b.b = make([]byte, headRoom, headRoom+inline)
+			}
+		}
+		k, rerr := r.Read(b.b[headRoom:cap(b.b)])
+		if k > 0 {
+			full := b
+			if k <= (cap(b.b)-headRoom)/2 {
+				full = &block{b: make([]byte, headRoom, headRoom+k)}
+				full.b = append(full.b, b.b[headRoom:headRoom+k]...)
+			} else {
+				b.b = b.b[:headRoom+k]
+				b = &block{}
+			}
+			if err := st.putBlock(full); err != nil {
+				return n, err
+			}
+			n += int64(k)
+			if now := k >= inline; now != much {
+				much = now
+				b.free()
+			}
+		}
+		if rerr == io.EOF {
+			return n, nil
+		}
+		if rerr != nil {
+			return n, rerr
+		}
+	}
+}
+
+// putBlock sends a whole block.
+func (st *Stream) putBlock(b *block) error {
+	st.writing.Lock()
+	defer st.writing.Unlock()
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	if _, err := st.room(); err != nil {
+		return err
+	}
+	b.off = st.end
+	st.end = b.end()
+	st.blocks = append(st.blocks, b)
+	st.s.enqueue(st)
+	return nil
 }
 
 // wait waits, without the lock, until something changes or at passes.
 func (st *Stream) wait(at time.Time) {
 	wake := st.wake
+	st.waiting++
 	st.s.mu.Unlock()
 	defer st.s.mu.Lock()
 	if at.IsZero() {
@@ -264,40 +374,103 @@ func (st *Stream) Reset(code uint32, text string) {
 
 // Read implements net.Conn.
 func (st *Stream) Read(p []byte) (n int, err error) {
-	s := st.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for {
-		if st.discard {
-			return 0, net.ErrClosed
-		}
-		if passed(st.readAt) {
-			return 0, os.ErrDeadlineExceeded
-		}
-		for len(st.in) > 0 && n < len(p) {
-			k := copy(p[n:], st.in[0].b)
-			n += k
-			if st.in[0].b = st.in[0].b[k:]; len(st.in[0].b) == 0 {
-				st.in[0].free()
-				st.in[0] = piece{}
-				st.in = st.in[1:]
+	st.reading.Lock()
+	defer st.reading.Unlock()
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if err := st.readable(); err != nil {
+		return 0, err
+	}
+	for n < len(p) && len(st.in) > 0 {
+		from := st.in[0].b
+		if k := min(len(from), len(p)-n); k > inline {
+			st.s.mu.Unlock()
+			n += copy(p[n:], from[:k])
+			st.s.mu.Lock()
+			if st.discard {
+				return n, nil
 			}
+			st.in[0].b = st.in[0].b[k:]
+		} else {
+			n += copy(p[n:], from[:k])
+			st.in[0].b = st.in[0].b[k:]
 		}
-		switch {
-		case n > 0:
-			st.read += uint64(n)
-			st.widen(uint64(n))
+		if len(st.in[0].b) == 0 {
+			st.shift().free()
+		}
+	}
+	st.taken(uint64(n))
+	return n, nil
+}
+
+// WriteTo implements io.WriterTo: what has come is written as it lies.
+func (st *Stream) WriteTo(w io.Writer) (n int64, err error) {
+	st.reading.Lock()
+	defer st.reading.Unlock()
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	for {
+		if err := st.readable(); err == io.EOF {
 			return n, nil
-		case len(p) == 0:
-			return 0, nil
+		} else if err != nil {
+			return n, err
+		}
+		p := st.shift()
+		st.s.mu.Unlock()
+		k, err := w.Write(p.b)
+		if err == nil && k < len(p.b) {
+			err = io.ErrShortWrite
+		}
+		size := uint64(len(p.b))
+		p.free()
+		st.s.mu.Lock()
+		n += int64(k)
+		if !st.discard {
+			st.taken(size)
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+}
+
+// readable waits until there is something to read.
+func (st *Stream) readable() error {
+	for {
+		switch {
+		case st.discard:
+			return net.ErrClosed
+		case passed(st.readAt):
+			return os.ErrDeadlineExceeded
+		case len(st.in) > 0:
+			return nil
 		case st.read == st.finAt:
-			s.forget(st)
-			return 0, io.EOF
+			st.s.forget(st)
+			return io.EOF
 		case st.err != nil:
-			return 0, st.err
+			return st.err
 		}
 		st.wait(st.readAt)
 	}
+}
+
+// shift takes out the piece that is next to read.
+func (st *Stream) shift() piece {
+	p := st.in[0]
+	st.in[0] = piece{}
+	if st.in = st.in[1:]; len(st.in) == 0 {
+		st.in = nil
+	}
+	return p
+}
+
+// taken counts bytes that were read.
+func (st *Stream) taken(n uint64) {
+	st.read += n
+	st.widen(n)
 }
 
 // widen lets the window follow the reader, and tells the peer when there is
@@ -344,7 +517,7 @@ func (st *Stream) arrive(p piece, fin bool) error {
 	if p.off <= st.got {
 		st.take(p)
 	} else {
-		if uint64(st.earlySize+len(p.b)) > 2*st.window {
+		if uint64(st.earlySize+len(p.b)) > 2*st.window || len(st.early) >= maxEarly {
 			return fmt.Errorf("%w: stream %d: the same bytes again and again", frame.ErrProtocol, st.id)
 		}
 		at, _ := slices.BinarySearchFunc(st.early, p.off, func(q piece, off uint64) int {
@@ -377,6 +550,15 @@ func (st *Stream) take(p piece) {
 		st.read = st.got
 		p.free()
 	case len(p.b) == 0:
+		p.free()
+	case len(st.in) > 0 && len(p.b) <= inline:
+		// Many small pieces that nobody reads would be more than their bytes.
+		last := &st.in[len(st.in)-1]
+		if cap(last.b)-len(last.b) < len(p.b) {
+			st.in = append(st.in, piece{p.off, make([]byte, 0, 2*inline), nil})
+			last = &st.in[len(st.in)-1]
+		}
+		last.b = append(last.b, p.b...)
 		p.free()
 	default:
 		st.in = append(st.in, p)
@@ -418,12 +600,12 @@ func (st *Stream) acknowledged(e frame.WindowEntry) error {
 		st.nxt = max(st.nxt, una)
 		for len(st.blocks) > 0 {
 			b := st.blocks[0]
-			if b.off+uint64(len(b.b)-headRoom) > una {
+			if b.end() > una {
 				break
 			}
 			st.blocks[0] = nil
 			st.blocks = st.blocks[1:]
-			if b.refs == 0 {
+			if b.done = true; b.refs == 0 {
 				b.free()
 			}
 		}
@@ -474,13 +656,14 @@ func (st *Stream) resend(l *link) {
 		if f.off = max(f.off, st.una); f.off < f.end {
 			st.again = append(st.again, f.span)
 			st.s.stats.Resent += int64(f.end - f.off)
+			l.resent += int64(f.end - f.off)
 		}
 		return true
 	})
 	if st.openLink == l && !st.openAcked {
 		st.openSaid = false
 	}
-	if st.finLink == l && !st.finAcked {
+	if !st.finAcked { // even if it went another way: its answer may be lost
 		st.finSent = false
 	}
 	st.s.enqueue(st)
@@ -499,7 +682,7 @@ func (st *Stream) nextSpan(limit uint64) (sp span, b *block, fin bool) {
 			st.again = st.again[1:]
 			continue
 		}
-		sp.end = min(sp.end, sp.off+limit, b.off+uint64(len(b.b)-headRoom))
+		sp.end = min(sp.end, sp.off+limit, b.end())
 		if st.again[0].off = sp.end; sp.end >= st.again[0].end {
 			st.again = st.again[1:]
 		}
@@ -508,7 +691,7 @@ func (st *Stream) nextSpan(limit uint64) (sp span, b *block, fin bool) {
 	sp = span{st.nxt, st.nxt}
 	if st.nxt < min(st.end, st.limit) {
 		b = st.blockAt(st.nxt)
-		sp.end = min(st.nxt+limit, st.limit, b.off+uint64(len(b.b)-headRoom))
+		sp.end = min(st.nxt+limit, st.limit, b.end())
 		st.nxt = sp.end
 	}
 	return sp, b, st.ends(sp.end)
@@ -521,7 +704,7 @@ func (st *Stream) ends(at uint64) bool {
 func (st *Stream) blockAt(off uint64) *block {
 	i, ok := slices.BinarySearchFunc(st.blocks, off, func(b *block, off uint64) int {
 		switch {
-		case b.off+uint64(len(b.b)-headRoom) <= off:
+		case b.end() <= off:
 			return -1
 		case b.off > off:
 			return 1
