@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,7 @@ type link struct {
 
 	high, low bool // carries the classes above bulk; bulk and below
 	closed    bool
+	idle      bool         // the writer waits for wake
 	out       [][]byte     // frames for this link alone
 	heard     atomic.Int64 // when something came, in ns after since
 
@@ -54,7 +56,10 @@ func (l *link) carries(c frame.Class) bool {
 	return l.high
 }
 
+// wake has the writer look for something to send. One that is not idle will
+// look when its write is done.
 func (l *link) wake() {
+	l.idle = false
 	select {
 	case l.wakeup <- struct{}{}:
 	default:
@@ -65,8 +70,8 @@ func (l *link) wake() {
 func (l *link) shut(bye *frame.GoAwayError) {
 	l.s.mu.Lock()
 	l.closed = true
-	l.s.mu.Unlock()
 	l.wake()
+	l.s.mu.Unlock()
 	if bye == nil {
 		l.conn.Close()
 		return
@@ -85,7 +90,9 @@ func (l *link) read() {
 	err := l.frames(bufio.NewReaderSize(l.conn, readBuffer))
 	l.conn.Close()
 	l.s.lose(l, err)
+	l.s.mu.Lock()
 	l.wake() // the writer ends with it
+	l.s.mu.Unlock()
 }
 
 func (l *link) frames(r *bufio.Reader) error {
@@ -266,6 +273,7 @@ func (l *link) next(batch []byte, written *block, sent int) (whole, _ []byte, he
 		}
 	}
 	if l.closed || !l.listed() {
+		l.idle = true
 		return nil, batch, nil, true
 	}
 	for _, b := range l.out {
@@ -278,6 +286,7 @@ func (l *link) next(batch []byte, written *block, sent int) (whole, _ []byte, he
 	for len(batch) < writeBatch {
 		c, ok := s.turn(l)
 		if !ok {
+			l.idle = len(batch) == 0
 			return nil, batch, nil, false
 		}
 		if c == frame.Packet && len(s.packets) > 0 {
@@ -345,13 +354,26 @@ func (s *Session) turn(l *link) (frame.Class, bool) {
 	return pick, found
 }
 
+// pick takes out the stream of a class whose turn it is. A link goes on with one
+// that it sent something of before where it finds one soon, since what comes in
+// order is cheaper for the other end; every few turns, it is the first one's.
+func (s *Session) pick(c frame.Class, l *link) *Stream {
+	ready, k := s.ready[c], 0
+	if s.turns%4 != 0 {
+		k = max(0, slices.IndexFunc(ready[:min(len(ready), 8)], func(st *Stream) bool { return st.last == l }))
+	}
+	st := ready[k]
+	copy(ready[1:k+1], ready[:k])
+	ready[0] = nil
+	s.ready[c] = ready[1:]
+	return st
+}
+
 // data collects one Data frame of a class: whole is a block's beginning, in
 // place, behind its head.
 func (l *link) data(batch []byte, c frame.Class) (whole, _ []byte, held *block) {
 	s := l.s
-	st := s.ready[c][0]
-	s.ready[c][0] = nil
-	s.ready[c] = s.ready[c][1:]
+	st := s.pick(c, l)
 	st.queued = false
 	if !st.sendable() {
 		return nil, batch, nil
@@ -376,6 +398,8 @@ func (l *link) data(batch []byte, c frame.Class) (whole, _ []byte, held *block) 
 	if n > 0 {
 		st.flights = append(st.flights, flight{sp, l})
 	}
+	st.last = l
+	st.wakeWriters()
 	s.stats.Sent[c] += int64(n)
 	h.Length = frame.DataSize + len(open) + n
 	if n > inline && open == nil && sp.off == b.off && b.refs == 0 {

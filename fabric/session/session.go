@@ -44,6 +44,7 @@ const (
 	firstWindow = 256 << 10         // of a stream, by agreement, until the peer says otherwise
 	quantum     = 64<<10 - headRoom // payload of a Data frame, which fills four TLS records then
 	small       = 16 << 10          // of one of class bulk or background while a higher class is active
+	maxUnsent   = 8 * quantum       // bytes of a stream that no link has taken, about
 	activeFor   = time.Second
 	floorTurns  = 32 // every so many turns, the lowest class that waits is next
 
@@ -385,11 +386,12 @@ func (s *Session) lose(l *link, err error) {
 	}
 }
 
-// wake has the links that carry a class look for something to send.
+// wake has an idle link that carries a class look for something to send.
 func (s *Session) wake(c frame.Class) {
 	for _, l := range s.links {
-		if l.carries(c) {
+		if l.idle && l.carries(c) {
 			l.wake()
+			return
 		}
 	}
 }

@@ -26,9 +26,9 @@ type Stream struct {
 	writing sync.Mutex // likewise
 
 	// Everything below is guarded by s.mu.
-	err      error         // ends reads and writes
-	wake     chan struct{} // closed and made anew when somebody who waits should look
-	waiting  int           // who wait
+	err      error // ends reads and writes
+	readers  gate
+	writers  gate
 	accepted bool
 
 	// What is sent: bytes from una, which is not acknowledged, to end.
@@ -43,6 +43,7 @@ type Stream struct {
 	finEver              bool // it was sent once, perhaps over a link that is lost
 	finLink              *link
 	finAcked             bool
+	last                 *link // over which something was sent last
 	noReader             bool
 	queued               bool // in s.ready
 	writeAt              time.Time
@@ -129,7 +130,7 @@ const headRoom = frame.HeadSize + frame.DataSize
 var pool = sync.Pool{New: func() any { return new([headRoom + quantum]byte) }}
 
 func newStream(s *Session, id uint64, class frame.Class) *Stream {
-	return &Stream{s: s, id: id, class: class, wake: make(chan struct{}), limit: firstWindow,
+	return &Stream{s: s, id: id, class: class, limit: firstWindow,
 		finAt: math.MaxUint64, window: firstWindow, promised: firstWindow, since: time.Now()}
 }
 
@@ -145,11 +146,41 @@ func (st *Stream) Header() []byte { return st.header }
 // remote reports whether the peer has opened the stream.
 func (st *Stream) remote() bool { return (st.id%2 == 1) != st.s.initiator }
 
-func (st *Stream) wakeAll() {
-	if st.waiting > 0 {
-		close(st.wake)
-		st.wake, st.waiting = make(chan struct{}), 0
+// gate is where those wait who cannot go on now. The session's lock guards it.
+type gate struct {
+	c chan struct{} // closed, and forgotten, when they should look; nil: nobody waits
+}
+
+func (g *gate) wake() {
+	if g.c != nil {
+		close(g.c)
+		g.c = nil
 	}
+}
+
+// wait waits, without the lock, until something changes or at passes.
+func (g *gate) wait(mu *sync.Mutex, at time.Time) {
+	if g.c == nil {
+		g.c = make(chan struct{})
+	}
+	c := g.c
+	mu.Unlock()
+	defer mu.Lock()
+	if at.IsZero() {
+		<-c
+		return
+	}
+	t := time.NewTimer(time.Until(at))
+	defer t.Stop()
+	select {
+	case <-c:
+	case <-t.C:
+	}
+}
+
+func (st *Stream) wakeAll() {
+	st.readers.wake()
+	st.writers.wake()
 }
 
 // fail ends the stream for its users. Bytes that have come can be read still,
@@ -193,11 +224,24 @@ func (st *Stream) room() (int, error) {
 		if passed(st.writeAt) {
 			return 0, os.ErrDeadlineExceeded
 		}
-		room := max(st.limit-min(st.limit, st.una), firstWindow) + 2*quantum - (st.end - st.una)
-		if int64(room) > 0 {
-			return int(room), nil
+		if room := st.space(); room > 0 {
+			return room, nil
 		}
-		st.wait(st.writeAt)
+		st.writers.wait(&st.s.mu, st.writeAt)
+	}
+}
+
+// space returns how many bytes may be taken in: beyond what may be sent, and
+// beyond what can go out soon, little is held.
+func (st *Stream) space() int {
+	window := max(st.limit-min(st.limit, st.una), firstWindow) + 2*quantum
+	return int(min(int64(window)-int64(st.end-st.una), maxUnsent-int64(st.end-st.nxt)))
+}
+
+// wakeWriters has them look if there is room for more than a little.
+func (st *Stream) wakeWriters() {
+	if st.writers.c != nil && st.space() >= 2*quantum {
+		st.writers.wake()
 	}
 }
 
@@ -310,24 +354,6 @@ func (st *Stream) putBlock(b *block) error {
 	st.blocks = append(st.blocks, b)
 	st.s.enqueue(st)
 	return nil
-}
-
-// wait waits, without the lock, until something changes or at passes.
-func (st *Stream) wait(at time.Time) {
-	wake := st.wake
-	st.waiting++
-	st.s.mu.Unlock()
-	defer st.s.mu.Lock()
-	if at.IsZero() {
-		<-wake
-		return
-	}
-	t := time.NewTimer(time.Until(at))
-	defer t.Stop()
-	select {
-	case <-wake:
-	case <-t.C:
-	}
 }
 
 func passed(at time.Time) bool { return !at.IsZero() && !time.Now().Before(at) }
@@ -453,7 +479,7 @@ func (st *Stream) readable() error {
 		case st.err != nil:
 			return st.err
 		}
-		st.wait(st.readAt)
+		st.readers.wait(&st.s.mu, st.readAt)
 	}
 }
 
@@ -533,7 +559,7 @@ func (st *Stream) arrive(p piece, fin bool) error {
 		st.take(p)
 	}
 	if st.got > before || fin {
-		st.wakeAll()
+		st.readers.wake()
 	}
 	return nil
 }
@@ -610,7 +636,7 @@ func (st *Stream) acknowledged(e frame.WindowEntry) error {
 			}
 		}
 		st.flights = slices.DeleteFunc(st.flights, func(f flight) bool { return f.end <= una })
-		st.wakeAll()
+		st.wakeWriters()
 	}
 	if e.Limit == frame.NoReader {
 		if !st.noReader {
@@ -623,7 +649,7 @@ func (st *Stream) acknowledged(e frame.WindowEntry) error {
 		}
 	} else if e.Limit > st.limit {
 		st.limit = e.Limit
-		st.wakeAll()
+		st.wakeWriters()
 	}
 	return nil
 }
