@@ -24,6 +24,7 @@ var floors = [][]string{
 	{"federation/zone/..."},
 	{"transform/..."},
 	{"fabric/forward", "fabric/vpn", "fabric/files"},
+	{"fabric/tunneltest"},
 	{"fabric"},
 	{"fabric/carrier", "fabric/directory", "fabric/admit"},
 	{"fabric/session"},
@@ -44,7 +45,7 @@ var floors = [][]string{
 var outside = []string{"internal/e2e", "internal/lint", "scripts/..."}
 
 // testOnly are packages for tests, which nothing that ships may import.
-var testOnly = []string{"internal/vfs/vfstest", "internal/testenv/..."}
+var testOnly = []string{"internal/vfs/vfstest", "fabric/tunneltest", "internal/testenv/..."}
 
 // engineUsers may import the metadata engine, Pebble.
 var engineUsers = []string{"capsule/store", "capsule/store/metafs", "internal/vfs/..."}

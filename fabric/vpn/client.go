@@ -1,0 +1,230 @@
+package vpn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spacestore/space/fabric"
+	"github.com/spacestore/space/fabric/frame"
+	"github.com/spacestore/space/fabric/session"
+)
+
+// ClientOptions are for a Client. Device is needed.
+type ClientOptions struct {
+	Device Device
+	MTU    int            // the most; 0: what the exit says
+	Routes []netip.Prefix // that lead to the exit, besides its own network
+	Bypass []netip.Prefix // see Config
+	// Leased, if set, is told of each lease when the device has it.
+	Leased func(Lease)
+	Log    *slog.Logger // nil: nothing is logged
+}
+
+// Client leads packets of this host to an exit.
+type Client struct {
+	end
+	o    ClientOptions
+	addr atomic.Pointer[netip.Addr] // what packets are for; nil: there is no lease now
+	last netip.Addr                 // the last lease's
+}
+
+// NewClient returns a client.
+func NewClient(o ClientOptions) (*Client, error) {
+	if o.MTU == 0 {
+		o.MTU = MaxMTU
+	}
+	if err := errors.Join(checkMTU(o.MTU), checkPrefixes(o.Routes), checkPrefixes(o.Bypass)); err != nil {
+		return nil, err
+	}
+	c := &Client{o: o}
+	c.init(o.Device, o.Log)
+	return c, nil
+}
+
+const (
+	answerTime   = 30 * time.Second // for an exit to answer
+	firstBackoff = 100 * time.Millisecond
+	lastBackoff  = 10 * time.Second
+)
+
+// Run carries packets until the tunnel ends, the device fails, or ctx is done.
+// It fails at once when the exit refuses the first lease; later ones are asked for
+// again. It closes the device.
+func (c *Client) Run(ctx context.Context, t Tunnel) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(ctx, func() { c.dev.Close() })
+	s := &sender{t: t}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := c.receive(s); err != nil {
+			cancel(err)
+		}
+	})
+	wg.Go(func() {
+		if err := c.feed(ctx.Done()); err != nil {
+			cancel(err)
+		}
+	})
+	wg.Go(func() {
+		select {
+		case <-t.Done():
+			cancel(fmt.Errorf("vpn: the tunnel has ended: %w", t.Err()))
+		case <-ctx.Done():
+		}
+	})
+	t.HandlePackets(c.take)
+	cancel(c.hold(ctx, s))
+	err := context.Cause(ctx)
+	if stop() {
+		c.dev.Close()
+	}
+	wg.Wait()
+	return err
+}
+
+// take takes in packets of the tunnel.
+func (c *Client) take(packets [][]byte) {
+	addr := c.addr.Load()
+	c.end.take(packets, func(p packet) bool { return addr != nil && p.dst == *addr })
+}
+
+// receive sends what the host gives to the device.
+func (c *Client) receive(s *sender) error {
+	for {
+		packets, err := c.dev.Receive()
+		if err != nil {
+			return err
+		}
+		addr := c.addr.Load()
+		for _, b := range packets {
+			if p, ok := parse(b); !ok {
+				c.malformed.Add(1)
+			} else if addr == nil || p.src != *addr {
+				c.foreign.Add(1)
+			} else {
+				c.add(s, p, b)
+			}
+		}
+		c.flush(s)
+	}
+}
+
+// hold asks for a lease, again whenever it is lost.
+func (c *Client) hold(ctx context.Context, s *sender) error {
+	for pause := firstBackoff; ; {
+		held, err := c.lease(ctx, s)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		var refused *session.ResetError
+		var bad *deviceError
+		if errors.As(err, &bad) || !c.last.IsValid() && errors.As(err, &refused) && refused.Remote &&
+			(refused.Code == CodeNoAddress || refused.Code == CodeMalformed) {
+			return err
+		}
+		if held {
+			pause = firstBackoff
+		}
+		c.log.Warn("there is no lease of the exit; asking again", "err", err, "in", pause)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		pause = min(2*pause, lastBackoff)
+	}
+}
+
+// deviceError is of a device that can't be set up.
+type deviceError struct{ error }
+
+func (e *deviceError) Unwrap() error { return e.error }
+
+// lease asks for an address and holds it until the exit is gone. held: there
+// was one.
+func (c *Client) lease(ctx context.Context, s *sender) (held bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	peer := s.t.Peer()
+	st, err := s.t.Open(ctx, frame.Control, []byte{wireVersion, kindControl})
+	if err != nil {
+		return false, err
+	}
+	stop := context.AfterFunc(ctx, func() { st.Close() })
+	defer stop()
+	defer st.Close()
+	l, err := c.ask(st)
+	if err != nil {
+		return false, err
+	}
+	if err := c.dev.Configure(Config{netip.PrefixFrom(l.Addr, l.Bits), l.MTU, c.o.Routes, c.o.Bypass}); err != nil {
+		return false, &deviceError{err}
+	}
+	c.last = l.Addr
+	c.addr.Store(&l.Addr)
+	defer c.addr.Store(nil)
+	c.log.Info("the exit has given an address", "addr", l.Addr, "gateway", l.Gateway, "mtu", l.MTU)
+
+	dns, err := s.t.Open(ctx, frame.DNS, []byte{wireVersion, kindDNS})
+	if err != nil {
+		return true, err
+	}
+	flow := newDNSFlow(dns)
+	s.dns.Store(flow)
+	defer s.dns.Store(nil)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() {
+		// Without it, DNS goes with the other packets.
+		if err := flow.run(ctx, c.take); ctx.Err() == nil {
+			s.dns.CompareAndSwap(flow, nil)
+			c.log.Debug("the DNS stream has ended", "err", err)
+		}
+	})
+	wg.Go(func() { // a tunnel may leave a node that still serves its streams
+		for {
+			changed := s.t.Changed()
+			if s.t.Peer() != peer {
+				cancel()
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	if c.o.Leased != nil {
+		c.o.Leased(l)
+	}
+	if _, err := st.Read(make([]byte, 1)); err != nil {
+		if s.t.Peer() != peer {
+			err = errors.New("vpn: the tunnel leads to another exit now")
+		}
+		return true, err
+	}
+	return true, errors.New("vpn: the exit says more than it should")
+}
+
+// ask asks for an address on a new control stream.
+func (c *Client) ask(st fabric.Stream) (l Lease, err error) {
+	if err := st.SetDeadline(time.Now().Add(answerTime)); err != nil {
+		return l, err
+	}
+	if err := (hello{c.o.MTU, c.last}).write(st); err != nil {
+		return l, err
+	}
+	if err := l.read(st); err != nil {
+		return l, err
+	}
+	l.MTU = min(l.MTU, c.o.MTU)
+	return l, st.SetDeadline(time.Time{})
+}

@@ -1,0 +1,261 @@
+package vpn
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/spacestore/space/fabric/frame"
+)
+
+// tun is a TUN device of Linux: whole IP packets, nothing before them.
+type tun struct {
+	name  string
+	file  *os.File
+	raw   syscall.RawConn
+	arena []byte   // that received packets lie in
+	batch [][]byte // them
+
+	mu     sync.Mutex // of everything below, and of Configure and Close
+	nl     *netlink.Handle
+	link   netlink.Link
+	now    Config
+	bypass []netlink.Route // that Configure has made
+	closed bool
+}
+
+// OpenTUN makes a TUN device in the network namespace of the calling thread.
+// In name, %d stands for the first number that is free; "" is fabric%d. It needs
+// CAP_NET_ADMIN. The device lives as long as this process does not close it.
+func OpenTUN(name string) (Device, error) {
+	if name == "" {
+		name = "fabric%d"
+	}
+	t, err := openTUN(name)
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return nil, fmt.Errorf("vpn: a network interface takes CAP_NET_ADMIN (root): %w", err)
+	case errors.Is(err, unix.ENOENT):
+		return nil, fmt.Errorf("vpn: this kernel has no TUN (modprobe tun): %w", err)
+	case errors.Is(err, unix.EBUSY):
+		return nil, fmt.Errorf("vpn: interface %q is there already: %w", name, err)
+	case err != nil:
+		return nil, fmt.Errorf("vpn: opening interface %q: %w", name, err)
+	}
+	return t, nil
+}
+
+func openTUN(name string) (_ *tun, err error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	ifr, err := unix.NewIfreq(name)
+	if err == nil {
+		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_TUN_EXCL)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	// Only now, as a TUN that is no interface yet can't be polled.
+	t := &tun{name: ifr.Name(), file: os.NewFile(uintptr(fd), "/dev/net/tun"),
+		arena: make([]byte, frame.MaxPacketBytes), batch: make([][]byte, 0, frame.MaxPackets)}
+	defer func() {
+		if err != nil {
+			t.Close()
+		}
+	}()
+	if t.raw, err = t.file.SyscallConn(); err != nil {
+		return nil, err
+	}
+	if t.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return nil, err
+	}
+	t.link, err = t.nl.LinkByName(t.name)
+	return t, err
+}
+
+func (t *tun) Name() string { return t.name }
+
+// Receive implements Device.
+func (t *tun) Receive() ([][]byte, error) {
+	batch, at := t.batch[:0], 0
+	var err error
+	rerr := t.raw.Read(func(fd uintptr) bool {
+		for len(batch) < frame.MaxPackets && at+MaxMTU <= len(t.arena) {
+			var n int
+			n, err = unix.Read(int(fd), t.arena[at:at+MaxMTU])
+			switch err {
+			case nil:
+				batch = append(batch, t.arena[at:at+n:at+n])
+				at += n
+			case unix.EINTR:
+			case unix.EAGAIN:
+				err = nil
+				return len(batch) > 0 // otherwise wait
+			default:
+				return true
+			}
+		}
+		return true
+	})
+	if rerr != nil {
+		err = os.ErrClosed // there is no other reason
+	}
+	if err != nil && len(batch) == 0 {
+		return nil, fmt.Errorf("vpn: reading from %s: %w", t.name, err)
+	}
+	return batch, nil
+}
+
+// Send implements Device.
+func (t *tun) Send(packets [][]byte) (refused int, err error) {
+	rerr := t.raw.Write(func(fd uintptr) bool {
+		for len(packets) > 0 {
+			var werr error
+			if _, werr = unix.Write(int(fd), packets[0]); werr == unix.EAGAIN {
+				return false
+			}
+			switch werr {
+			case unix.EINTR:
+				continue
+			case nil:
+			case unix.EINVAL, unix.ENOBUFS, unix.ENOMEM, unix.EIO: // EIO: the interface is down
+				refused++
+			default:
+				err = werr
+				return true
+			}
+			packets = packets[1:]
+		}
+		return true
+	})
+	if rerr != nil {
+		err = os.ErrClosed // there is no other reason
+	}
+	if err != nil {
+		return refused, fmt.Errorf("vpn: writing to %s: %w", t.name, err)
+	}
+	return refused, nil
+}
+
+// Configure implements Device.
+func (t *tun) Configure(c Config) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return net.ErrClosed
+	}
+	if err := t.configure(c); err != nil {
+		return fmt.Errorf("vpn: setting up interface %s: %w", t.name, err)
+	}
+	t.now = c
+	return nil
+}
+
+func (t *tun) configure(c Config) error {
+	if t.now.MTU != c.MTU {
+		if err := t.nl.LinkSetMTU(t.link, c.MTU); err != nil {
+			return fmt.Errorf("MTU %d: %w", c.MTU, err)
+		}
+	}
+	if t.now.Addr != c.Addr {
+		if t.now.Addr.IsValid() {
+			if err := t.nl.AddrDel(t.link, &netlink.Addr{IPNet: ipNet(t.now.Addr)}); err != nil {
+				return fmt.Errorf("taking address %v away: %w", t.now.Addr, err)
+			}
+			t.now.Addr, t.now.Routes = netip.Prefix{}, nil // its routes go with it
+		}
+		if err := t.nl.AddrAdd(t.link, &netlink.Addr{IPNet: ipNet(c.Addr)}); err != nil {
+			return fmt.Errorf("address %v: %w", c.Addr, err)
+		}
+	}
+	if err := t.nl.LinkSetUp(t.link); err != nil {
+		return err
+	}
+	for _, p := range c.Bypass {
+		if !slices.Contains(t.now.Bypass, p) {
+			if err := t.around(p); err != nil {
+				return fmt.Errorf("keeping the way to %v: %w", p, err)
+			}
+		}
+	}
+	for _, p := range c.Routes {
+		for _, half := range halves(p) {
+			r := netlink.Route{LinkIndex: t.link.Attrs().Index, Dst: ipNet(half), Scope: netlink.SCOPE_LINK, Src: c.Addr.Addr().AsSlice()}
+			if err := t.nl.RouteReplace(&r); err != nil {
+				return fmt.Errorf("route to %v: %w", p, err)
+			}
+		}
+	}
+	return nil
+}
+
+// around makes a route to p that goes as p goes now.
+func (t *tun) around(p netip.Prefix) error {
+	found, err := t.nl.RouteGet(p.Addr().AsSlice())
+	if err != nil {
+		return err
+	}
+	if len(found) == 0 {
+		return unix.ENETUNREACH
+	}
+	if found[0].LinkIndex == t.link.Attrs().Index || found[0].Type == unix.RTN_LOCAL {
+		return nil
+	}
+	r := netlink.Route{LinkIndex: found[0].LinkIndex, Gw: found[0].Gw, Dst: ipNet(p), Protocol: unix.RTPROT_STATIC}
+	if r.Gw == nil {
+		r.Scope = netlink.SCOPE_LINK
+	}
+	if err := t.nl.RouteAdd(&r); err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			return nil // somebody has said so already
+		}
+		return err
+	}
+	t.bypass = append(t.bypass, r)
+	return nil
+}
+
+// halves returns the two halves of the default route, which go before the
+// host's own and leave it as it is.
+func halves(p netip.Prefix) []netip.Prefix {
+	if p.Bits() > 0 {
+		return []netip.Prefix{p.Masked()}
+	}
+	return []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 1), netip.PrefixFrom(netip.AddrFrom4([4]byte{128}), 1)}
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// Close implements Device. Addresses and routes of the interface go with it.
+func (t *tun) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil
+	}
+	t.closed = true
+	var errs []error
+	for i := range t.bypass {
+		if err := t.nl.RouteDel(&t.bypass[i]); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("vpn: taking the route to %v away: %w", t.bypass[i].Dst, err))
+		}
+	}
+	if t.nl != nil {
+		t.nl.Close()
+	}
+	return errors.Join(append(errs, t.file.Close())...)
+}
