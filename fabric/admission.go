@@ -10,11 +10,12 @@ import (
 // (the peer), the pool, the organization and the service. Sessions and links
 // that are passed on count for node and route; tunnels and streams for all.
 // A tunnel's end that has asked for it can change its peer, so its streams
-// count for the route apart from the rest.
+// count for the route apart from the rest. Windows are bounded for the node as a
+// whole, by the sessions (session.Budget).
 
 // Limits that a node has unless its options say otherwise.
 var defaultLimits = map[admit.Scope]admit.Limit{
-	admit.NodeScope: {Sessions: maxPeers, Tunnels: 100_000, Streams: 200_000},
+	admit.NodeScope: {Sessions: maxPeers, Tunnels: 100_000, Streams: 200_000, Window: 1 << 30},
 	admit.Route:     {Sessions: maxSessionsPerPeer, Tunnels: 50_000, Streams: maxSessionStreams},
 }
 
@@ -25,7 +26,7 @@ func filled(c admit.Config) admit.Config {
 		for _, f := range []struct {
 			have *int64
 			or   int64
-		}{{&l.Sessions, d.Sessions}, {&l.Tunnels, d.Tunnels}, {&l.Streams, d.Streams}} {
+		}{{&l.Sessions, d.Sessions}, {&l.Tunnels, d.Tunnels}, {&l.Streams, d.Streams}, {&l.Window, d.Window}} {
 			if *f.have == 0 {
 				*f.have = f.or
 			}
@@ -35,7 +36,8 @@ func filled(c admit.Config) admit.Config {
 }
 
 // SetLimits changes the limits, for what is there too: nothing is taken away,
-// but nothing is added until there is room again.
+// but nothing is added until there is room again. The bytes of windows stay what
+// they were when the node started.
 func (n *Node) SetLimits(c admit.Config) { n.admit.Configure(filled(c)) }
 
 // Usage returns what counts for whom, and the limits; at most limit accounts of

@@ -76,6 +76,7 @@ type Node struct {
 	verifier   *identity.Verifier
 	handshakes gate
 	admit      *admit.Controller
+	windows    *session.Budget
 
 	ctx    context.Context // until Close
 	cancel context.CancelFunc
@@ -118,9 +119,10 @@ func Start(o Options) (*Node, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	o.Limits = filled(o.Limits)
 	now := time.Now()
 	n := &Node{o: o, id: o.Identity.ID(), epoch: uint64(now.UnixNano()), started: now, signer: o.Identity.Signer(), verifier: o.Identity.Verifier(),
-		admit: admit.New(filled(o.Limits), clock.System()), handshakes: make(gate, maxHandshakes), poked: make(chan struct{}, 1), peers: map[identity.NodeID]*peer{},
+		admit: admit.New(o.Limits, clock.System()), windows: session.NewBudget(o.Limits.Each[admit.NodeScope].Window), handshakes: make(gate, maxHandshakes), poked: make(chan struct{}, 1), peers: map[identity.NodeID]*peer{},
 		tunnels: map[tunnelKey]*Tunnel{}, services: map[serviceKey]*Provider{}, fresh: map[net.Conn]struct{}{}}
 	n.log = o.Log.With("node", n.id.String())
 	n.ctx, n.cancel = context.WithCancel(context.Background())

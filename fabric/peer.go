@@ -56,6 +56,7 @@ func (n *Node) peer(id identity.NodeID) (*peer, error) {
 	p := &peer{n: n, id: id, ways: map[wayKey]*way{}, used: time.Now()}
 	p.ep = session.NewEndpoint(session.Options{
 		MaxStreams: maxSessionStreams,
+		Budget:     n.windows,
 		Backlog:    sessionBacklog,
 		Packets:    func(tunnel [16]byte, packets [][]byte) { n.packets(p, tunnel, packets) },
 	})

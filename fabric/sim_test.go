@@ -593,3 +593,30 @@ func TestRelayDrains(t *testing.T) {
 		}
 	})
 }
+
+// What a node begins to provide, its neighbours know within moments.
+func TestNewsSpreads(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		names := []string{"seed", "b", "c", "d", "e", "f"}
+		for _, name := range names {
+			w.node(t, name, "one")
+		}
+		time.Sleep(20 * time.Second)
+		for _, at := range names {
+			p := echo(t, w.all[at], "at-"+at)
+			time.Sleep(2 * time.Second)
+			for _, name := range names {
+				if len(w.all[name].dir.d.Find("at-"+at, "echo", "")) != 1 {
+					t.Errorf("after two seconds %s does not know what %s provides", name, at)
+				}
+			}
+			p.Close()
+			time.Sleep(2 * time.Second)
+			for _, name := range names {
+				if len(w.all[name].dir.d.Find("at-"+at, "echo", "")) != 0 {
+					t.Errorf("after two seconds %s does not know that %s provides nothing any more", name, at)
+				}
+			}
+		}
+	})
+}

@@ -227,8 +227,17 @@ func (t *Tunnel) establish(ctx context.Context, except *identity.NodeID) error {
 	return errors.Join(errs...)
 }
 
-// agree asks a node to be the tunnel's other end.
+// agree asks a node to be the tunnel's other end. A session that ends meanwhile,
+// such as one that was just being closed because it was idle, is made anew.
 func (t *Tunnel) agree(ctx context.Context, id identity.NodeID) error {
+	err := t.agreeOnce(ctx, id)
+	if (errors.Is(err, session.ErrClosed) || errors.Is(err, session.ErrLost)) && ctx.Err() == nil {
+		err = t.agreeOnce(ctx, id)
+	}
+	return err
+}
+
+func (t *Tunnel) agreeOnce(ctx context.Context, id identity.NodeID) error {
 	if err := t.n.handshakes.take(ctx); err != nil {
 		return err
 	}
@@ -482,6 +491,7 @@ func (t *Tunnel) end(why error, local bool) {
 		return
 	}
 	t.err = why
+	never := t.contract.RouteGeneration == 0
 	r := t.r
 	t.r = nil
 	if t.hold != nil {
@@ -512,7 +522,11 @@ func (t *Tunnel) end(why error, local bool) {
 		}
 	}
 	t.grant.release()
-	t.n.log.Info("tunnel ended", "tunnel", t.id.String(), "kind", t.ask.kind, "why", why)
+	level := slog.LevelInfo
+	if never {
+		level = slog.LevelDebug // who has asked for it is told
+	}
+	t.n.log.Log(context.Background(), level, "tunnel ended", "tunnel", t.id.String(), "kind", t.ask.kind, "why", why)
 }
 
 // closedByPeer ends a tunnel that its other end has closed. Its streams end by

@@ -337,12 +337,11 @@ func TestSessionsUnderFaults(t *testing.T) {
 				ctx := timeout(t)
 				links := make(chan struct{}, 1024)
 				near, err := client.Dial(ctx, b.ID().String(), 2, func(ctx context.Context, _ int) (net.Conn, error) {
-					c, err := ca.Dial(ctx, addr, b.ID())
 					select {
 					case links <- struct{}{}:
 					default:
 					}
-					return c, err
+					return ca.Dial(ctx, addr, b.ID())
 				})
 				if err != nil {
 					t.Fatal(err)
@@ -435,6 +434,8 @@ func TestQUICMigrates(t *testing.T) {
 		return s, nil
 	})
 	near, far := connect(t, c, l, l.Addr(), b.ID())
+	write(t, far, "up") // with which the handshake is confirmed; before that nobody may migrate
+	read(t, near, "up")
 	for i := range 2 {
 		mu.Lock()
 		sockets[len(sockets)-1].deafen()
