@@ -149,7 +149,8 @@ func TestFabricServices(t *testing.T) {
 		`space_fabric_info{area="default",fabric="` + member.Fabric + `",name="first",node="` + st.Node.String() + `"} 1`,
 		"space_fabric_tunnels 1", `space_fabric_forward_connections{side="forward"} 1`, `space_fabric_forward_bytes_total{direction="in",side="forward"} 5`,
 		`space_fabric_route_up{carrier="tls",name="second",peer="` + member.Node + `",via=""} 1`, `space_fabric_sent_bytes_total{class="interactive"} `,
-		`space_fabric_tunnels_asked_total{result="opened"} 1`,
+		`space_fabric_tunnels_asked_total{result="opened"} 1`, `space_fabric_delay_seconds_bucket{class="interactive",le="+Inf"} `,
+		`space_fabric_queued_bytes{class="bulk"} 0`, "space_fabric_window_limit_bytes ",
 	} {
 		if !strings.Contains(metrics, want) {
 			t.Errorf("metrics lack %s", want)
