@@ -27,9 +27,11 @@ type Status struct {
 	Sessions     int               `json:"sessions"`
 	Tunnels      int               `json:"tunnels"`
 	Streams      int               `json:"streams"`
-	PassedOn     int               `json:"passed_on"` // connections that pass through this node now
-	Failovers    int64             `json:"failovers"` // tunnels that went on with another node
-	Refused      int64             `json:"refused"`   // tunnels and streams beyond a limit
+	PassedOn     int               `json:"passed_on"`          // connections that pass through this node now
+	Windows      int64             `json:"window_bytes"`       // that all streams' windows have taken
+	WindowLimit  int64             `json:"window_limit_bytes"` // of the node
+	Failovers    int64             `json:"failovers"`          // tunnels that went on with another node
+	Refused      int64             `json:"refused"`            // tunnels and streams beyond a limit
 	Classes      []ClassState      `json:"classes"`
 }
 

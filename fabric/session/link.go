@@ -104,6 +104,7 @@ func (l *link) frames(r *bufio.Reader) error {
 		if err := l.frame(r, h); err != nil {
 			return err
 		}
+		l.s.frames[h.Class].Add(1)
 		l.heard.Store(int64(time.Since(l.since)))
 		l.received.Add(int64(frame.HeadSize + h.Length))
 	}
@@ -146,6 +147,9 @@ func (l *link) frame(r *bufio.Reader, h frame.Head) error {
 		if err != nil {
 			return err
 		}
+		s.mu.Lock()
+		s.stats.Received[frame.Packet] += int64(h.Length)
+		s.mu.Unlock()
 		if s.o.Packets != nil {
 			s.o.Packets(tunnel, packets)
 		}
@@ -279,6 +283,7 @@ func (l *link) next(batch []byte, written *block, sent int) (whole, _ []byte, he
 	for _, b := range l.out {
 		batch = append(batch, b...)
 	}
+	s.stats.SentFrames[frame.Control] += int64(len(l.out))
 	l.out = l.out[:0]
 	if l.high {
 		batch = l.control(batch)
@@ -291,11 +296,13 @@ func (l *link) next(batch []byte, written *block, sent int) (whole, _ []byte, he
 		}
 		if c == frame.Packet && len(s.packets) > 0 {
 			f := s.packets[0]
-			s.packets[0] = nil
+			s.packets[0] = packetFrame{}
 			s.packets = s.packets[1:]
-			s.queued -= len(f)
-			s.stats.Sent[c] += int64(len(f))
-			batch = append(batch, f...)
+			s.queued -= len(f.b)
+			s.stats.SentFrames[c]++
+			s.stats.Sent[c] += int64(len(f.b) - frame.HeadSize)
+			s.stats.Delay[c].add(time.Since(f.at))
+			batch = append(batch, f.b...)
 			continue
 		}
 		if whole, batch, held = l.data(batch, c); whole != nil {
@@ -311,7 +318,8 @@ func (l *link) control(batch []byte) []byte {
 	for _, r := range s.unsent {
 		if s.resets[r.body.Stream] == r {
 			r.said = true
-			batch = append(batch, r.body.Encode(0)...)
+			s.stats.SentFrames[frame.Control]++
+			batch = append(batch, r.body.Encode(s.version, 0)...)
 		}
 	}
 	s.unsent = nil
@@ -330,11 +338,13 @@ func (l *link) control(batch []byte) []byte {
 			st.promise()
 			body = frame.AppendWindow(body, st.entry())
 		}
+		s.stats.SentFrames[frame.Control]++
 		batch = frame.Append(batch, frame.Head{Type: frame.Window, Class: frame.Control}, body)
 	}
 	for _, c := range s.command {
 		batch = append(batch, c...)
 	}
+	s.stats.SentFrames[frame.Control] += int64(len(s.command))
 	s.command = nil
 	return batch
 }
@@ -383,7 +393,7 @@ func (l *link) data(batch []byte, c frame.Class) (whole, _ []byte, held *block) 
 		limit = small
 	}
 	sp, b, fin := st.nextSpan(limit)
-	h := frame.Head{Version: frame.MaxVersion, Type: frame.Data, Class: st.class}
+	h := frame.Head{Version: frame.MinVersion, Type: frame.Data, Class: st.class}
 	var open []byte
 	if sp.off == 0 && !st.openAcked && !st.remote() {
 		h.Flags |= frame.FlagOpen
@@ -401,6 +411,8 @@ func (l *link) data(batch []byte, c frame.Class) (whole, _ []byte, held *block) 
 	st.last = l
 	st.wakeWriters()
 	s.stats.Sent[c] += int64(n)
+	s.stats.SentFrames[c]++
+	s.stats.Delay[c].add(time.Since(st.queuedAt))
 	h.Length = frame.DataSize + len(open) + n
 	if n > inline && open == nil && sp.off == b.off && b.refs == 0 {
 		b.refs++

@@ -529,7 +529,9 @@ func FuzzSession(f *testing.F) {
 	frame.PutData(b, 1, 0)
 	f.Add(frame.Append(nil, frame.Head{Type: frame.Data, Flags: frame.FlagOpen | frame.FlagFin}, b, []byte{0, 1}, []byte("h"), []byte("payload")))
 	f.Add(frame.Append(nil, frame.Head{Type: frame.Window}, frame.AppendWindow(nil, frame.WindowEntry{Stream: 2, Received: 3, Limit: 4})))
-	f.Add(append(frame.ResetBody{Stream: 1, Code: 2}.Encode(0), frame.Number(frame.Ping, 1)...))
+	f.Add(append(frame.ResetBody{Stream: 1, Code: 2, Retry: 1}.Encode(2, 0), frame.Number(frame.Ping, 1)...))
+	f.Add(append(frame.Append(nil, frame.Head{Type: frame.Retire}), frame.Append(nil, frame.Head{Type: frame.Retire, Flags: frame.FlagAnswer})...))
+	f.Add(frame.Append(nil, frame.Head{Type: frame.Packets, Class: frame.Packet}, make([]byte, 16), []byte{0, 1, 9}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := New(false, Options{MaxStreams: 8, Backlog: 8})
 		near, far := net.Pipe()
