@@ -10,6 +10,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"syscall"
@@ -243,4 +244,155 @@ func BenchmarkAnswer(b *testing.B) {
 			ask(b, st)
 		})
 	}
+}
+
+// BenchmarkLatency asks small questions over a line of 100 MB/s with a delay:
+// alone, beside a stream of bulk that takes all it can, and beside it on what a
+// multiplexed connection without classes would be: all streams are of one class,
+// and the kernel holds 4 MB that nothing can overtake. It prints the slowest of
+// a hundred answers.
+func BenchmarkLatency(b *testing.B) {
+	const rate = 100e6
+	p99 := func(b *testing.B, delay time.Duration, buffer int, class frame.Class, bulk bool) time.Duration {
+		near, far := line{delay: delay, rate: rate, buffer: buffer + int(delay.Seconds()*rate)}.connect()
+		one, two := New(true, Options{}), New(false, Options{})
+		defer one.Close()
+		defer two.Close()
+		one.AddLink(near)
+		two.AddLink(far)
+		go func() {
+			for {
+				st, err := two.Accept(b.Context())
+				if err != nil {
+					return
+				}
+				if string(st.Header()) == "bulk" {
+					go io.Copy(io.Discard, st)
+				} else {
+					go io.Copy(st, st)
+				}
+			}
+		}()
+		if bulk {
+			w, err := one.Open(frame.Bulk, []byte("bulk"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			go io.Copy(struct{ io.Writer }{w}, endless{})
+			for w.State().Acked < 32<<20 { // it has taken the line
+				time.Sleep(10 * time.Millisecond)
+			}
+		}
+		st, err := one.Open(class, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		var took []time.Duration
+		buf := make([]byte, 100)
+		for range 100 {
+			start := time.Now()
+			st.Write(buf)
+			if _, err := io.ReadFull(st, buf); err != nil {
+				b.Fatal(err)
+			}
+			took = append(took, time.Since(start))
+		}
+		slices.Sort(took)
+		return took[len(took)*99/100]
+	}
+	for _, delay := range []time.Duration{0, 20 * time.Millisecond, 100 * time.Millisecond} {
+		b.Run(delay.String(), func(b *testing.B) {
+			ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
+			for range b.N {
+				idle := p99(b, delay/2, 64<<10, frame.Interactive, false)
+				busy := p99(b, delay/2, 64<<10, frame.Interactive, true)
+				mux := p99(b, delay/2, 4<<20, frame.Bulk, true)
+				b.ReportMetric(ms(idle), "idle-p99-ms")
+				b.ReportMetric(ms(busy), "busy-p99-ms")
+				b.ReportMetric(ms(mux), "no-classes-p99-ms")
+				b.ReportMetric(ms(busy)/ms(idle), "busy/idle")
+			}
+		})
+	}
+}
+
+// BenchmarkIdle prints what idle sessions of two links, and idle streams, cost
+// at both ends together: what is left after bytes went each way.
+func BenchmarkIdle(b *testing.B) {
+	memory := func() (bytes uint64, goroutines int) {
+		runtime.GC()
+		runtime.GC() // pools are emptied by the second one
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc + m.StackInuse, runtime.NumGoroutine()
+	}
+	talk := func(one, two *Session) (w, r *Stream) {
+		w, err := one.Open(frame.Interactive, []byte("header"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		if r, err = two.Accept(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		buf := make([]byte, 100_000)
+		go w.Write(buf)
+		if _, err := io.ReadFull(r, buf); err != nil {
+			b.Fatal(err)
+		}
+		go r.Write(buf)
+		if _, err := io.ReadFull(w, buf); err != nil {
+			b.Fatal(err)
+		}
+		return w, r
+	}
+	b.Run("session", func(b *testing.B) {
+		var keep []*Session
+		cert, l := tlsCert(b)
+		for _, carrier := range []string{"pipe", "TLS"} {
+			const n = 100
+			before, routines := memory()
+			for range n {
+				one, two := New(true, Options{}), New(false, Options{})
+				keep = append(keep, one, two)
+				for range 2 {
+					var near, far net.Conn
+					if carrier == "TLS" {
+						near, far = tlsPair(b, cert, l)
+					} else {
+						near, far = net.Pipe()
+					}
+					one.AddLink(near)
+					two.AddLink(far)
+				}
+				w, r := talk(one, two)
+				w.Close()
+				r.Close()
+			}
+			after, now := memory()
+			b.ReportMetric(float64(after-before)/n/2, carrier+"-bytes/end")
+			b.ReportMetric(float64(now-routines)/n/2, carrier+"-goroutines/end")
+		}
+		for _, s := range keep {
+			s.Close()
+		}
+	})
+	b.Run("stream", func(b *testing.B) {
+		near, far := net.Pipe()
+		one, two := New(true, Options{}), New(false, Options{})
+		one.AddLink(near)
+		two.AddLink(far)
+		const n = 4000
+		before, routines := memory()
+		var keep []*Stream
+		for range n {
+			w, r := talk(one, two)
+			keep = append(keep, w, r)
+		}
+		after, now := memory()
+		b.ReportMetric(float64(after-before)/n/2, "bytes/end")
+		b.ReportMetric(float64(now-routines)/n/2, "goroutines/end")
+		runtime.KeepAlive(keep)
+		one.Close()
+		two.Close()
+	})
 }

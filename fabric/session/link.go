@@ -46,6 +46,8 @@ const (
 	maxOut      = 64
 	windowBatch = 128
 	shutTime    = 5 * time.Second
+	breath      = 32 << 10 // bytes of bulk between two looks at what else there is
+	breathTime  = 50 * time.Microsecond
 	maxPayload  = 1 << 20 // of a Data frame; this version sends less
 )
 
@@ -96,6 +98,7 @@ func (l *link) read() {
 }
 
 func (l *link) frames(r *bufio.Reader) error {
+	moved := 0
 	for {
 		h, err := frame.ReadHead(r)
 		if err != nil {
@@ -103,6 +106,11 @@ func (l *link) frames(r *bufio.Reader) error {
 		}
 		if err := l.frame(r, h); err != nil {
 			return err
+		}
+		if h.Class < frame.Bulk && (h.Type == frame.Data || h.Type == frame.Packets) {
+			l.s.urgent.Store(time.Now().UnixNano())
+		} else if h.Length > inline {
+			l.s.breathe(&moved, h.Length)
 		}
 		l.s.frames[h.Class].Add(1)
 		l.heard.Store(int64(time.Since(l.since)))
@@ -226,7 +234,7 @@ func (l *link) flush() bool {
 	memory := batches.Get().(*[writeBatch + headRoom + quantum]byte)
 	defer batches.Put(memory)
 	var held *block
-	sent := 0
+	sent, moved := 0, 0
 	for {
 		var whole, batch []byte
 		var over bool
@@ -242,6 +250,9 @@ func (l *link) flush() bool {
 			_, err = l.conn.Write(whole)
 		}
 		sent = len(batch) + len(whole)
+		if sent > inline {
+			l.s.breathe(&moved, sent)
+		}
 		if err != nil {
 			l.conn.Close() // the reader tells the session
 			if held != nil {
@@ -433,15 +444,28 @@ func (l *link) data(batch []byte, c frame.Class) (whole, _ []byte, held *block) 
 	return nil, batch, nil
 }
 
-// higherActive reports whether a class above bulk had something to send lately.
+// higherActive reports whether a class above bulk had something to send, or got
+// something, lately.
 func (s *Session) higherActive() bool {
-	now := time.Now()
-	for c := range frame.Bulk {
-		if now.Sub(s.active[c]) < activeFor {
-			return true
+	return time.Now().UnixNano()-s.urgent.Load() < int64(activeFor)
+}
+
+// breathe counts bytes of bulk that a goroutine has moved, and has it give the
+// processor up for a moment after some, while a higher class is active. Where
+// bulk keeps all processors busy, Go would look for what has come on other
+// connections only after some milliseconds.
+func (s *Session) breathe(moved *int, n int) {
+	if *moved += n; *moved >= breath {
+		*moved = 0
+		if s.higherActive() {
+			t := time.NewTimer(breathTime)
+			defer t.Stop()
+			select {
+			case <-t.C:
+			case <-s.done:
+			}
 		}
 	}
-	return false
 }
 
 const (
