@@ -32,6 +32,7 @@ type link struct {
 	owes     bool      // and wants to know when nothing is under way from here
 	answered bool      // nothing is under way from the peer
 
+	breather     breather // the writer's
 	sent, resent int64
 	received     atomic.Int64
 	pinged       time.Time // when the ping under way was sent; zero: none is
@@ -48,6 +49,8 @@ const (
 	shutTime    = 5 * time.Second
 	breath      = 32 << 10 // bytes of bulk between two looks at what else there is
 	breathTime  = 50 * time.Microsecond
+	longBreath  = 700 * time.Microsecond
+	breathless  = 100 * time.Millisecond
 	maxPayload  = 1 << 20 // of a Data frame; this version sends less
 )
 
@@ -98,7 +101,7 @@ func (l *link) read() {
 }
 
 func (l *link) frames(r *bufio.Reader) error {
-	moved := 0
+	var air breather
 	for {
 		h, err := frame.ReadHead(r)
 		if err != nil {
@@ -110,7 +113,7 @@ func (l *link) frames(r *bufio.Reader) error {
 		if h.Class < frame.Bulk && (h.Type == frame.Data || h.Type == frame.Packets) {
 			l.s.urgent.Store(time.Now().UnixNano())
 		} else if h.Length > inline {
-			l.s.breathe(&moved, h.Length)
+			air.breathe(l.s, h.Length)
 		}
 		l.s.frames[h.Class].Add(1)
 		l.heard.Store(int64(time.Since(l.since)))
@@ -234,7 +237,7 @@ func (l *link) flush() bool {
 	memory := batches.Get().(*[writeBatch + headRoom + quantum]byte)
 	defer batches.Put(memory)
 	var held *block
-	sent, moved := 0, 0
+	sent := 0
 	for {
 		var whole, batch []byte
 		var over bool
@@ -251,7 +254,7 @@ func (l *link) flush() bool {
 		}
 		sent = len(batch) + len(whole)
 		if sent > inline {
-			l.s.breathe(&moved, sent)
+			l.breather.breathe(l.s, sent)
 		}
 		if err != nil {
 			l.conn.Close() // the reader tells the session
@@ -450,21 +453,37 @@ func (s *Session) higherActive() bool {
 	return time.Now().UnixNano()-s.urgent.Load() < int64(activeFor)
 }
 
-// breathe counts bytes of bulk that a goroutine has moved, and has it give the
-// processor up for a moment after some, while a higher class is active. Where
-// bulk keeps all processors busy, Go would look for what has come on other
-// connections only after some milliseconds.
-func (s *Session) breathe(moved *int, n int) {
-	if *moved += n; *moved >= breath {
-		*moved = 0
-		if s.higherActive() {
-			t := time.NewTimer(breathTime)
-			defer t.Stop()
-			select {
-			case <-t.C:
-			case <-s.done:
-			}
-		}
+// breather is a goroutine's that moves bulk.
+type breather struct {
+	moved int       // bytes since its last breath
+	never time.Time // until when it takes none
+}
+
+// breathe counts bytes of bulk that were moved, and gives the processor up for a
+// moment after some, while a higher class is active. Where bulk keeps all
+// processors busy, Go would look for what has come on other connections only
+// after some milliseconds. Where it does not, Go sleeps for a millisecond rather
+// than a moment, and there is no need to: then bulk goes on without for a while.
+func (b *breather) breathe(s *Session, n int) {
+	if b.moved += n; b.moved < breath {
+		return
+	}
+	b.moved = 0
+	if !s.higherActive() {
+		return
+	}
+	start := time.Now()
+	if start.Before(b.never) {
+		return
+	}
+	t := time.NewTimer(breathTime)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-s.done:
+	}
+	if now := time.Now(); now.Sub(start) >= longBreath {
+		b.never = now.Add(breathless)
 	}
 }
 
