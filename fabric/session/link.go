@@ -49,8 +49,8 @@ const (
 	shutTime    = 5 * time.Second
 	breath      = 32 << 10 // bytes of bulk between two looks at what else there is
 	breathTime  = 50 * time.Microsecond
-	longBreath  = 700 * time.Microsecond
-	breathless  = 100 * time.Millisecond
+	longBreath  = 950 * time.Microsecond
+	breathless  = 25 * time.Millisecond
 	maxPayload  = 1 << 20 // of a Data frame; this version sends less
 )
 
