@@ -45,6 +45,7 @@ lint: ## gofmt, go vet, staticcheck, the import rule, generated code, shellcheck
 fuzz: ## fuzz every target for FUZZTIME each (20s)
 	@scripts/fuzz.sh
 
+nightly: export TEST_SEED = random
 nightly: ## the long runs: power cuts, kill -9, fuzzing; takes hours
 	@echo "power cuts at every I/O step, 40 rounds, and 10,000 under trees; kill -9, 1000 rounds; faults under a stock kernel, 50 rounds; an hour of fsx; 10 minutes of each fuzz target"
 	$(GO) test -timeout 6h ./capsule/store -run PowerCut -crash-rounds 40

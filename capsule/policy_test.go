@@ -12,7 +12,11 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/spacestore/space/internal/testenv/seed"
 )
+
+func init() { seed.Rapid() }
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 

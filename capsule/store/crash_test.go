@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/testenv/seed"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
 
@@ -161,9 +162,10 @@ func TestPowerCutAtEveryStep(t *testing.T) {
 		stride = 23
 	}
 	t.Logf("%d I/O operations", total)
+	rng := seed.Rand(t)
 	for round := range *crashRounds {
-		for n := rand.IntN(stride); n < total; n += stride {
-			seed := rand.Uint64()
+		for n := rng.IntN(stride); n < total; n += stride {
+			seed := rng.Uint64()
 			t.Run(fmt.Sprintf("round %d cut %d seed %d", round, n, seed), func(t *testing.T) {
 				t.Parallel()
 				cutAndRecover(t, steps, n, seed)

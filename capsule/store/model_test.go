@@ -9,8 +9,11 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/testenv/seed"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
+
+func init() { seed.Rapid() }
 
 // modelCapsule is what a capsule should be.
 type modelCapsule struct {

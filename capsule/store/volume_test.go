@@ -12,6 +12,7 @@ import (
 	pebblevfs "github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/testenv/seed"
 	"github.com/spacestore/space/internal/vfs"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
@@ -236,9 +237,10 @@ func TestVolumePowerCut(t *testing.T) {
 	if testing.Short() {
 		cuts = 12
 	}
+	rng := seed.Rand(t)
 	for i := range cuts * *crashRounds {
-		seed := rand.Uint64()
-		n := rand.IntN(total)
+		seed := rng.Uint64()
+		n := rng.IntN(total)
 		t.Run(fmt.Sprintf("%d cut %d seed %d", i, n, seed), func(t *testing.T) {
 			t.Parallel()
 			disk := vfstest.NewPowerCut()

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/testenv/seed"
 )
 
 var hostSeed = flag.Uint64("host-seed", 0, "replay one run of TestAgainstHost")
@@ -522,16 +523,16 @@ func TestAgainstHost(t *testing.T) {
 	if testing.Short() {
 		rounds = 8
 	}
-	seed := rand.Uint64()
+	start := seed.Of(t)
 	if *hostSeed != 0 {
-		seed, rounds = *hostSeed, 1
+		start, rounds = *hostSeed, 1
 	}
 	runtime.LockOSThread() // never unlocked: a thread whose identity changed is not used again
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		t.Fatal(err) // so that umask is this thread's
 	}
 	for i := range rounds {
-		seed += uint64(i)
+		seed := start + uint64(i)
 		dir := t.TempDir()
 		for up := dir; up != os.TempDir() && up != "/"; up = filepath.Dir(up) {
 			os.Chmod(up, 0o755)

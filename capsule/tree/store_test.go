@@ -15,6 +15,7 @@ import (
 	"github.com/spacestore/space/capsule/store"
 	"github.com/spacestore/space/capsule/store/keyring"
 	"github.com/spacestore/space/capsule/tree"
+	"github.com/spacestore/space/internal/testenv/seed"
 	"github.com/spacestore/space/internal/vfs"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
@@ -174,9 +175,10 @@ func TestPowerCutOnStore(t *testing.T) {
 	if testing.Short() {
 		cuts = 15
 	}
+	rng := seed.Rand(t)
 	for i := range cuts * *crashRounds {
-		seed := rand.Uint64()
-		n := rand.IntN(total.ops)
+		seed := rng.Uint64()
+		n := rng.IntN(total.ops)
 		t.Run(fmt.Sprintf("%d cut %d seed %d", i, n, seed), func(t *testing.T) {
 			t.Parallel()
 			disk := vfstest.NewPowerCut()

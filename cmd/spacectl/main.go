@@ -94,7 +94,10 @@ func (a *app) fail(ctx context.Context, err error) int {
 	var sig interrupted
 	if errors.As(context.Cause(ctx), &sig) && errors.Is(err, context.Canceled) {
 		code = exitSignal + int(sig.sig)
-		err = capsule.Errorf(capsule.Canceled, "interrupted; nothing half-done was kept")
+		if a.interrupted == "" {
+			a.interrupted = "interrupted; nothing half-done was kept"
+		}
+		err = capsule.Errorf(capsule.Canceled, "%s", a.interrupted)
 	}
 	if a.json() {
 		a.printJSONError(err, code)

@@ -22,7 +22,7 @@ var commands = []func(*app) *cobra.Command{
 	newPut, newGet, newList, newStat, newRename, newRemove, newPolicy,
 	newVolume, newTree, newSnapshot, newClone,
 	newProject,
-	newVerify, newFsck, newGC, newDf, newKey, newBench, newNVMe,
+	newVerify, newFsck, newGC, newDf, newKey, newBench, newNVMe, newFabric,
 	newServe, newHold, newVersion, newMan,
 }
 
@@ -38,6 +38,8 @@ type app struct {
 	// command line.
 	started bool
 	target  node.Target
+	// interrupted is what to say after a signal, if not that nothing was kept.
+	interrupted string
 }
 
 func newRoot(a *app) *cobra.Command {
@@ -87,6 +89,10 @@ func (a *app) prepare(cmd *cobra.Command) error {
 	}
 	given := map[string]string{}
 	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if name := f.Annotations[settingFlag]; name != nil {
+			given[name[0]] = f.Value.String()
+			return
+		}
 		for _, name := range settingFlags {
 			if f.Name == name {
 				given[strings.ReplaceAll(name, "-", "_")] = f.Value.String()

@@ -51,6 +51,16 @@ func ParseNodeID(s string) (n NodeID, err error) {
 // String returns 32 hex digits.
 func (f FabricID) String() string { return hex.EncodeToString(f[:]) }
 
+// MarshalText implements encoding.TextMarshaler.
+func (f FabricID) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (f *FabricID) UnmarshalText(b []byte) error {
+	n, err := ParseNodeID(string(b)) // of the same form
+	*f = FabricID(n)
+	return err
+}
+
 // uri is how a certificate names a node.
 func (f FabricID) uri(n NodeID) *url.URL {
 	return &url.URL{Scheme: "fabric", Host: f.String(), Path: "/" + n.String()}

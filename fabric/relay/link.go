@@ -164,6 +164,10 @@ func untilNextPoll(now time.Time, poll time.Duration) time.Duration {
 	return d
 }
 
+// connectTime is how long a connection's beginning is tried again. Nothing is
+// lost with it, and who dials may have another way to try.
+const connectTime = 3 * time.Second
+
 // wait returns an operation's Wait in milliseconds.
 func (l *link) wait(d time.Duration) uint32 {
 	if l.depth == 1 {
@@ -173,7 +177,11 @@ func (l *link) wait(d time.Duration) uint32 {
 }
 
 func (l *link) newFlight(op Op) *flight {
-	return &flight{link: l, op: op, until: time.Now().Add(HoldTime)}
+	until := HoldTime
+	if op.Kind == Connect {
+		until = connectTime
+	}
+	return &flight{link: l, op: op, until: time.Now().Add(until)}
 }
 
 func (f *flight) due() bool {

@@ -2,11 +2,13 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -27,6 +29,8 @@ type Server struct {
 	mu       sync.Mutex
 	sessions map[ID]*session
 	closed   bool
+
+	coming atomic.Int64 // bytes of batches that have come in part
 }
 
 // linger is how long an answer waits for more of its operations to be done
@@ -222,7 +226,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "an exchange is a POST", http.StatusMethodNotAllowed)
 		return
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBatch))
+	in := &metered{r: http.MaxBytesReader(w, r.Body, MaxBatch), all: &s.coming}
+	body, err := io.ReadAll(in)
+	in.done()
+	if errors.Is(err, errFull) {
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
 	if err != nil {
 		http.Error(w, "the batch could not be read", http.StatusBadRequest)
 		return
@@ -236,5 +247,30 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Write(out) // a client that is gone asks again
 }
+
+// maxComing bounds the bytes of all batches that have come in part.
+const maxComing = 32 * MaxBatch
+
+var errFull = errors.New("relay: too much is coming in at once; try again")
+
+// metered counts what is read of a batch among the bytes of all.
+type metered struct {
+	r   io.Reader
+	all *atomic.Int64
+	n   int64
+}
+
+// Read implements io.Reader.
+func (m *metered) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
+	m.n += int64(n)
+	if m.all.Add(int64(n)) > maxComing {
+		return n, errFull
+	}
+	return n, err
+}
+
+// done ends the count: what has come whole is bounded by the connections it is for.
+func (m *metered) done() { m.all.Add(-m.n) }
 
 const contentType = "application/octet-stream"

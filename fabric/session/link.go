@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spacestore/space/fabric/frame"
@@ -13,21 +16,32 @@ import (
 // link is one connection that a session has. The session's lock guards it.
 type link struct {
 	s      *Session
+	id     uint64
 	conn   net.Conn
 	wakeup chan struct{} // holds one token when there may be something to send
+	since  time.Time
 
 	high, low bool // carries the classes above bulk; bulk and below
 	closed    bool
-	out       [][]byte // frames for this link alone
-	heard     time.Time
-	pinged    time.Time // when the ping under way was sent; zero: none is
-	measured  time.Time // when the last one was
-	ping      uint64
-	rtt       time.Duration // smoothed
+	idle      bool         // the writer waits for wake
+	out       [][]byte     // frames for this link alone
+	heard     atomic.Int64 // when something came, in ns after since
+
+	retired  time.Time // since when it carries nothing new; zero: it does
+	asked    bool      // the peer has retired it,
+	owes     bool      // and wants to know when nothing is under way from here
+	answered bool      // nothing is under way from the peer
+
+	sent, resent int64
+	received     atomic.Int64
+	pinged       time.Time // when the ping under way was sent; zero: none is
+	measured     time.Time // when the last one was
+	ping         uint64
+	rtt          time.Duration // smoothed
 }
 
 const (
-	readBuffer  = 64 << 10
+	readBuffer  = 4 << 10  // for heads and small frames; payloads are read to where they stay
 	writeBatch  = 16 << 10 // small frames go out together up to here
 	maxOut      = 64
 	windowBatch = 128
@@ -42,7 +56,10 @@ func (l *link) carries(c frame.Class) bool {
 	return l.high
 }
 
+// wake has the writer look for something to send. One that is not idle will
+// look when its write is done.
 func (l *link) wake() {
+	l.idle = false
 	select {
 	case l.wakeup <- struct{}{}:
 	default:
@@ -53,8 +70,8 @@ func (l *link) wake() {
 func (l *link) shut(bye *frame.GoAwayError) {
 	l.s.mu.Lock()
 	l.closed = true
-	l.s.mu.Unlock()
 	l.wake()
+	l.s.mu.Unlock()
 	if bye == nil {
 		l.conn.Close()
 		return
@@ -73,7 +90,9 @@ func (l *link) read() {
 	err := l.frames(bufio.NewReaderSize(l.conn, readBuffer))
 	l.conn.Close()
 	l.s.lose(l, err)
+	l.s.mu.Lock()
 	l.wake() // the writer ends with it
+	l.s.mu.Unlock()
 }
 
 func (l *link) frames(r *bufio.Reader) error {
@@ -85,9 +104,8 @@ func (l *link) frames(r *bufio.Reader) error {
 		if err := l.frame(r, h); err != nil {
 			return err
 		}
-		l.s.mu.Lock()
-		l.heard = time.Now()
-		l.s.mu.Unlock()
+		l.heard.Store(int64(time.Since(l.since)))
+		l.received.Add(int64(frame.HeadSize + h.Length))
 	}
 }
 
@@ -166,6 +184,10 @@ func (l *link) frame(r *bufio.Reader, h frame.Head) error {
 		return nil
 	case frame.GoAway:
 		return frame.ReadGoAway(r, h)
+	case frame.Retire:
+		s.mu.Lock()
+		s.wasRetired(l, h.Flags&frame.FlagAnswer != 0)
+		s.mu.Unlock()
 	}
 	_, err := r.Discard(h.Length) // of a newer node
 	return err
@@ -183,37 +205,47 @@ func (l *link) reply(b []byte) error {
 	return nil
 }
 
+// batches keeps the memory of batches: an idle link holds none.
+var batches = sync.Pool{New: func() any { return new([writeBatch + headRoom + quantum]byte) }}
+
 // write sends what there is to send until the link ends.
 func (l *link) write() {
-	batch := make([]byte, 0, writeBatch+headRoom+quantum)
 	for range l.wakeup {
-		for {
-			whole, batch, held := l.next(batch[:0])
-			if whole == nil && len(batch) == 0 {
-				break
-			}
-			var err error
-			if len(batch) > 0 {
-				_, err = l.conn.Write(batch)
-			}
-			if whole != nil && err == nil {
-				_, err = l.conn.Write(whole)
-			}
+		if !l.flush() {
+			return
+		}
+	}
+}
+
+// flush sends what there is to send now, and reports whether the link goes on.
+func (l *link) flush() bool {
+	memory := batches.Get().(*[writeBatch + headRoom + quantum]byte)
+	defer batches.Put(memory)
+	var held *block
+	sent := 0
+	for {
+		var whole, batch []byte
+		var over bool
+		whole, batch, held, over = l.next(memory[:0], held, sent)
+		if whole == nil && len(batch) == 0 {
+			return !over
+		}
+		var err error
+		if len(batch) > 0 {
+			_, err = l.conn.Write(batch)
+		}
+		if whole != nil && err == nil {
+			_, err = l.conn.Write(whole)
+		}
+		sent = len(batch) + len(whole)
+		if err != nil {
+			l.conn.Close() // the reader tells the session
 			if held != nil {
 				l.s.mu.Lock()
 				held.refs--
 				l.s.mu.Unlock()
 			}
-			if err != nil {
-				l.conn.Close() // the reader tells the session
-				return
-			}
-		}
-		l.s.mu.Lock()
-		over := l.closed || !l.listed()
-		l.s.mu.Unlock()
-		if over {
-			return
+			return false
 		}
 	}
 }
@@ -228,14 +260,21 @@ func (l *link) listed() bool {
 	return false
 }
 
-// next collects what to write now: small frames in batch, then perhaps a whole
-// block, in place, of which held must be let go after the write.
-func (l *link) next(batch []byte) (whole, _ []byte, held *block) {
+// next lets go of what was written last, and collects what to write now: small
+// frames in batch, then perhaps a block's beginning, in place, which is held.
+func (l *link) next(batch []byte, written *block, sent int) (whole, _ []byte, held *block, over bool) {
 	s := l.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	l.sent += int64(sent)
+	if written != nil {
+		if written.refs--; written.refs == 0 && written.done {
+			written.free()
+		}
+	}
 	if l.closed || !l.listed() {
-		return nil, batch, nil
+		l.idle = true
+		return nil, batch, nil, true
 	}
 	for _, b := range l.out {
 		batch = append(batch, b...)
@@ -247,7 +286,8 @@ func (l *link) next(batch []byte) (whole, _ []byte, held *block) {
 	for len(batch) < writeBatch {
 		c, ok := s.turn(l)
 		if !ok {
-			return nil, batch, nil
+			l.idle = len(batch) == 0
+			return nil, batch, nil, false
 		}
 		if c == frame.Packet && len(s.packets) > 0 {
 			f := s.packets[0]
@@ -259,10 +299,10 @@ func (l *link) next(batch []byte) (whole, _ []byte, held *block) {
 			continue
 		}
 		if whole, batch, held = l.data(batch, c); whole != nil {
-			return whole, batch, held
+			return whole, batch, held, false
 		}
 	}
-	return nil, batch, nil
+	return nil, batch, nil, false
 }
 
 // control collects the session's own frames.
@@ -270,7 +310,7 @@ func (l *link) control(batch []byte) []byte {
 	s := l.s
 	for _, r := range s.unsent {
 		if s.resets[r.body.Stream] == r {
-			r.link = l
+			r.said = true
 			batch = append(batch, r.body.Encode(0)...)
 		}
 	}
@@ -314,12 +354,26 @@ func (s *Session) turn(l *link) (frame.Class, bool) {
 	return pick, found
 }
 
-// data collects one Data frame of a class: whole is a block in place.
+// pick takes out the stream of a class whose turn it is. A link goes on with one
+// that it sent something of before where it finds one soon, since what comes in
+// order is cheaper for the other end; every few turns, it is the first one's.
+func (s *Session) pick(c frame.Class, l *link) *Stream {
+	ready, k := s.ready[c], 0
+	if s.turns%4 != 0 {
+		k = max(0, slices.IndexFunc(ready[:min(len(ready), 8)], func(st *Stream) bool { return st.last == l }))
+	}
+	st := ready[k]
+	copy(ready[1:k+1], ready[:k])
+	ready[0] = nil
+	s.ready[c] = ready[1:]
+	return st
+}
+
+// data collects one Data frame of a class: whole is a block's beginning, in
+// place, behind its head.
 func (l *link) data(batch []byte, c frame.Class) (whole, _ []byte, held *block) {
 	s := l.s
-	st := s.ready[c][0]
-	s.ready[c][0] = nil
-	s.ready[c] = s.ready[c][1:]
+	st := s.pick(c, l)
 	st.queued = false
 	if !st.sendable() {
 		return nil, batch, nil
@@ -344,14 +398,16 @@ func (l *link) data(batch []byte, c frame.Class) (whole, _ []byte, held *block) 
 	if n > 0 {
 		st.flights = append(st.flights, flight{sp, l})
 	}
+	st.last = l
+	st.wakeWriters()
 	s.stats.Sent[c] += int64(n)
 	h.Length = frame.DataSize + len(open) + n
-	if n == quantum && open == nil && b.refs == 0 {
+	if n > inline && open == nil && sp.off == b.off && b.refs == 0 {
 		b.refs++
 		h.Put(b.b)
 		frame.PutData(b.b[frame.HeadSize:], st.id, sp.off)
 		s.enqueue(st)
-		return b.b[:headRoom+quantum], batch, b
+		return b.b[:headRoom+n], batch, b
 	}
 	var head [headRoom]byte
 	h.Put(head[:])
@@ -382,8 +438,8 @@ const (
 	deadTime = 2 * time.Second  // and three round trips, without a word: the link is dead
 )
 
-// keep measures the links, gives up dead ones, and the session when it has
-// been without one for too long.
+// keep measures the links, gives up dead ones and those that do not end after
+// they were retired, and the session when it has been without one for too long.
 func (s *Session) keep() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -421,8 +477,15 @@ func (s *Session) look(now time.Time) time.Duration {
 	for _, l := range s.links {
 		limit := deadTime + 3*max(l.rtt, time.Second/3)
 		switch {
+		case !l.retired.IsZero():
+			left := retireTime - now.Sub(l.retired)
+			if left <= 0 {
+				go l.conn.Close()
+				continue
+			}
+			next = min(next, left)
 		case !l.pinged.IsZero():
-			if quiet := min(now.Sub(l.pinged), now.Sub(l.heard)); quiet >= limit {
+			if quiet := min(now.Sub(l.pinged), now.Sub(l.since.Add(time.Duration(l.heard.Load())))); quiet >= limit {
 				go l.conn.Close() // the reader tells the session; closing may wait for the writer
 				continue
 			} else {

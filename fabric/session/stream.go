@@ -22,9 +22,13 @@ type Stream struct {
 	class  frame.Class
 	header []byte // what the peer opened it with
 
+	reading sync.Mutex // held by who reads, and is taken before s.mu
+	writing sync.Mutex // likewise
+
 	// Everything below is guarded by s.mu.
-	err      error         // ends reads and writes
-	wake     chan struct{} // closed and made anew when somebody who waits should look
+	err      error // ends reads and writes
+	readers  gate
+	writers  gate
 	accepted bool
 
 	// What is sent: bytes from una, which is not acknowledged, to end.
@@ -39,6 +43,7 @@ type Stream struct {
 	finEver              bool // it was sent once, perhaps over a link that is lost
 	finLink              *link
 	finAcked             bool
+	last                 *link // over which something was sent last
 	noReader             bool
 	queued               bool // in s.ready
 	writeAt              time.Time
@@ -84,8 +89,11 @@ func newPiece(off uint64, n int) piece {
 		return piece{off, make([]byte, n), nil}
 	}
 	mem := payloads.Get().(*[quantum]byte)
-	return piece{off, mem[:n], mem}
+	return piece{off, mem[:n:n], mem}
 }
+
+// maxEarly bounds the pieces that came before their turn.
+const maxEarly = 16 << 10
 
 // end returns the offset behind the piece.
 func (p piece) end() uint64 { return p.off + uint64(len(p.b)) }
@@ -105,12 +113,16 @@ func (p piece) free() {
 	}
 }
 
-// block holds bytes to send, behind room for a frame's head.
+// block holds bytes to send, behind room for a frame's head, so that they can
+// go out as they lie.
 type block struct {
 	off  uint64
 	b    []byte // headRoom bytes, then the payload
-	refs int    // writes under way
+	refs int    // who use the memory without the lock
+	done bool   // acknowledged
 }
+
+func (b *block) end() uint64 { return b.off + uint64(len(b.b)-headRoom) }
 
 const headRoom = frame.HeadSize + frame.DataSize
 
@@ -118,7 +130,7 @@ const headRoom = frame.HeadSize + frame.DataSize
 var pool = sync.Pool{New: func() any { return new([headRoom + quantum]byte) }}
 
 func newStream(s *Session, id uint64, class frame.Class) *Stream {
-	return &Stream{s: s, id: id, class: class, wake: make(chan struct{}), limit: firstWindow,
+	return &Stream{s: s, id: id, class: class, limit: firstWindow,
 		finAt: math.MaxUint64, window: firstWindow, promised: firstWindow, since: time.Now()}
 }
 
@@ -134,9 +146,41 @@ func (st *Stream) Header() []byte { return st.header }
 // remote reports whether the peer has opened the stream.
 func (st *Stream) remote() bool { return (st.id%2 == 1) != st.s.initiator }
 
+// gate is where those wait who cannot go on now. The session's lock guards it.
+type gate struct {
+	c chan struct{} // closed, and forgotten, when they should look; nil: nobody waits
+}
+
+func (g *gate) wake() {
+	if g.c != nil {
+		close(g.c)
+		g.c = nil
+	}
+}
+
+// wait waits, without the lock, until something changes or at passes.
+func (g *gate) wait(mu *sync.Mutex, at time.Time) {
+	if g.c == nil {
+		g.c = make(chan struct{})
+	}
+	c := g.c
+	mu.Unlock()
+	defer mu.Lock()
+	if at.IsZero() {
+		<-c
+		return
+	}
+	t := time.NewTimer(time.Until(at))
+	defer t.Stop()
+	select {
+	case <-c:
+	case <-t.C:
+	}
+}
+
 func (st *Stream) wakeAll() {
-	close(st.wake)
-	st.wake = make(chan struct{})
+	st.readers.wake()
+	st.writers.wake()
 }
 
 // fail ends the stream for its users. Bytes that have come can be read still,
@@ -152,72 +196,164 @@ func (st *Stream) fail(err error) {
 
 // Write implements net.Conn. It returns when the bytes are taken in.
 func (st *Stream) Write(p []byte) (n int, err error) {
+	st.writing.Lock()
+	defer st.writing.Unlock()
 	s := st.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
-		switch {
-		case st.err != nil:
-			return n, st.err
-		case st.noReader:
-			return n, ErrNoReader
-		case st.fin:
-			return n, io.ErrClosedPipe
-		case passed(st.writeAt):
-			return n, os.ErrDeadlineExceeded
+		room, err := st.room()
+		if err != nil || len(p) == 0 {
+			return n, err
 		}
-		room := max(st.limit-min(st.limit, st.una), firstWindow) + 2*quantum - (st.end - st.una)
-		if int64(room) > 0 && len(p) > 0 {
-			k := int(min(room, uint64(len(p))))
-			st.put(p[:k])
-			p, n = p[k:], n+k
-			s.enqueue(st)
+		k, err := st.put(p[:min(room, len(p))])
+		if err != nil {
+			return n, err
 		}
-		if len(p) == 0 {
+		p, n = p[k:], n+k
+		s.enqueue(st)
+	}
+}
+
+// room waits until bytes can be taken in, and returns how many.
+func (st *Stream) room() (int, error) {
+	for {
+		if err := st.writable(); err != nil {
+			return 0, err
+		}
+		if passed(st.writeAt) {
+			return 0, os.ErrDeadlineExceeded
+		}
+		if room := st.space(); room > 0 {
+			return room, nil
+		}
+		st.writers.wait(&st.s.mu, st.writeAt)
+	}
+}
+
+// space returns how many bytes may be taken in: beyond what may be sent, and
+// beyond what can go out soon, little is held.
+func (st *Stream) space() int {
+	window := max(st.limit-min(st.limit, st.una), firstWindow) + 2*quantum
+	return int(min(int64(window)-int64(st.end-st.una), maxUnsent-int64(st.end-st.nxt)))
+}
+
+// wakeWriters has them look if there is room for more than a little.
+func (st *Stream) wakeWriters() {
+	if st.writers.c != nil && st.space() >= 2*quantum {
+		st.writers.wake()
+	}
+}
+
+// writable returns why no more can be written, or nil.
+func (st *Stream) writable() error {
+	switch {
+	case st.err != nil:
+		return st.err
+	case st.noReader:
+		return ErrNoReader
+	case st.fin:
+		return io.ErrClosedPipe
+	}
+	return nil
+}
+
+// inline is how many bytes are copied rather than the lock given up for it.
+const inline = 4 << 10
+
+// put copies bytes of p into one block, and returns how many. The lock is not
+// held while many are copied.
+func (st *Stream) put(p []byte) (int, error) {
+	var b *block
+	if n := len(st.blocks); n > 0 {
+		b = st.blocks[n-1]
+	}
+	// What is sent from a block's beginning need not be copied again, so much
+	// to send does not go into one of which a part has gone.
+	if b == nil || len(b.b) == cap(b.b) || len(p) >= small && st.nxt > b.off {
+		if len(p) >= small || st.end-st.nxt >= inline {
+			b = &block{b: pool.Get().(*[headRoom + quantum]byte)[:headRoom]}
+		} else { // a stream that says little holds little
+			b = &block{b: make([]byte, headRoom, headRoom+max(len(p), 512))}
+		}
+		b.off = st.end
+	}
+	k := min(len(p), cap(b.b)-len(b.b))
+	if to := b.b[len(b.b) : len(b.b)+k]; k > inline {
+		b.refs++
+		st.s.mu.Unlock()
+		copy(to, p)
+		st.s.mu.Lock()
+		b.refs--
+		if err := st.writable(); err != nil {
+			return 0, err
+		}
+	} else {
+		copy(to, p)
+	}
+	b.b = b.b[:len(b.b)+k]
+	st.end += uint64(k)
+	b.done = false
+	if n := len(st.blocks); n == 0 || st.blocks[n-1] != b { // a new one, or what was in it is acknowledged
+		st.blocks = append(st.blocks, b)
+	}
+	return k, nil
+}
+
+// ReadFrom implements io.ReaderFrom: what comes from r is sent as it lies.
+func (st *Stream) ReadFrom(r io.Reader) (n int64, err error) {
+	b := &block{}
+	defer func() { b.free() }()
+	for much := false; ; {
+		if b.b == nil { // little, while little comes: a reader may wait for long
+			if much {
+				b.b = pool.Get().(*[headRoom + quantum]byte)[:headRoom]
+			} else {
+				b.b = make([]byte, headRoom, headRoom+inline)
+			}
+		}
+		k, rerr := r.Read(b.b[headRoom:cap(b.b)])
+		if k > 0 {
+			full := b
+			if k <= (cap(b.b)-headRoom)/2 {
+				full = &block{b: make([]byte, headRoom, headRoom+k)}
+				full.b = append(full.b, b.b[headRoom:headRoom+k]...)
+			} else {
+				b.b = b.b[:headRoom+k]
+				b = &block{}
+			}
+			if err := st.putBlock(full); err != nil {
+				return n, err
+			}
+			n += int64(k)
+			if now := k >= inline; now != much {
+				much = now
+				b.free()
+			}
+		}
+		if rerr == io.EOF {
 			return n, nil
 		}
-		st.wait(st.writeAt)
+		if rerr != nil {
+			return n, rerr
+		}
 	}
 }
 
-// put copies p into blocks.
-func (st *Stream) put(p []byte) {
-	for len(p) > 0 {
-		var last *block
-		if n := len(st.blocks); n > 0 {
-			last = st.blocks[n-1]
-		}
-		if last == nil || len(last.b) == cap(last.b) {
-			last = &block{off: st.end}
-			if len(p) >= small || st.end-st.una >= small {
-				last.b = pool.Get().(*[headRoom + quantum]byte)[:headRoom]
-			} else { // a stream that says little holds little
-				last.b = make([]byte, headRoom, headRoom+max(len(p), 512))
-			}
-			st.blocks = append(st.blocks, last)
-		}
-		k := min(len(p), cap(last.b)-len(last.b))
-		last.b = append(last.b, p[:k]...)
-		p = p[k:]
-		st.end += uint64(k)
+// putBlock sends a whole block.
+func (st *Stream) putBlock(b *block) error {
+	st.writing.Lock()
+	defer st.writing.Unlock()
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	if _, err := st.room(); err != nil {
+		return err
 	}
-}
-
-// wait waits, without the lock, until something changes or at passes.
-func (st *Stream) wait(at time.Time) {
-	wake := st.wake
-	st.s.mu.Unlock()
-	defer st.s.mu.Lock()
-	if at.IsZero() {
-		<-wake
-		return
-	}
-	t := time.NewTimer(time.Until(at))
-	defer t.Stop()
-	select {
-	case <-wake:
-	case <-t.C:
-	}
+	b.off = st.end
+	st.end = b.end()
+	st.blocks = append(st.blocks, b)
+	st.s.enqueue(st)
+	return nil
 }
 
 func passed(at time.Time) bool { return !at.IsZero() && !time.Now().Before(at) }
@@ -264,40 +400,103 @@ func (st *Stream) Reset(code uint32, text string) {
 
 // Read implements net.Conn.
 func (st *Stream) Read(p []byte) (n int, err error) {
-	s := st.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for {
-		if st.discard {
-			return 0, net.ErrClosed
-		}
-		if passed(st.readAt) {
-			return 0, os.ErrDeadlineExceeded
-		}
-		for len(st.in) > 0 && n < len(p) {
-			k := copy(p[n:], st.in[0].b)
-			n += k
-			if st.in[0].b = st.in[0].b[k:]; len(st.in[0].b) == 0 {
-				st.in[0].free()
-				st.in[0] = piece{}
-				st.in = st.in[1:]
-			}
-		}
-		switch {
-		case n > 0:
-			st.read += uint64(n)
-			st.widen(uint64(n))
-			return n, nil
-		case len(p) == 0:
-			return 0, nil
-		case st.read == st.finAt:
-			s.forget(st)
-			return 0, io.EOF
-		case st.err != nil:
-			return 0, st.err
-		}
-		st.wait(st.readAt)
+	st.reading.Lock()
+	defer st.reading.Unlock()
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	if len(p) == 0 {
+		return 0, nil
 	}
+	if err := st.readable(); err != nil {
+		return 0, err
+	}
+	for n < len(p) && len(st.in) > 0 {
+		from := st.in[0].b
+		if k := min(len(from), len(p)-n); k > inline {
+			st.s.mu.Unlock()
+			n += copy(p[n:], from[:k])
+			st.s.mu.Lock()
+			if st.discard {
+				return n, nil
+			}
+			st.in[0].b = st.in[0].b[k:]
+		} else {
+			n += copy(p[n:], from[:k])
+			st.in[0].b = st.in[0].b[k:]
+		}
+		if len(st.in[0].b) == 0 {
+			st.shift().free()
+		}
+	}
+	st.taken(uint64(n))
+	return n, nil
+}
+
+// WriteTo implements io.WriterTo: what has come is written as it lies.
+func (st *Stream) WriteTo(w io.Writer) (n int64, err error) {
+	st.reading.Lock()
+	defer st.reading.Unlock()
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	for {
+		if err := st.readable(); err == io.EOF {
+			return n, nil
+		} else if err != nil {
+			return n, err
+		}
+		p := st.shift()
+		st.s.mu.Unlock()
+		k, err := w.Write(p.b)
+		if err == nil && k < len(p.b) {
+			err = io.ErrShortWrite
+		}
+		size := uint64(len(p.b))
+		p.free()
+		st.s.mu.Lock()
+		n += int64(k)
+		if !st.discard {
+			st.taken(size)
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+}
+
+// readable waits until there is something to read.
+func (st *Stream) readable() error {
+	for {
+		switch {
+		case st.discard:
+			return net.ErrClosed
+		case passed(st.readAt):
+			return os.ErrDeadlineExceeded
+		case len(st.in) > 0:
+			return nil
+		case st.read == st.finAt:
+			st.s.forget(st)
+			return io.EOF
+		case st.err != nil:
+			return st.err
+		}
+		st.readers.wait(&st.s.mu, st.readAt)
+	}
+}
+
+// shift takes out the piece that is next to read.
+func (st *Stream) shift() piece {
+	p := st.in[0]
+	st.in[0] = piece{}
+	if st.in = st.in[1:]; len(st.in) == 0 {
+		st.in = nil
+	}
+	return p
+}
+
+// taken counts bytes that were read.
+func (st *Stream) taken(n uint64) {
+	st.read += n
+	st.widen(n)
 }
 
 // widen lets the window follow the reader, and tells the peer when there is
@@ -344,7 +543,7 @@ func (st *Stream) arrive(p piece, fin bool) error {
 	if p.off <= st.got {
 		st.take(p)
 	} else {
-		if uint64(st.earlySize+len(p.b)) > 2*st.window {
+		if uint64(st.earlySize+len(p.b)) > 2*st.window || len(st.early) >= maxEarly {
 			return fmt.Errorf("%w: stream %d: the same bytes again and again", frame.ErrProtocol, st.id)
 		}
 		at, _ := slices.BinarySearchFunc(st.early, p.off, func(q piece, off uint64) int {
@@ -360,7 +559,7 @@ func (st *Stream) arrive(p piece, fin bool) error {
 		st.take(p)
 	}
 	if st.got > before || fin {
-		st.wakeAll()
+		st.readers.wake()
 	}
 	return nil
 }
@@ -377,6 +576,15 @@ func (st *Stream) take(p piece) {
 		st.read = st.got
 		p.free()
 	case len(p.b) == 0:
+		p.free()
+	case len(st.in) > 0 && len(p.b) <= inline:
+		// Many small pieces that nobody reads would be more than their bytes.
+		last := &st.in[len(st.in)-1]
+		if cap(last.b)-len(last.b) < len(p.b) {
+			st.in = append(st.in, piece{p.off, make([]byte, 0, 2*inline), nil})
+			last = &st.in[len(st.in)-1]
+		}
+		last.b = append(last.b, p.b...)
 		p.free()
 	default:
 		st.in = append(st.in, p)
@@ -418,17 +626,17 @@ func (st *Stream) acknowledged(e frame.WindowEntry) error {
 		st.nxt = max(st.nxt, una)
 		for len(st.blocks) > 0 {
 			b := st.blocks[0]
-			if b.off+uint64(len(b.b)-headRoom) > una {
+			if b.end() > una {
 				break
 			}
 			st.blocks[0] = nil
 			st.blocks = st.blocks[1:]
-			if b.refs == 0 {
+			if b.done = true; b.refs == 0 {
 				b.free()
 			}
 		}
 		st.flights = slices.DeleteFunc(st.flights, func(f flight) bool { return f.end <= una })
-		st.wakeAll()
+		st.wakeWriters()
 	}
 	if e.Limit == frame.NoReader {
 		if !st.noReader {
@@ -441,7 +649,7 @@ func (st *Stream) acknowledged(e frame.WindowEntry) error {
 		}
 	} else if e.Limit > st.limit {
 		st.limit = e.Limit
-		st.wakeAll()
+		st.wakeWriters()
 	}
 	return nil
 }
@@ -474,13 +682,14 @@ func (st *Stream) resend(l *link) {
 		if f.off = max(f.off, st.una); f.off < f.end {
 			st.again = append(st.again, f.span)
 			st.s.stats.Resent += int64(f.end - f.off)
+			l.resent += int64(f.end - f.off)
 		}
 		return true
 	})
 	if st.openLink == l && !st.openAcked {
 		st.openSaid = false
 	}
-	if st.finLink == l && !st.finAcked {
+	if !st.finAcked { // even if it went another way: its answer may be lost
 		st.finSent = false
 	}
 	st.s.enqueue(st)
@@ -499,7 +708,7 @@ func (st *Stream) nextSpan(limit uint64) (sp span, b *block, fin bool) {
 			st.again = st.again[1:]
 			continue
 		}
-		sp.end = min(sp.end, sp.off+limit, b.off+uint64(len(b.b)-headRoom))
+		sp.end = min(sp.end, sp.off+limit, b.end())
 		if st.again[0].off = sp.end; sp.end >= st.again[0].end {
 			st.again = st.again[1:]
 		}
@@ -508,7 +717,7 @@ func (st *Stream) nextSpan(limit uint64) (sp span, b *block, fin bool) {
 	sp = span{st.nxt, st.nxt}
 	if st.nxt < min(st.end, st.limit) {
 		b = st.blockAt(st.nxt)
-		sp.end = min(st.nxt+limit, st.limit, b.off+uint64(len(b.b)-headRoom))
+		sp.end = min(st.nxt+limit, st.limit, b.end())
 		st.nxt = sp.end
 	}
 	return sp, b, st.ends(sp.end)
@@ -521,7 +730,7 @@ func (st *Stream) ends(at uint64) bool {
 func (st *Stream) blockAt(off uint64) *block {
 	i, ok := slices.BinarySearchFunc(st.blocks, off, func(b *block, off uint64) int {
 		switch {
-		case b.off+uint64(len(b.b)-headRoom) <= off:
+		case b.end() <= off:
 			return -1
 		case b.off > off:
 			return 1

@@ -22,10 +22,15 @@ import (
 	"github.com/spacestore/space/views"
 )
 
+// conn is a connection to a control socket.
+type conn struct {
+	cc     *grpc.ClientConn
+	socket string
+}
+
 // Client is the API of the node at the other end of a control socket.
 type Client struct {
-	conn        *grpc.ClientConn
-	socket      string
+	conn
 	pool        mem.BufferPool
 	heartbeat   time.Duration
 	capsules    controlpb.CapsulesClient
@@ -46,28 +51,48 @@ var ErrNoNode = errors.New("no node is running")
 // Dial connects to the node that holds the store at home, and asks it who it
 // is so that it is known to answer. It returns ErrNoNode when there is none.
 func Dial(ctx context.Context, home string) (*Client, error) {
-	path := SocketPath(home)
+	to, err := dial(ctx, SocketPath(home))
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{conn: to, pool: mem.DefaultBufferPool(), heartbeat: DefaultLimits.PutIdle / 10}
+	c.capsules = controlpb.NewCapsulesClient(to.cc)
+	c.volumes = controlpb.NewVolumesClient(to.cc)
+	c.snapshots = controlpb.NewSnapshotsClient(to.cc)
+	c.maintenance = controlpb.NewMaintenanceClient(to.cc)
+	c.keys = controlpb.NewKeysClient(to.cc)
+	c.trees = controlpb.NewTreesClient(to.cc)
+	c.projections = controlpb.NewProjectionsClient(to.cc)
+	c.node = controlpb.NewNodeClient(to.cc)
+	if _, err := c.Status(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// dial connects to the socket at path. It returns ErrNoNode when nobody listens.
+func dial(ctx context.Context, path string) (conn, error) {
 	first, err := dialSocket(ctx, path)
 	switch {
 	case err == nil:
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
-		return nil, ErrNoNode
+		return conn{}, ErrNoNode
 	default:
 		kind := capsule.IO
 		if errors.Is(err, os.ErrPermission) {
 			kind = capsule.Denied
 		}
-		return nil, capsule.Wrap(kind, err, "connect to the node at %s", path)
+		return conn{}, capsule.Wrap(kind, err, "connect to the node at %s", path)
 	}
-	c := &Client{socket: path, pool: mem.DefaultBufferPool(), heartbeat: DefaultLimits.PutIdle / 10}
 	handed := make(chan net.Conn, 1)
 	handed <- first
-	c.conn, err = grpc.NewClient("passthrough:space",
+	cc, err := grpc.NewClient("passthrough:space",
 		grpc.WithTransportCredentials(peerCredentials{}),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			select {
-			case conn := <-handed:
-				return conn, nil
+			case c := <-handed:
+				return c, nil
 			default:
 				return dialSocket(ctx, path)
 			}
@@ -83,25 +108,13 @@ func Dial(ctx context.Context, home string) (*Client, error) {
 	)
 	if err != nil {
 		first.Close()
-		return nil, capsule.Wrap(capsule.Other, err, "connect to the node at %s", path)
+		return conn{}, capsule.Wrap(capsule.Other, err, "connect to the node at %s", path)
 	}
-	c.capsules = controlpb.NewCapsulesClient(c.conn)
-	c.volumes = controlpb.NewVolumesClient(c.conn)
-	c.snapshots = controlpb.NewSnapshotsClient(c.conn)
-	c.maintenance = controlpb.NewMaintenanceClient(c.conn)
-	c.keys = controlpb.NewKeysClient(c.conn)
-	c.trees = controlpb.NewTreesClient(c.conn)
-	c.projections = controlpb.NewProjectionsClient(c.conn)
-	c.node = controlpb.NewNodeClient(c.conn)
-	if _, err := c.Status(ctx); err != nil {
-		c.Close()
-		return nil, err
-	}
-	return c, nil
+	return conn{cc, path}, nil
 }
 
 // Close ends the connection and every request on it.
-func (c *Client) Close() error { return c.conn.Close() }
+func (c conn) Close() error { return c.cc.Close() }
 
 // Put implements API.
 func (c *Client) Put(ctx context.Context, req store.PutRequest, r io.Reader) (capsule.Info, error) {

@@ -424,7 +424,7 @@ func TestVanishedNodeIsUnavailable(t *testing.T) {
 }
 
 func TestUnknownStatusIsExplained(t *testing.T) {
-	c := &Client{socket: "/s"}
+	c := &Client{conn: conn{socket: "/s"}}
 	for code := range 17 {
 		err := c.fromStatus(context.Background(), status.Error(codesOf(code), "text"))
 		if code == 0 {

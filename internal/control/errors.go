@@ -82,7 +82,7 @@ func (e *remoteError) Unwrap() error { return e.err }
 
 // fromStatus turns what gRPC returned back into the error that toStatus was
 // given, or explains what happened to the connection.
-func (c *Client) fromStatus(ctx context.Context, err error) error {
+func (c conn) fromStatus(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}

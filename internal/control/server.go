@@ -48,7 +48,7 @@ type Limits struct {
 // DefaultLimits are what a node uses.
 var DefaultLimits = Limits{PutIdle: 5 * time.Minute, GetIdle: time.Hour}
 
-// Server serves an API on a control socket.
+// Server serves an API, or that of the fabric, on a control socket.
 type Server struct {
 	api       API
 	log       *slog.Logger
@@ -60,7 +60,21 @@ type Server struct {
 
 // NewServer returns a server for api.
 func NewServer(api API, log *slog.Logger, limits Limits) *Server {
-	s := &Server{api: api, log: log, limits: limits, pool: mem.DefaultBufferPool(), transfers: make(chan struct{}, maxTransfers)}
+	s := newServer(log, limits)
+	s.api = api
+	controlpb.RegisterCapsulesServer(s.grpc, capsulesServer{Server: s})
+	controlpb.RegisterVolumesServer(s.grpc, volumesServer{Server: s})
+	controlpb.RegisterSnapshotsServer(s.grpc, snapshotsServer{Server: s})
+	controlpb.RegisterMaintenanceServer(s.grpc, maintenanceServer{Server: s})
+	controlpb.RegisterKeysServer(s.grpc, keysServer{Server: s})
+	controlpb.RegisterTreesServer(s.grpc, treesServer{Server: s})
+	controlpb.RegisterProjectionsServer(s.grpc, projectionsServer{Server: s})
+	controlpb.RegisterNodeServer(s.grpc, nodeServer{Server: s})
+	return s
+}
+
+func newServer(log *slog.Logger, limits Limits) *Server {
+	s := &Server{log: log, limits: limits, pool: mem.DefaultBufferPool(), transfers: make(chan struct{}, maxTransfers)}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(peerCredentials{}),
 		grpc.ForceServerCodecV2(newCodec()),
@@ -77,14 +91,6 @@ func NewServer(api API, log *slog.Logger, limits Limits) *Server {
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 	)
-	controlpb.RegisterCapsulesServer(s.grpc, capsulesServer{Server: s})
-	controlpb.RegisterVolumesServer(s.grpc, volumesServer{Server: s})
-	controlpb.RegisterSnapshotsServer(s.grpc, snapshotsServer{Server: s})
-	controlpb.RegisterMaintenanceServer(s.grpc, maintenanceServer{Server: s})
-	controlpb.RegisterKeysServer(s.grpc, keysServer{Server: s})
-	controlpb.RegisterTreesServer(s.grpc, treesServer{Server: s})
-	controlpb.RegisterProjectionsServer(s.grpc, projectionsServer{Server: s})
-	controlpb.RegisterNodeServer(s.grpc, nodeServer{Server: s})
 	return s
 }
 

@@ -24,8 +24,9 @@ func SocketPath(home string) string { return filepath.Join(home, SocketName) }
 // Listen makes the control socket of the store at home. The caller holds the
 // store's lock, so a socket that is there already was left by a process that
 // died; the new one replaces it in one step.
-func Listen(home string) (net.Listener, error) {
-	path := SocketPath(home)
+func Listen(home string) (net.Listener, error) { return listen(SocketPath(home)) }
+
+func listen(path string) (net.Listener, error) {
 	l, err := unixsocket.Listen("unix", path)
 	if err != nil {
 		return nil, capsule.Wrap(capsule.IO, err, "control socket %s", path)

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/spacestore/space/internal/testenv/seed"
 )
 
 // need skips a test without a program; make test installs them.
@@ -563,7 +565,7 @@ func TestFsx(t *testing.T) {
 		%[1]s -dir %[2]s -seed %[3]d %[4]s -remount 'spacectl project unmount %[2]s && spacectl project mount work --target %[2]s'
 		spacectl project unmount %[2]s
 		spacectl fsck
-		spacectl verify`, fsx, dir, logSeed(t).Uint64(), how)))
+		spacectl verify`, fsx, dir, seed.Rand(t).Uint64(), how)))
 	s.stop(unix.SIGTERM)
 }
 
@@ -581,7 +583,7 @@ func TestCrashesAgainstHost(t *testing.T) {
 		t.Fatalf("build beside: %v\n%s", err, out)
 	}
 	host := filepath.Join(openTempDir(t), "r")
-	r := logSeed(t)
+	r := seed.Rand(t)
 	for range 4 {
 		s := b.serve()
 		b.must("project", "mount", "work", "--target", dir, "--allow-other")

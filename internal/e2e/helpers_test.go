@@ -70,6 +70,8 @@ type box struct {
 	vars []string
 	// spacectl is the program, unless it is the one that all tests use.
 	spacectl string
+	// fabricAt is where its node of the fabric listens.
+	fabricAt string
 }
 
 func newBox(t testing.TB) *box { return &box{t: t, home: filepath.Join(t.TempDir(), "home")} }
@@ -251,6 +253,12 @@ type server struct {
 // serve runs a node and returns when it says that it is ready.
 func (b *box) serve(args ...string) *server {
 	b.t.Helper()
+	return b.start(append([]string{"serve"}, args...)...)
+}
+
+// start runs a command that serves, and returns when it says that it is ready.
+func (b *box) start(line ...string) *server {
+	b.t.Helper()
 	dir, err := os.MkdirTemp("", "space-e2e-notify-") // short: it goes into a socket address
 	if err != nil {
 		b.t.Fatal(err)
@@ -261,7 +269,7 @@ func (b *box) serve(args ...string) *server {
 		b.t.Fatal(err)
 	}
 	defer ready.Close()
-	s := &server{b: b, cmd: b.command(context.Background(), append([]string{"serve"}, args...)...), errs: new(bytes.Buffer), end: make(chan error, 1)}
+	s := &server{b: b, cmd: b.command(context.Background(), line...), errs: new(bytes.Buffer), end: make(chan error, 1)}
 	s.cmd.Env = append(s.cmd.Env, "NOTIFY_SOCKET="+filepath.Join(dir, "s"))
 	s.cmd.Stderr = s.errs
 	s.cmd.Stdout = s.errs
@@ -278,7 +286,7 @@ func (b *box) serve(args ...string) *server {
 	if n, err := ready.Read(buf); err != nil || string(buf[:n]) != "READY=1" {
 		s.cmd.Process.Kill()
 		<-s.end
-		b.t.Fatalf("serve did not become ready: %v\n%s", err, s.errs)
+		b.t.Fatalf("%s did not become ready: %v\n%s", strings.Join(line, " "), err, s.errs)
 	}
 	return s
 }
@@ -309,18 +317,6 @@ func random(seed uint64, n int) []byte {
 }
 
 func sum(p []byte) [32]byte { return sha256.Sum256(p) }
-
-// logSeed makes a run with random choices repeatable.
-func logSeed(t testing.TB) *rand.Rand {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Logf("choices follow from -seed=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
-
-var seedFlag = flag.Uint64("seed", 0, "seed of the tests' random choices (0: another one each time)")
 
 // needMount skips a test where this process may not mount.
 func needMount(t testing.TB) {

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/spacestore/space/internal/testenv/seed"
 )
 
 var killRounds = flag.Int("kill-rounds", 60, "how often each of the kill tests kills")
@@ -169,7 +171,7 @@ func either(models ...model) map[string][][]byte {
 // acknowledged is there, what it did not is there whole or not at all.
 func TestKillCommand(t *testing.T) {
 	t.Parallel()
-	rng := logSeed(t)
+	rng := seed.Rand(t)
 	b := newBox(t)
 	shared := random(7, 2<<20)
 	m := model{}
@@ -227,7 +229,7 @@ func (b *box) runKilled(cmd *exec.Cmd, d time.Duration) result {
 // capsules are its own, so that what it was told says what must be there.
 func TestKillNode(t *testing.T) {
 	t.Parallel()
-	rng := logSeed(t)
+	rng := seed.Rand(t)
 	b := newBox(t)
 	shared := random(8, 1<<20)
 	const clients = 3
@@ -317,7 +319,7 @@ func clientOp(rng *rand.Rand, client int, m model, shared []byte) op {
 // TestKillDuringRecovery kills the first command after a kill too, and again.
 func TestKillDuringRecovery(t *testing.T) {
 	t.Parallel()
-	rng := logSeed(t)
+	rng := seed.Rand(t)
 	b := newBox(t)
 	shared := random(9, 3<<20)
 	kept := random(10, 700<<10)

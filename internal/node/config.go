@@ -35,6 +35,7 @@ type Config struct {
 	Background   bool          // a node collects garbage, re-seals and recompresses when idle
 	Metrics      string        // address at which a node serves /metrics and /healthz; "": nowhere
 	NVMe         *NVMeConfig   // the section of that name, of space.yaml alone; nil: there is none
+	Fabric       *FabricConfig // the section of that name; nil: nothing is said of it
 }
 
 // DefaultConfig is what holds where nothing is set.
@@ -82,7 +83,7 @@ var settings = []setting{
 	{"mount_wait", func(c *Config, s string) error { return setTimeout(&c.MountWait, s) }},
 }
 
-// nvmeSection is the one setting that is more than a value.
+// nvmeSection is a setting that is more than a value; fabricSection is the other.
 const nvmeSection = "nvme"
 
 func setTimeout(d *time.Duration, s string) (err error) {
@@ -122,6 +123,9 @@ func LoadConfig(home string, flags map[string]string, getenv func(string) string
 	}
 	c := DefaultConfig
 	c.NVMe = f.nvme
+	if c.Fabric, err = loadFabric(f.fabric, flags, getenv); err != nil {
+		return Config{}, err
+	}
 	for _, s := range settings {
 		if !k.Exists(s.name) {
 			continue
@@ -146,6 +150,7 @@ type configFile struct {
 	values map[string]any // plain settings
 	lines  map[string]int // where each is
 	nvme   *NVMeConfig
+	fabric *FabricConfig
 }
 
 func readConfig(path string) (configFile, error) {
@@ -183,6 +188,9 @@ func parseConfig(path string, data []byte) (configFile, error) {
 	s := section{path}
 	keys := map[string]func(*yaml.Node) error{nvmeSection: func(n *yaml.Node) (err error) {
 		c.nvme, err = parseNVMe(path, n)
+		return err
+	}, fabricSection: func(n *yaml.Node) (err error) {
+		c.fabric, err = parseFabric(path, n)
 		return err
 	}}
 	for _, one := range settings {

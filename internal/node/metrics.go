@@ -75,7 +75,8 @@ func (n *node) metrics() *prometheus.Registry {
 	reg.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		&storeCollector{counters: n.store.Counters, projections: n.projections.List, version: n.version},
+		buildInfo(n.version),
+		&storeCollector{counters: n.store.Counters, projections: n.projections.List},
 	)
 	return reg
 }
@@ -85,7 +86,6 @@ func (n *node) metrics() *prometheus.Registry {
 type storeCollector struct {
 	counters    func() (store.Counters, error)
 	projections func() []views.Info
-	version     string
 }
 
 // storeMetric is a number that Counters has.
@@ -131,10 +131,13 @@ func truth(b bool) float64 {
 	return 0
 }
 
-var (
-	projectionsDesc = prometheus.NewDesc("space_projections", "Running projections, by view.", []string{"view"}, nil)
-	infoDesc        = prometheus.NewDesc("space_build_info", "1; the label says which version runs.", []string{"version"}, nil)
-)
+// buildInfo tells which version runs.
+func buildInfo(version string) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "space_build_info", Help: "1; the label says which version runs.",
+		ConstLabels: prometheus.Labels{"version": version}}, func() float64 { return 1 })
+}
+
+var projectionsDesc = prometheus.NewDesc("space_projections", "Running projections, by view.", []string{"view"}, nil)
 
 // Describe implements prometheus.Collector.
 func (c *storeCollector) Describe(ch chan<- *prometheus.Desc) {
@@ -142,12 +145,10 @@ func (c *storeCollector) Describe(ch chan<- *prometheus.Desc) {
 		ch <- m.desc
 	}
 	ch <- projectionsDesc
-	ch <- infoDesc
 }
 
 // Collect implements prometheus.Collector.
 func (c *storeCollector) Collect(ch chan<- prometheus.Metric) {
-	ch <- prometheus.MustNewConstMetric(infoDesc, prometheus.GaugeValue, 1, c.version)
 	byView := map[string]int{views.FUSE: 0, views.NVMe: 0}
 	for _, p := range c.projections() {
 		byView[p.View]++

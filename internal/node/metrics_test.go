@@ -20,7 +20,7 @@ func TestMetrics(t *testing.T) {
 	putObject(t, s, "o", []byte("content"))
 	reg := prometheus.NewPedanticRegistry()
 	failed := false
-	reg.MustRegister(&storeCollector{version: "v1", projections: func() []views.Info { return []views.Info{{View: views.NVMe}, {View: views.NVMe}} },
+	reg.MustRegister(buildInfo("v1"), &storeCollector{projections: func() []views.Info { return []views.Info{{View: views.NVMe}, {View: views.NVMe}} },
 		counters: func() (store.Counters, error) {
 			c, err := s.Counters()
 			if failed {

@@ -91,6 +91,15 @@ func Run(ctx context.Context, o Options) error {
 	if err := n.nvme.begin(ctx, !o.Ephemeral); err != nil {
 		return giveUp(err, n.nvme.close(ctx), l.Close())
 	}
+	fabricEnds := func(context.Context) error { return nil }
+	var fabricFailed <-chan error
+	if o.Config.Fabric != nil && o.Config.Fabric.Section && !o.Ephemeral {
+		f, err := startFabric(o.Target, n.registry, o.Log)
+		if err != nil {
+			return giveUp(capsule.Wrap(capsule.Other, err, "fabric"), n.nvme.close(ctx), l.Close())
+		}
+		fabricEnds, fabricFailed = f.close, f.failed
+	}
 	n.begun.Store(true)
 	srv := control.NewServer(n, o.Log, control.DefaultLimits)
 	served := make(chan error, 1)
@@ -119,6 +128,7 @@ func Run(ctx context.Context, o Options) error {
 		select {
 		case <-ctx.Done():
 		case err = <-served:
+		case err = <-fabricFailed:
 		}
 	}
 	notify("STOPPING=1")
@@ -136,6 +146,7 @@ func Run(ctx context.Context, o Options) error {
 		}
 		n.closeProjections(drain)
 	}()
+	err = errors.Join(err, fabricEnds(drain))
 	if !srv.Drain(drain) && err == nil {
 		err = capsule.Errorf(capsule.Canceled, "requests under way were cut off after %s (--drain-timeout)", o.Config.DrainTimeout)
 	}

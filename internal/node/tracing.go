@@ -71,3 +71,9 @@ func span(ctx context.Context, name string, fn func(context.Context) error, abou
 	}
 	return err
 }
+
+// moment is a span of something that takes no time.
+func moment(name string, about ...attribute.KeyValue) {
+	_, s := tracer().Start(context.Background(), name, trace.WithAttributes(about...))
+	s.End()
+}

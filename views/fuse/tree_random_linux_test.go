@@ -9,12 +9,10 @@ import (
 	"testing"
 
 	"github.com/spacestore/space/capsule/tree"
+	"github.com/spacestore/space/internal/testenv/seed"
 )
 
-var (
-	randomSeed = flag.Uint64("random-seed", 0, "seed of TestTreeAgainstHost; 0: another one each time")
-	randomOps  = flag.Int("random-ops", 2000, "operations of each sequence of TestTreeAgainstHost")
-)
+var randomOps = flag.Int("random-ops", 2000, "operations of each sequence of TestTreeAgainstHost")
 
 // TestTreeAgainstHost does random operations, by several users and in several
 // sequences at once, in a mount and in a directory of the host: each has to give
@@ -28,7 +26,7 @@ func TestTreeAgainstHost(t *testing.T) {
 	s, id := newTreeStore(t, tree.Quota{})
 	_, dir := mountAt(t, s, Options{Capsule: id, AllowOther: true, Target: openTempDir(t)})
 	cmd := exec.Command(beside, "-dir", filepath.Join(dir, "r"), "-host", filepath.Join(openTempDir(t), "r"), "-threads", "3",
-		"-seed", fmt.Sprint(*randomSeed), "-ops", fmt.Sprint(*randomOps))
+		"-seed", fmt.Sprint(seed.Of(t)), "-ops", fmt.Sprint(*randomOps))
 	out, err := cmd.CombinedOutput()
 	if t.Logf("%s", out); err != nil {
 		t.Fatal(err)

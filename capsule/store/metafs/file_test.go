@@ -18,9 +18,12 @@ import (
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store/metafs"
+	"github.com/spacestore/space/internal/testenv/seed"
 	"github.com/spacestore/space/internal/vfs"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
+
+func init() { seed.Rapid() }
 
 const (
 	tableName = "/000001.sst"

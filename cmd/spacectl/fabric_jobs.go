@@ -1,0 +1,300 @@
+package main
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/control"
+	"github.com/spacestore/space/internal/control/transfer"
+)
+
+// runService runs a job that lasts until a signal ends it, which is no error.
+// When it works, done is called with where.
+func (a *app) runService(ctx context.Context, what string, job func(*control.FabricClient, func(control.JobEvent) error) error, ready func(at string) error) error {
+	err := a.withFabric(ctx, what, func(c *control.FabricClient) error {
+		return job(c, func(e control.JobEvent) error {
+			if e.Note != "" {
+				a.note("%s", e.Note)
+			}
+			if e.Ready == "" {
+				return nil
+			}
+			if err := ready(e.Ready); err != nil {
+				return err
+			}
+			return a.stdout.Flush()
+		})
+	})
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// addWait adds the flag --wait.
+func addWait(cmd *cobra.Command, wait *time.Duration) {
+	cmd.Flags().DurationVar(wait, "wait", 5*time.Second, "how long to wait for a node that provides it")
+}
+
+// localAddress lets a port alone stand for one of this machine.
+func localAddress(text string) string {
+	if _, err := strconv.ParseUint(text, 10, 16); err == nil {
+		return net.JoinHostPort("127.0.0.1", text)
+	}
+	return text
+}
+
+func newFabricExpose(a *app) *cobra.Command {
+	var r control.ExposeRequest
+	cmd := &cobra.Command{
+		Use:   "expose NAME [ADDRESS]",
+		Short: "Offer a TCP service to the fabric, as long as the command runs",
+		Long: `Offer the TCP service at ADDRESS (host:port, a port of this machine, or unix:PATH)
+to the fabric as the pool NAME. Nodes that expose the same name back each other
+up. Prints the name when others can find it, and ends with Ctrl-C.
+
+With --allow those who forward may ask for other addresses, by rules such as
+10.0.0.0/8:22, *.internal:443 or db:5000-5100; without ADDRESS they have to.`,
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if r.Pool = args[0]; len(args) == 2 {
+				r.Address = localAddress(args[1])
+			}
+			return a.runService(cmd.Context(), "expose "+show(r.Pool), func(c *control.FabricClient, tell func(control.JobEvent) error) error {
+				return c.Expose(cmd.Context(), r, tell)
+			}, func(string) error {
+				if a.json() {
+					return a.printJSON(map[string]string{"pool": r.Pool, "address": r.Address})
+				}
+				a.printf("%s\n", r.Pool)
+				return nil
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&r.Allow, "allow", nil, "what else may be asked for: HOST:PORTS, with addresses, prefixes, names or *.DOMAIN")
+	f.StringSliceVar(&r.Peers, "peer", nil, "the nodes, by ID, that may use it (default: all)")
+	f.BoolVar(&r.ProxyProtocol, "proxy-protocol", false, "tell the service who calls, by the PROXY protocol, version 2")
+	f.IntVar(&r.Connections, "connections", 0, "how many connections at a time (default 1024)")
+	return cmd
+}
+
+func newFabricForward(a *app) *cobra.Command {
+	var r control.ForwardRequest
+	cmd := &cobra.Command{
+		Use:   "forward LISTEN POOL[/KIND]",
+		Short: "Reach a service of the fabric at an address of this machine",
+		Long: `Listen at LISTEN (host:port, or a port of this machine alone) and carry each
+connection to a node that exposes POOL. Prints the address when it listens: with
+port 0 the system chooses one. Ends with Ctrl-C.
+
+Which node serves is the fabric's business. When it fails, new connections go to
+another one that exposes the pool; those that it had end.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r.Listen = localAddress(args[0])
+			r.Pool, r.Kind, _ = strings.Cut(args[1], "/")
+			return a.runService(cmd.Context(), "forward "+show(args[1]), func(c *control.FabricClient, tell func(control.JobEvent) error) error {
+				return c.Forward(cmd.Context(), r, tell)
+			}, func(at string) error {
+				if a.json() {
+					return a.printJSON(map[string]string{"listen": at, "pool": r.Pool})
+				}
+				a.printf("%s\n", at)
+				return nil
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&r.Target, "target", "", "what to ask the other end for: host:port (default: what it exposes)")
+	addWait(cmd, &r.Wait)
+	f.BoolVar(&r.Bulk, "bulk", false, "let interactive traffic go first: for backups, images and the like")
+	return cmd
+}
+
+func newFabricVPN(a *app) *cobra.Command {
+	var r control.VPNRequest
+	cmd := &cobra.Command{
+		Use:   "vpn",
+		Short: "Carry IPv4 packets between this machine and an exit",
+		Long: `Make a network device whose packets go to an exit of the fabric, which gives it
+its address; --route says which networks are reached through it. With --exit be
+such an exit, for the addresses of --network. Takes the right to make network
+devices (root, or CAP_NET_ADMIN) at the node, and ends with Ctrl-C.
+
+An exit passes packets on if its kernel is told to (net.ipv4.ip_forward);
+docs/fabric.md has the lines.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case r.Exit && r.Network == "":
+				return capsule.Errorf(capsule.Invalid, "fabric vpn: an exit needs the network whose addresses it gives out, such as --network 10.77.0.0/24")
+			case !r.Exit && r.Network != "":
+				return capsule.Errorf(capsule.Invalid, "fabric vpn: --network is for --exit; a client gets its address from the exit")
+			case r.Exit && len(r.Routes)+len(r.Bypass) > 0:
+				return capsule.Errorf(capsule.Invalid, "fabric vpn: --route and --bypass are for clients")
+			}
+			return a.runService(cmd.Context(), "vpn", func(c *control.FabricClient, tell func(control.JobEvent) error) error {
+				return c.VPN(cmd.Context(), r, tell)
+			}, func(at string) error {
+				if a.json() {
+					return a.printJSON(map[string]any{"device": at, "exit": r.Exit})
+				}
+				a.printf("%s\n", at)
+				return nil
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&r.Exit, "exit", false, "be the way out for others")
+	f.StringVar(&r.Network, "network", "", "with --exit: the network whose addresses are given out")
+	f.StringVar(&r.Device, "device", "", "name of the network device (default: the kernel's choice)")
+	f.IntVar(&r.MTU, "mtu", 0, "the device's MTU (default: as usual)")
+	addWait(cmd, &r.Wait)
+	f.StringVar(&r.Pool, "pool", "", "pool of exits (default ipv4-egress)")
+	f.StringSliceVar(&r.Routes, "route", nil, "networks that are reached through the tunnel, such as 10.0.0.0/8 or 0.0.0.0/0")
+	f.StringSliceVar(&r.Bypass, "bypass", nil, "networks that are not, although a route covers them: such as those of the fabric's nodes")
+	return cmd
+}
+
+// absolute makes a path good for the node, which works elsewhere.
+func absolute(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	return abs, transfer.FileError(err, "path")
+}
+
+// rateFlag reads the flag --rate.
+func rateFlag(text string) (int64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	return parseSize("--rate", text)
+}
+
+// transferDone is what send and receive print with -o json.
+type transferDone struct {
+	Name string `json:"name"`
+	Path string `json:"path"`
+	control.JobProgress
+}
+
+func newFabricSend(a *app) *cobra.Command {
+	var r control.SendRequest
+	var limit string
+	cmd := &cobra.Command{
+		Use:   "send PATH",
+		Short: "Offer a file or directory to other nodes, for `fabric receive`",
+		Long: `Offer a file or directory to the other nodes of the fabric under its own name, or
+--name. Prints the name when others can find it. It is offered until --times
+nodes have received it whole, by default one; with --times 0 until Ctrl-C. Nodes
+that offer the same content under one name are mirrors of each other.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if r.Path, err = absolute(args[0]); err != nil {
+				return err
+			}
+			if r.Name == "" {
+				r.Name = filepath.Base(r.Path)
+			}
+			if r.Rate, err = rateFlag(limit); err != nil {
+				return err
+			}
+			if _, err := os.Lstat(r.Path); err != nil {
+				return transfer.FileError(err, "fabric send")
+			}
+			last := control.JobProgress{Total: -1}
+			b := a.newBar("send "+r.Name, -1)
+			err = a.runService(cmd.Context(), "send "+show(args[0]), func(c *control.FabricClient, tell func(control.JobEvent) error) error {
+				return c.Send(cmd.Context(), r, func(e control.JobEvent) error {
+					if e.Progress != nil {
+						last = *e.Progress
+						b.set(last.Done, last.Total)
+					}
+					return tell(e)
+				})
+			}, func(at string) error {
+				if !a.json() {
+					a.printf("%s\n", at)
+				}
+				return nil
+			})
+			b.finish()
+			if err == nil && a.json() {
+				return a.printJSON(transferDone{r.Name, r.Path, last})
+			}
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&r.Name, "name", "", "the name under which it is offered (default: the last part of PATH)")
+	f.IntVar(&r.Times, "times", 1, "end when so many nodes have received it whole; 0: never")
+	f.StringVar(&limit, "rate", "", "bytes a second at most, such as 50MB (default: as fast as it goes)")
+	return cmd
+}
+
+func newFabricReceive(a *app) *cobra.Command {
+	var r control.ReceiveRequest
+	var out, limit string
+	cmd := &cobra.Command{
+		Use:   "receive NAME",
+		Short: "Fetch a file or directory that other nodes offer",
+		Long: `Fetch what other nodes offer under NAME (see fabric send) into the working
+directory, or to --out. Every chunk is verified. What is there stays if the
+command, either node or the network fails: the same command goes on from there.
+The file appears under its name when it is whole.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if r.Name = args[0]; out == "" {
+				out = r.Name
+			}
+			if r.Target, err = absolute(out); err != nil {
+				return err
+			}
+			if r.Rate, err = rateFlag(limit); err != nil {
+				return err
+			}
+			last := control.JobProgress{Total: -1}
+			b := a.newBar("receive "+r.Name, -1)
+			start := time.Now()
+			err = a.withFabric(cmd.Context(), "receive "+show(r.Name), func(c *control.FabricClient) error {
+				return c.Receive(cmd.Context(), r, func(e control.JobEvent) error {
+					if e.Note != "" {
+						a.note("%s", e.Note)
+					}
+					if e.Progress != nil {
+						last = *e.Progress
+						b.set(last.Done, last.Total)
+					}
+					return nil
+				})
+			})
+			b.finish()
+			if err != nil {
+				if last.Done > 0 {
+					a.interrupted = "interrupted; what has arrived is kept, and the same command goes on from there"
+				}
+				return err
+			}
+			if a.json() {
+				return a.printJSON(transferDone{r.Name, r.Target, last})
+			}
+			took := time.Since(start)
+			a.fact("%s in %s (%s)", size(last.Done), took.Round(time.Millisecond), rate(last.Done-last.Resumed, took))
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&out, "out", "", "file or directory to make (default: NAME)")
+	f.StringVar(&limit, "rate", "", "bytes a second at most, such as 50MB (default: as fast as it goes)")
+	addWait(cmd, &r.Wait)
+	f.IntVar(&r.Mirrors, "mirrors", 0, "nodes to fetch from at once (default 2)")
+	return cmd
+}

@@ -1,0 +1,177 @@
+package carrier
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/spacestore/space/fabric/identity"
+)
+
+const (
+	maxStrangers = 256 // connections of one listener that have not shown who they are
+	maxJoins     = 16  // nodes that join through one listener at a time
+	maxWaiting   = 64  // links that nobody has accepted yet
+
+	firstRest = 5 * time.Millisecond // after the system could not accept; doubles
+	lastRest  = time.Second
+)
+
+// acceptor takes connections from a net.Listener through their handshakes.
+type acceptor struct {
+	config *tls.Config
+	done   func(c *tls.Conn) // has the connection of who has shown what it should
+	ready  chan Link
+	joins  chan struct{}
+	join   func(net.Conn) // nil: nobody joins here
+
+	mu        sync.Mutex
+	strangers []net.Conn // the oldest first
+	closed    bool
+	wg        sync.WaitGroup
+
+	ctx  context.Context
+	quit context.CancelFunc
+}
+
+// newAcceptor returns an acceptor of links; config and join say who may come.
+func newAcceptor(id *identity.Node, config *tls.Config, join func(net.Conn)) *acceptor {
+	a := &acceptor{config: config, ready: make(chan Link, maxWaiting), joins: make(chan struct{}, maxJoins), join: join}
+	a.ctx, a.quit = context.WithCancel(context.Background())
+	a.done = func(c *tls.Conn) {
+		if l, err := newLink(c, c.ConnectionState(), id); err == nil {
+			a.offer(l)
+		}
+	}
+	return a
+}
+
+// serve accepts until the listener is closed.
+func (a *acceptor) serve(l net.Listener) {
+	rest := firstRest
+	for {
+		c, err := l.Accept()
+		if err == nil {
+			rest = firstRest
+			a.take(c)
+			continue
+		}
+		if a.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			return
+		}
+		// Such as: no more file descriptors. It passes, or it does not; neither
+		// gets better by trying at once.
+		t := time.NewTimer(rest)
+		select {
+		case <-a.ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+		}
+		rest = min(2*rest, lastRest)
+	}
+}
+
+// take begins a stranger's handshake.
+func (a *acceptor) take(c net.Conn) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		c.Close()
+		return
+	}
+	if len(a.strangers) >= maxStrangers {
+		a.strangers[0].Close() // its handshake fails
+		a.strangers = append(a.strangers[:0], a.strangers[1:]...)
+	}
+	a.strangers = append(a.strangers, c)
+	a.wg.Go(func() { a.meet(c) })
+}
+
+func (a *acceptor) meet(c net.Conn) {
+	conn := tls.Server(c, a.config)
+	err := handshake(a.ctx, conn)
+	a.mu.Lock()
+	for i, s := range a.strangers {
+		if s == c {
+			a.strangers = append(a.strangers[:i], a.strangers[i+1:]...)
+			break
+		}
+	}
+	a.mu.Unlock()
+	if err != nil {
+		return // strangers come and go; there is nobody to tell
+	}
+	if conn.ConnectionState().NegotiatedProtocol == identity.JoinProtocol {
+		a.admit(conn)
+		return
+	}
+	a.done(conn)
+}
+
+// admit lets a node without certificate ask for one.
+func (a *acceptor) admit(c net.Conn) {
+	defer c.Close()
+	select {
+	case a.joins <- struct{}{}:
+		defer func() { <-a.joins }()
+		defer context.AfterFunc(a.ctx, func() { c.Close() })()
+		a.join(c)
+	default: // it tries again
+	}
+}
+
+// offer has a link accepted. Where links come faster than they are accepted they
+// are closed: their peers dial again.
+func (a *acceptor) offer(l Link) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.closed {
+		select {
+		case a.ready <- l:
+			return
+		default:
+		}
+	}
+	go l.Close() // it may take a while: TLS says goodbye
+}
+
+// accept implements Listener.
+func (a *acceptor) accept(ctx context.Context) (Link, error) {
+	select {
+	case <-a.ctx.Done():
+		return nil, net.ErrClosed
+	default:
+	}
+	select {
+	case l := <-a.ready:
+		return l, nil
+	case <-a.ctx.Done():
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// close ends handshakes and closes links that nobody has accepted.
+func (a *acceptor) close() {
+	a.quit()
+	a.mu.Lock()
+	a.closed = true
+	for _, c := range a.strangers {
+		c.Close()
+	}
+	a.mu.Unlock()
+	a.wg.Wait()
+	for {
+		select {
+		case l := <-a.ready:
+			l.Close()
+		default:
+			return
+		}
+	}
+}

@@ -1,0 +1,106 @@
+package carrier
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/spacestore/space/fabric/identity"
+)
+
+// Link is a connection to a peer that is authenticated by the fabric's
+// certificates, TLS 1.3, mutual, end to end.
+type Link interface {
+	net.Conn
+	Peer() identity.NodeID
+}
+
+// Carrier makes links. It may be used from many goroutines.
+type Carrier interface {
+	Name() string // "tls", "quic", "https"
+	// Dial connects to the node to; zero: to any node of the fabric. addr is
+	// host:port, for https a URL.
+	Dial(ctx context.Context, addr string, to identity.NodeID) (Link, error)
+	// Listen begins to take in links at an address. ctx bounds the beginning.
+	Listen(ctx context.Context, addr string) (Listener, error)
+}
+
+// Listener takes in links. Links of TLS live on when it is closed; those of the
+// others end, since they share what it listens on.
+type Listener interface {
+	Accept(ctx context.Context) (Link, error)
+	Addr() string // as others dial it, if they reach this host by its name there
+	Close() error
+}
+
+// handshakeTime is how long a peer may take to show who it is.
+const handshakeTime = 10 * time.Second
+
+// Wrap makes a link of a connection by a handshake, as its server or its client.
+// to is the node that must be at the other end; zero: any of the fabric. Where it
+// fails the connection is closed.
+func Wrap(ctx context.Context, conn net.Conn, id *identity.Node, to identity.NodeID, server bool) (Link, error) {
+	var c *tls.Conn
+	if server {
+		c = tls.Server(conn, id.ServerConfig(false))
+	} else {
+		c = tls.Client(conn, id.ClientConfig(to))
+	}
+	if err := handshake(ctx, c); err != nil {
+		return nil, err
+	}
+	return newLink(c, c.ConnectionState(), id)
+}
+
+// handshake does a connection's handshake, or closes it.
+func handshake(ctx context.Context, c *tls.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
+	defer cancel()
+	if err := c.HandshakeContext(ctx); err != nil {
+		c.NetConn().Close()
+		return fmt.Errorf("carrier: %w", err)
+	}
+	return nil
+}
+
+// link is a connection whose handshake is done.
+type link struct {
+	net.Conn
+	peer  identity.NodeID
+	once  sync.Once
+	watch func() // ends the watch for the peer's revocation
+	err   error  // of Close
+}
+
+// newLink returns the link of a connection whose peer has shown what is in state.
+func newLink(conn net.Conn, state tls.ConnectionState, id *identity.Node) (*link, error) {
+	peer, err := identity.Peer(state)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("carrier: %w", err)
+	}
+	l := &link{Conn: conn, peer: peer}
+	// Who is revoked gets no farewell: whatever waits to be sent to it must not
+	// hold up those who cut it.
+	cut := conn.Close
+	if c, ok := conn.(*tls.Conn); ok {
+		cut = c.NetConn().Close
+	}
+	l.watch = id.Watch(peer, func() { cut() })
+	return l, nil
+}
+
+// Peer implements Link.
+func (l *link) Peer() identity.NodeID { return l.peer }
+
+// Close implements net.Conn.
+func (l *link) Close() error {
+	l.once.Do(func() {
+		l.watch()
+		l.err = l.Conn.Close()
+	})
+	return l.err
+}

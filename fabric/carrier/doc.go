@@ -1,0 +1,20 @@
+// Package carrier makes the links that sessions run over: connections on which
+// both ends have shown a certificate of the fabric, over TLS 1.3.
+//
+//   - [Carrier] dials and listens: [NewTLS] over TCP, [NewQUIC], and [NewHTTPS]
+//     through requests and responses, where nothing else gets out (package relay).
+//   - [Link] is one connection, and says who is at its other end; [Wrap] makes one
+//     of any connection, such as a stream that another node passes on.
+//   - [JoinVia] and [ServeJoin] are for nodes that have no certificate yet.
+//
+// # Strangers
+//
+// Until its handshake is done a connection is a stranger's. Strangers have ten
+// seconds, and there are at most maxStrangers of them at a listener; one more
+// takes the place of the oldest, so who is slow or silent is in nobody's way. A
+// stranger costs a goroutine and TLS's buffers, and holds nothing when it is gone.
+//
+// # Revocation
+//
+// A link is cut as soon as this node knows that its peer was revoked.
+package carrier

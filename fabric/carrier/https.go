@@ -1,0 +1,257 @@
+package carrier
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/spacestore/space/fabric/identity"
+	"github.com/spacestore/space/fabric/relay"
+)
+
+// HTTPSOptions are for [NewHTTPS]; with the zero value both ends of an exchange
+// show certificates of the fabric.
+type HTTPSOptions struct {
+	// Cert is what a listener shows instead, such as a certificate of the web's;
+	// clients then show none before the handshake of the link inside.
+	Cert *tls.Certificate
+	// Web has a server that is dialed show a certificate which this system trusts
+	// for the URL's host, instead of one of the fabric. So does an inspecting proxy.
+	Web bool
+	// Header is sent with each request, such as credentials for a proxy.
+	Header http.Header
+
+	roots *x509.CertPool // in place of the system's
+}
+
+const (
+	maxExchanges = 1024            // connections of one listener on which requests come
+	requestTime  = time.Minute     // for a request to come in whole
+	httpIdle     = 2 * time.Minute // between two requests on one connection
+	httpsLinger  = 2 * time.Second // a relay client without links ends after
+)
+
+// httpsCarrier is TLS between two nodes, moved by single HTTPS exchanges, for
+// networks where nothing else gets out: see package relay. Proxies are those that
+// the environment names.
+type httpsCarrier struct {
+	id *identity.Node
+	o  HTTPSOptions
+
+	mu      sync.Mutex
+	clients map[string]*relayClient // by URL
+}
+
+// relayClient is shared by the links to one URL.
+type relayClient struct {
+	*relay.Client
+	links int // guarded by httpsCarrier.mu
+	web   *http.Transport
+}
+
+// NewHTTPS returns the carrier over HTTPS exchanges.
+func NewHTTPS(id *identity.Node, o HTTPSOptions) Carrier {
+	return &httpsCarrier{id: id, o: o, clients: map[string]*relayClient{}}
+}
+
+// Name implements Carrier.
+func (*httpsCarrier) Name() string { return "https" }
+
+// Dial implements Carrier.
+func (h *httpsCarrier) Dial(ctx context.Context, addr string, to identity.NodeID) (Link, error) {
+	u, err := url.Parse(addr)
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
+		return nil, fmt.Errorf("carrier: %.80q is not the URL of a relay: https://HOST[:PORT][/PATH]", addr)
+	}
+	c := h.hold(addr)
+	conn, err := c.Dial(ctx)
+	if err != nil {
+		h.release(addr, c)
+		return nil, fmt.Errorf("carrier: %w", err)
+	}
+	// The handshake closes the connection where it fails.
+	return Wrap(ctx, &relayed{Conn: conn, release: func() { h.release(addr, c) }}, h.id, to, false)
+}
+
+// relayed is a relayed connection that gives its client back.
+type relayed struct {
+	*relay.Conn
+	once    sync.Once
+	release func()
+}
+
+// Close implements net.Conn.
+func (r *relayed) Close() error {
+	err := r.Conn.Close()
+	r.once.Do(r.release)
+	return err
+}
+
+func (h *httpsCarrier) hold(addr string) *relayClient {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c := h.clients[addr]
+	if c == nil {
+		web := &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			DialContext:            func(ctx context.Context, _, a string) (net.Conn, error) { return dialTCP(ctx, a) },
+			TLSHandshakeTimeout:    handshakeTime,
+			IdleConnTimeout:        httpIdle / 2, // before the server's
+			MaxIdleConnsPerHost:    64,
+			MaxConnsPerHost:        64,
+			MaxResponseHeaderBytes: 64 << 10,
+			DisableCompression:     true,
+			Protocols:              new(http.Protocols),
+		}
+		web.Protocols.SetHTTP1(true)
+		web.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: h.o.roots}
+		if !h.o.Web {
+			web.TLSClientConfig = h.id.ClientConfig(identity.NodeID{})
+		}
+		x := &relay.HTTP{URL: addr, Client: &http.Client{Transport: web, CheckRedirect: noRedirect}, Header: h.o.Header}
+		c = &relayClient{Client: relay.NewClient(x, relay.ClientOptions{Name: addr}), web: web}
+		h.clients[addr] = c
+	}
+	c.links++
+	return c
+}
+
+// noRedirect keeps what a relay is sent with that relay.
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+func (h *httpsCarrier) release(addr string, c *relayClient) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if c.links--; c.links > 0 {
+		return
+	}
+	// What was written last is still on its way.
+	time.AfterFunc(httpsLinger, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if c.links > 0 || h.clients[addr] != c {
+			return
+		}
+		delete(h.clients, addr)
+		c.Client.Close()
+		c.web.CloseIdleConnections()
+	})
+}
+
+// Listen implements Carrier.
+func (h *httpsCarrier) Listen(ctx context.Context, addr string) (Listener, error) {
+	l, err := listenTCP(ctx, addr)
+	if err != nil {
+		return nil, fmt.Errorf("carrier: %w", err)
+	}
+	config := h.id.ServerConfig(false)
+	if h.o.Cert != nil {
+		config = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{*h.o.Cert}, NextProtos: []string{"http/1.1"}}
+	}
+	s := &httpsListener{l: l, relay: relay.NewServer(relay.ServerOptions{Name: "https://" + l.Addr().String()}),
+		outer: newAcceptor(h.id, config, nil), inner: newAcceptor(h.id, h.id.ServerConfig(false), nil)}
+	s.conns = &exchanges{addr: l.Addr(), ready: make(chan net.Conn), done: s.outer.ctx.Done()}
+	s.outer.done = s.conns.put
+	s.http = &http.Server{Handler: s.relay, ReadTimeout: requestTime, ReadHeaderTimeout: handshakeTime, IdleTimeout: httpIdle,
+		MaxHeaderBytes: 16 << 10, ErrorLog: log.New(io.Discard, "", 0)} // strangers' mistakes would fill the log
+	s.outer.wg.Go(func() { s.outer.serve(l) })
+	s.outer.wg.Go(func() { s.http.Serve(s.conns) }) // until it is closed
+	s.inner.wg.Go(func() { s.inner.serve(s.relay) })
+	return s, nil
+}
+
+type httpsListener struct {
+	l     net.Listener
+	outer *acceptor // of connections, on which requests come
+	conns *exchanges
+	http  *http.Server
+	relay *relay.Server
+	inner *acceptor // of links
+}
+
+// Accept implements Listener.
+func (l *httpsListener) Accept(ctx context.Context) (Link, error) { return l.inner.accept(ctx) }
+
+// Addr implements Listener.
+func (l *httpsListener) Addr() string { return "https://" + l.l.Addr().String() }
+
+// Close implements Listener.
+func (l *httpsListener) Close() error {
+	l.outer.quit()
+	err := errors.Join(l.l.Close(), l.http.Close(), l.relay.Close())
+	l.outer.close()
+	l.inner.close()
+	return err
+}
+
+// exchanges hands connections to the HTTP server.
+type exchanges struct {
+	addr  net.Addr
+	ready chan net.Conn
+	done  <-chan struct{}
+
+	mu  sync.Mutex
+	now int
+}
+
+// put has a connection served; too many are closed.
+func (e *exchanges) put(c *tls.Conn) {
+	e.mu.Lock()
+	full := e.now >= maxExchanges
+	if !full {
+		e.now++
+	}
+	e.mu.Unlock()
+	if full {
+		c.Close()
+		return
+	}
+	counted := &exchange{Conn: c, e: e}
+	select {
+	case e.ready <- counted:
+	case <-e.done:
+		counted.Close()
+	}
+}
+
+// Accept implements net.Listener.
+func (e *exchanges) Accept() (net.Conn, error) {
+	select {
+	case c := <-e.ready:
+		return c, nil
+	case <-e.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener: the acceptor ends it.
+func (*exchanges) Close() error { return nil }
+
+// Addr implements net.Listener.
+func (e *exchanges) Addr() net.Addr { return e.addr }
+
+// exchange is a connection that is counted.
+type exchange struct {
+	*tls.Conn
+	e    *exchanges
+	once sync.Once
+}
+
+// Close implements net.Conn.
+func (c *exchange) Close() error {
+	c.once.Do(func() {
+		c.e.mu.Lock()
+		c.e.now--
+		c.e.mu.Unlock()
+	})
+	return c.Conn.Close()
+}

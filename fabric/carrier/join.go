@@ -1,0 +1,146 @@
+package carrier
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/spacestore/space/fabric/identity"
+	"github.com/spacestore/space/internal/clock"
+)
+
+// A node that joins sends one message and gets one: the length in bytes (u32,
+// big-endian), then JSON.
+
+const (
+	maxJoin = 64 << 10 // bytes of a message; a revocation list is the most of it
+	maxList = 4 << 20  // bytes of the answer, in which that list is
+)
+
+// joinAnswer is the authority's answer.
+type joinAnswer struct {
+	Grant *identity.Grant `json:"grant,omitempty"`
+	Error string          `json:"error,omitempty"`
+	Token bool            `json:"token,omitempty"` // the token is not valid
+}
+
+// Admitter is the part of an authority that admits nodes.
+type Admitter interface {
+	Join(identity.JoinRequest) (identity.Grant, error)
+}
+
+// JoinVia asks a fabric's authority, at the addresses that the token names, to
+// admit the node whose certificate request is csr. Addresses are host:port, or
+// begin with tls://.
+func JoinVia(ctx context.Context, token identity.Token, csr []byte) (identity.Grant, error) {
+	var errs []error
+	for _, addr := range token.Addrs {
+		addr, _ = strings.CutPrefix(addr, "tls://")
+		if strings.Contains(addr, "://") {
+			continue // nobody joins over other carriers
+		}
+		g, err := joinAt(ctx, addr, token, csr)
+		if err == nil {
+			return g, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", addr, err))
+		if errors.Is(err, identity.ErrToken) {
+			break // the authority has spoken
+		}
+	}
+	if errs == nil {
+		errs = []error{errors.New("carrier: the join token names no address to join at")}
+	}
+	return identity.Grant{}, errors.Join(errs...)
+}
+
+func joinAt(ctx context.Context, addr string, token identity.Token, csr []byte) (g identity.Grant, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*handshakeTime)
+	defer cancel()
+	conn, err := dialTCP(ctx, addr)
+	if err != nil {
+		return g, err
+	}
+	c := tls.Client(conn, token.ClientConfig(clock.System()))
+	if err := handshake(ctx, c); err != nil {
+		return g, err
+	}
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	if err := writeMessage(c, token.JoinRequest(csr)); err != nil {
+		return g, err
+	}
+	var a joinAnswer
+	if err := readMessage(c, maxList, &a); err != nil {
+		return g, fmt.Errorf("the authority's answer: %w", err)
+	}
+	switch {
+	case a.Token:
+		return g, identity.ErrToken
+	case a.Grant == nil:
+		return g, fmt.Errorf("the authority refuses: %.200q", a.Error)
+	}
+	return *a.Grant, nil
+}
+
+// ServeJoin answers the one request of a node that joins. The connection is one
+// that has agreed on identity.JoinProtocol; the caller closes it.
+func ServeJoin(c net.Conn, authority Admitter) error {
+	if err := c.SetDeadline(time.Now().Add(handshakeTime)); err != nil {
+		return err
+	}
+	var req identity.JoinRequest
+	if err := readMessage(c, maxJoin, &req); err != nil {
+		return fmt.Errorf("carrier: a node that joins: %w", err)
+	}
+	var a joinAnswer
+	g, err := authority.Join(req)
+	switch {
+	case errors.Is(err, identity.ErrToken):
+		a.Token = true
+	case err != nil:
+		a.Error = err.Error()
+	default:
+		a.Grant = &g
+	}
+	if werr := writeMessage(c, a); werr != nil {
+		return fmt.Errorf("carrier: a node that joins: %w", werr)
+	}
+	return err
+}
+
+func writeMessage(w io.Writer, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...))
+	return err
+}
+
+func readMessage(r io.Reader, most int, v any) error {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if int64(n) > int64(most) {
+		return fmt.Errorf("a message of %d bytes, at most %d are allowed", n, most)
+	}
+	// It grows with what comes, not with what was announced.
+	b, err := io.ReadAll(io.LimitReader(r, int64(n)))
+	if err != nil {
+		return err
+	}
+	if len(b) < int(n) {
+		return io.ErrUnexpectedEOF
+	}
+	return json.Unmarshal(b, v)
+}

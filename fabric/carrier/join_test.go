@@ -1,0 +1,91 @@
+package carrier
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/spacestore/space/fabric/identity"
+)
+
+// TestJoin admits a node that has nothing but a token, once.
+func TestJoin(t *testing.T) {
+	t.Parallel()
+	f := newFabric(t)
+	gate := f.node()
+	l := listen(t, NewTLS(gate, TLSOptions{Join: func(c net.Conn) { ServeJoin(c, f) }}))
+	token, err := f.NewToken(time.Hour, 1, []string{"https://127.0.0.1:1", "tls://" + l.Addr()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, csr, err := identity.NewRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := JoinVia(timeout(t), token, csr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := f.accept(key, g, token)
+	if near, _ := connect(t, NewTLS(n, TLSOptions{}), l, l.Addr(), gate.ID()); near.Peer() != gate.ID() {
+		t.Errorf("the peer is %s", near.Peer())
+	}
+	if _, err := JoinVia(timeout(t), token, csr); !errors.Is(err, identity.ErrToken) {
+		t.Errorf("a token was used twice: %v", err)
+	}
+	// A token of another fabric is not shown to this one.
+	other := newFabric(t)
+	if token, err = other.NewToken(time.Hour, 1, []string{l.Addr()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := JoinVia(timeout(t), token, csr); err == nil || errors.Is(err, identity.ErrToken) {
+		t.Errorf("the authority of another fabric: %v", err)
+	}
+	// Where nobody is admitted, nobody is.
+	closed := listen(t, NewTLS(gate, TLSOptions{}))
+	if token, err = f.NewToken(time.Hour, 1, []string{closed.Addr()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := JoinVia(timeout(t), token, csr); err == nil {
+		t.Error("a node was admitted where nobody should be")
+	}
+}
+
+// refusing is an authority that never admits.
+type refusing struct{}
+
+func (refusing) Join(identity.JoinRequest) (identity.Grant, error) {
+	return identity.Grant{}, errors.New("no")
+}
+
+// conn is a connection on which a peer has sent all it will.
+type conn struct {
+	net.Conn
+	in  io.Reader
+	out bytes.Buffer
+}
+
+func (c *conn) Read(p []byte) (int, error)  { return c.in.Read(p) }
+func (c *conn) Write(p []byte) (int, error) { return c.out.Write(p) }
+func (c *conn) SetDeadline(time.Time) error { return nil }
+
+func FuzzServeJoin(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte{0, 0, 0, 2, '{', '}'})
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 1})
+	f.Add(append([]byte{0, 0, 0, 42}, `{"token_id":"AAAA","secret":"","csr":null}`...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c := &conn{in: bytes.NewReader(b)}
+		if err := ServeJoin(c, refusing{}); err == nil {
+			t.Error("a node was admitted")
+		}
+		var a joinAnswer
+		if err := readMessage(&c.out, maxList, &a); err == nil && a.Grant != nil {
+			t.Error("a grant was given")
+		}
+		readMessage(bytes.NewReader(b), maxList, &a)
+	})
+}

@@ -1,0 +1,411 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"google.golang.org/grpc"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/fabric"
+	"github.com/spacestore/space/internal/control/controlpb"
+)
+
+// Fabric is what the commands of `spacectl fabric` ask of a node of the fabric.
+type Fabric interface {
+	Status(ctx context.Context) (fabric.Status, error)
+	Nodes(ctx context.Context) ([]fabric.NodeState, error)
+	Tunnels(ctx context.Context) ([]fabric.TunnelState, error)
+	Routes(ctx context.Context) ([]fabric.RouteState, error)
+	// NewToken makes a join token, on the authority's node.
+	NewToken(ctx context.Context, req TokenRequest) (string, error)
+	// Revoke shuts a node out, by its ID or name, and returns its ID.
+	Revoke(ctx context.Context, node string) (string, error)
+
+	// The jobs run until ctx ends or they are done; they tell how they go, from
+	// one goroutine at a time. What tell returns ends the job.
+	Expose(ctx context.Context, req ExposeRequest, tell func(JobEvent) error) error
+	Forward(ctx context.Context, req ForwardRequest, tell func(JobEvent) error) error
+	VPN(ctx context.Context, req VPNRequest, tell func(JobEvent) error) error
+	Send(ctx context.Context, req SendRequest, tell func(JobEvent) error) error
+	Receive(ctx context.Context, req ReceiveRequest, tell func(JobEvent) error) error
+}
+
+// TokenRequest asks for a join token.
+type TokenRequest struct {
+	Life      time.Duration
+	Uses      int
+	Addresses []string // where the fabric can be joined; none: where the node listens
+}
+
+// ExposeRequest offers the TCP service at an address as a pool.
+type ExposeRequest struct {
+	Pool          string
+	Address       string   // host:port, or unix:PATH; "": those who forward have to say
+	Allow         []string // what else they may ask for (see package forward)
+	Peers         []string // nodes that may, by ID; none: all of the fabric
+	ProxyProtocol bool     // tell the service who calls
+	Connections   int      // at a time; 0: as the fabric has it
+}
+
+// ForwardRequest carries connections to an address here to a pool.
+type ForwardRequest struct {
+	Listen string // host:port
+	Pool   string
+	Kind   string        // "": tcp-forward
+	Target string        // what to ask the other end for; "": what it exposes
+	Bulk   bool          // its traffic goes after interactive one
+	Wait   time.Duration // for a node that provides it
+}
+
+// VPNRequest carries packets of a TUN device: to an exit, or, as one, from many.
+type VPNRequest struct {
+	Exit    bool          // be the way out for others, instead of using one
+	Network string        // of an exit: whose addresses it gives out, such as 10.77.0.0/24
+	Device  string        // "": the kernel names it
+	MTU     int           // 0: as usual
+	Pool    string        // "": ipv4-egress
+	Routes  []string      // of a client: networks that are reached through the tunnel
+	Bypass  []string      // of a client: those that are not, although a route covers them
+	Wait    time.Duration // for a node that provides it
+}
+
+// SendRequest offers a file or directory under a name.
+type SendRequest struct {
+	Path  string // absolute
+	Name  string
+	Times int   // how many have to receive it whole; 0: it is offered until ctx ends
+	Rate  int64 // bytes a second at most; 0: as fast as it goes
+}
+
+// ReceiveRequest fetches what is offered under a name.
+type ReceiveRequest struct {
+	Name    string
+	Target  string // absolute
+	Rate    int64
+	Mirrors int           // nodes to fetch from at once; 0: two
+	Wait    time.Duration // for a node that provides it
+}
+
+// JobEvent is what a job says: what is set of it.
+type JobEvent struct {
+	Ready    string // it works now; where
+	Note     string
+	Progress *JobProgress
+}
+
+// JobProgress is how far a transfer is, in bytes.
+type JobProgress struct {
+	Done    int64  `json:"bytes"`
+	Total   int64  `json:"total_bytes"` // -1: not known yet
+	Resumed int64  `json:"resumed_bytes"`
+	Files   int64  `json:"files"`
+	Text    string `json:"text,omitempty"` // such as the file, or why it waits
+}
+
+// FabricSocketName is the name of the fabric's control socket in SPACE_HOME.
+const FabricSocketName = "fabric.sock"
+
+// FabricSocketPath is where the node of the fabric at home listens.
+func FabricSocketPath(home string) string { return filepath.Join(home, FabricSocketName) }
+
+// ListenFabric makes the control socket of the fabric's node at home, whose
+// lock the caller holds.
+func ListenFabric(home string) (net.Listener, error) { return listen(FabricSocketPath(home)) }
+
+// NewFabricServer returns a server for a node of the fabric.
+func NewFabricServer(f Fabric, log *slog.Logger) *Server {
+	s := newServer(log, DefaultLimits)
+	controlpb.RegisterFabricServer(s.grpc, fabricServer{Server: s, fabric: f})
+	return s
+}
+
+type fabricServer struct {
+	controlpb.UnimplementedFabricServer
+	*Server
+	fabric Fabric
+}
+
+func (s fabricServer) Status(ctx context.Context, _ *controlpb.FabricRequest) (*controlpb.FabricItem, error) {
+	st, err := s.fabric.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return fabricItem(st)
+}
+
+func fabricItem(v any) (*controlpb.FabricItem, error) {
+	text, err := json.Marshal(v)
+	return &controlpb.FabricItem{Json: text}, err
+}
+
+func (s fabricServer) Nodes(_ *controlpb.FabricRequest, stream grpc.ServerStreamingServer[controlpb.FabricItem]) error {
+	return sendItems(stream, s.fabric.Nodes)
+}
+
+func (s fabricServer) Tunnels(_ *controlpb.FabricRequest, stream grpc.ServerStreamingServer[controlpb.FabricItem]) error {
+	return sendItems(stream, s.fabric.Tunnels)
+}
+
+func (s fabricServer) Routes(_ *controlpb.FabricRequest, stream grpc.ServerStreamingServer[controlpb.FabricItem]) error {
+	return sendItems(stream, s.fabric.Routes)
+}
+
+func sendItems[T any](stream grpc.ServerStreamingServer[controlpb.FabricItem], list func(context.Context) ([]T, error)) error {
+	items, err := list(stream.Context())
+	if err != nil {
+		return err
+	}
+	for _, v := range items {
+		item, err := fabricItem(v)
+		if err != nil {
+			return err
+		}
+		if err := stream.Send(item); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxFabricList bounds the lists of one request.
+const maxFabricList = 64
+
+func (s fabricServer) NewToken(ctx context.Context, req *controlpb.FabricTokenRequest) (*controlpb.FabricToken, error) {
+	if req.GetLifeNano() <= 0 || req.GetUses() < 1 {
+		return nil, capsule.Errorf(capsule.Invalid, "fabric token: it has to be good for a time and for at least one node")
+	}
+	if err := checkTexts(req.GetAddresses()...); err != nil {
+		return nil, err
+	}
+	text, err := s.fabric.NewToken(ctx, TokenRequest{Life: time.Duration(req.GetLifeNano()), Uses: int(req.GetUses()), Addresses: req.GetAddresses()})
+	return &controlpb.FabricToken{Text: text}, err
+}
+
+func (s fabricServer) Revoke(ctx context.Context, req *controlpb.FabricRevokeRequest) (*controlpb.FabricRevoked, error) {
+	if err := checkTexts(req.GetNode()); err != nil {
+		return nil, err
+	}
+	id, err := s.fabric.Revoke(ctx, req.GetNode())
+	return &controlpb.FabricRevoked{Node: id}, err
+}
+
+func (s fabricServer) Expose(req *controlpb.ExposeRequest, stream grpc.ServerStreamingServer[controlpb.JobEvent]) error {
+	return runJob(stream, s.fabric.Expose, ExposeRequest{Pool: req.GetPool(), Address: req.GetAddress(), Allow: req.GetAllow(),
+		Peers: req.GetPeers(), ProxyProtocol: req.GetProxyProtocol(), Connections: int(req.GetConnections())},
+		slices.Concat(req.GetAllow(), req.GetPeers(), []string{req.GetPool(), req.GetAddress()})...)
+}
+
+func (s fabricServer) Forward(req *controlpb.ForwardRequest, stream grpc.ServerStreamingServer[controlpb.JobEvent]) error {
+	return runJob(stream, s.fabric.Forward, ForwardRequest{Listen: req.GetListen(), Pool: req.GetPool(), Kind: req.GetKind(),
+		Target: req.GetTarget(), Bulk: req.GetBulk(), Wait: time.Duration(req.GetWaitNano())}, req.GetListen(), req.GetPool(), req.GetKind(), req.GetTarget())
+}
+
+func (s fabricServer) VPN(req *controlpb.VPNRequest, stream grpc.ServerStreamingServer[controlpb.JobEvent]) error {
+	if req.GetMtu() > 65535 {
+		return capsule.Errorf(capsule.Invalid, "fabric vpn: no device has packets of %d bytes", req.GetMtu())
+	}
+	return runJob(stream, s.fabric.VPN, VPNRequest{Exit: req.GetExit(), Network: req.GetNetwork(), Device: req.GetDevice(), MTU: int(req.GetMtu()),
+		Pool: req.GetPool(), Routes: req.GetRoutes(), Bypass: req.GetBypass(), Wait: time.Duration(req.GetWaitNano())},
+		slices.Concat([]string{req.GetNetwork(), req.GetDevice(), req.GetPool()}, req.GetRoutes(), req.GetBypass())...)
+}
+
+func (s fabricServer) Send(req *controlpb.SendRequest, stream grpc.ServerStreamingServer[controlpb.JobEvent]) error {
+	if err := checkTransfer(req.GetPath(), req.GetRate()); err != nil {
+		return err
+	}
+	return runJob(stream, s.fabric.Send, SendRequest{Path: req.GetPath(), Name: req.GetName(), Times: int(req.GetTimes()), Rate: req.GetRate()}, req.GetName())
+}
+
+func (s fabricServer) Receive(req *controlpb.ReceiveRequest, stream grpc.ServerStreamingServer[controlpb.JobEvent]) error {
+	if err := checkTransfer(req.GetTarget(), req.GetRate()); err != nil {
+		return err
+	}
+	return runJob(stream, s.fabric.Receive, ReceiveRequest{Name: req.GetName(), Target: req.GetTarget(), Rate: req.GetRate(), Mirrors: int(req.GetMirrors()), Wait: time.Duration(req.GetWaitNano())}, req.GetName())
+}
+
+func checkTransfer(path string, rate int64) error {
+	if rate < 0 {
+		return capsule.Errorf(capsule.Invalid, "a rate of %d bytes a second does not exist", rate)
+	}
+	return checkTarget(path)
+}
+
+// checkTexts bounds what a request says; whether it makes sense, the node knows.
+func checkTexts(texts ...string) error {
+	if len(texts) > maxFabricList {
+		return capsule.Errorf(capsule.Invalid, "fabric: at most %d values can be given at once", maxFabricList)
+	}
+	for _, text := range texts {
+		if len(text) > 512 || !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
+			return capsule.Errorf(capsule.Invalid, "fabric: %.32q is no name or address", text)
+		}
+	}
+	return nil
+}
+
+// runJob runs a job for as long as its stream lives.
+func runJob[Req any](stream grpc.ServerStreamingServer[controlpb.JobEvent], job func(context.Context, Req, func(JobEvent) error) error, req Req, texts ...string) error {
+	if err := checkTexts(texts...); err != nil {
+		return err
+	}
+	return job(stream.Context(), req, func(e JobEvent) error {
+		m := &controlpb.JobEvent{Ready: e.Ready, Note: clip(e.Note, 8<<10)}
+		if p := e.Progress; p != nil {
+			m.Progress = &controlpb.JobProgress{Done: p.Done, Total: p.Total, Resumed: p.Resumed, Files: p.Files, Text: clip(p.Text, 8<<10)}
+		}
+		return stream.Send(m)
+	})
+}
+
+// FabricClient is the API of the fabric's node at the other end of a socket.
+type FabricClient struct {
+	conn
+	fabric controlpb.FabricClient
+}
+
+var _ Fabric = (*FabricClient)(nil)
+
+// DialFabric connects to the fabric's node at home. It returns ErrNoNode when
+// there is none.
+func DialFabric(ctx context.Context, home string) (*FabricClient, error) {
+	to, err := dial(ctx, FabricSocketPath(home))
+	if err != nil {
+		return nil, err
+	}
+	c := &FabricClient{to, controlpb.NewFabricClient(to.cc)}
+	if _, err := c.Status(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Status implements Fabric.
+func (c *FabricClient) Status(ctx context.Context) (st fabric.Status, err error) {
+	item, err := c.fabric.Status(ctx, &controlpb.FabricRequest{})
+	if err != nil {
+		return st, c.fromStatus(ctx, err)
+	}
+	return st, c.decode(item, &st)
+}
+
+func (c *FabricClient) decode(item *controlpb.FabricItem, v any) error {
+	return capsule.Wrap(capsule.Other, json.Unmarshal(item.GetJson(), v), "the node at %s", c.socket)
+}
+
+// Nodes implements Fabric.
+func (c *FabricClient) Nodes(ctx context.Context) ([]fabric.NodeState, error) {
+	return receiveItems[fabric.NodeState](ctx, c, c.fabric.Nodes)
+}
+
+// Tunnels implements Fabric.
+func (c *FabricClient) Tunnels(ctx context.Context) ([]fabric.TunnelState, error) {
+	return receiveItems[fabric.TunnelState](ctx, c, c.fabric.Tunnels)
+}
+
+// Routes implements Fabric.
+func (c *FabricClient) Routes(ctx context.Context) ([]fabric.RouteState, error) {
+	return receiveItems[fabric.RouteState](ctx, c, c.fabric.Routes)
+}
+
+func receiveItems[T any](ctx context.Context, c *FabricClient,
+	ask func(context.Context, *controlpb.FabricRequest, ...grpc.CallOption) (grpc.ServerStreamingClient[controlpb.FabricItem], error)) ([]T, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := ask(ctx, &controlpb.FabricRequest{})
+	if err != nil {
+		return nil, c.fromStatus(ctx, err)
+	}
+	list := []T{}
+	for {
+		item, err := stream.Recv()
+		if err == io.EOF {
+			return list, nil
+		}
+		if err != nil {
+			return nil, c.fromStatus(ctx, err)
+		}
+		var v T
+		if err := c.decode(item, &v); err != nil {
+			return nil, err
+		}
+		list = append(list, v)
+	}
+}
+
+// NewToken implements Fabric.
+func (c *FabricClient) NewToken(ctx context.Context, req TokenRequest) (string, error) {
+	t, err := c.fabric.NewToken(ctx, &controlpb.FabricTokenRequest{LifeNano: int64(req.Life), Uses: int32(min(req.Uses, 1<<30)), Addresses: req.Addresses})
+	return t.GetText(), c.fromStatus(ctx, err)
+}
+
+// Revoke implements Fabric.
+func (c *FabricClient) Revoke(ctx context.Context, node string) (string, error) {
+	r, err := c.fabric.Revoke(ctx, &controlpb.FabricRevokeRequest{Node: node})
+	return r.GetNode(), c.fromStatus(ctx, err)
+}
+
+// Expose implements Fabric.
+func (c *FabricClient) Expose(ctx context.Context, req ExposeRequest, tell func(JobEvent) error) error {
+	return followJob(ctx, c, c.fabric.Expose, &controlpb.ExposeRequest{Pool: req.Pool, Address: req.Address, Allow: req.Allow,
+		Peers: req.Peers, ProxyProtocol: req.ProxyProtocol, Connections: uint32(max(req.Connections, 0))}, tell)
+}
+
+// Forward implements Fabric.
+func (c *FabricClient) Forward(ctx context.Context, req ForwardRequest, tell func(JobEvent) error) error {
+	return followJob(ctx, c, c.fabric.Forward, &controlpb.ForwardRequest{Listen: req.Listen, Pool: req.Pool, Kind: req.Kind,
+		Target: req.Target, Bulk: req.Bulk, WaitNano: int64(req.Wait)}, tell)
+}
+
+// VPN implements Fabric.
+func (c *FabricClient) VPN(ctx context.Context, req VPNRequest, tell func(JobEvent) error) error {
+	return followJob(ctx, c, c.fabric.VPN, &controlpb.VPNRequest{Exit: req.Exit, Network: req.Network, Device: req.Device,
+		Mtu: uint32(max(req.MTU, 0)), Pool: req.Pool, Routes: req.Routes, Bypass: req.Bypass, WaitNano: int64(req.Wait)}, tell)
+}
+
+// Send implements Fabric.
+func (c *FabricClient) Send(ctx context.Context, req SendRequest, tell func(JobEvent) error) error {
+	return followJob(ctx, c, c.fabric.Send, &controlpb.SendRequest{Path: req.Path, Name: req.Name, Times: uint32(max(req.Times, 0)), Rate: req.Rate}, tell)
+}
+
+// Receive implements Fabric.
+func (c *FabricClient) Receive(ctx context.Context, req ReceiveRequest, tell func(JobEvent) error) error {
+	return followJob(ctx, c, c.fabric.Receive, &controlpb.ReceiveRequest{Name: req.Name, Target: req.Target, Rate: req.Rate,
+		Mirrors: uint32(max(req.Mirrors, 0)), WaitNano: int64(req.Wait)}, tell)
+}
+
+// followJob starts a job and hands on what it says, until it ends.
+func followJob[Req any](ctx context.Context, c *FabricClient,
+	start func(context.Context, Req, ...grpc.CallOption) (grpc.ServerStreamingClient[controlpb.JobEvent], error), req Req, tell func(JobEvent) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // which ends the job
+	stream, err := start(ctx, req)
+	if err != nil {
+		return c.fromStatus(ctx, err)
+	}
+	for {
+		m, err := stream.Recv()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return c.fromStatus(ctx, err)
+		}
+		e := JobEvent{Ready: m.GetReady(), Note: m.GetNote()}
+		if p := m.GetProgress(); p != nil {
+			e.Progress = &JobProgress{Done: p.GetDone(), Total: p.GetTotal(), Resumed: p.GetResumed(), Files: p.GetFiles(), Text: p.GetText()}
+		}
+		if err := tell(e); err != nil {
+			return err
+		}
+	}
+}
