@@ -42,22 +42,23 @@ type Type uint8
 
 // The types.
 const (
-	Hello   Type = 1 // first on a link, from both ends
-	Data    Type = 2 // bytes of a stream
-	Window  Type = 3 // what has come of streams, and what there is room for
-	Reset   Type = 4 // a stream ends at once
-	Packets Type = 5 // packets of a tunnel; may be lost
-	Ping    Type = 6 // u64, to be sent back
-	Pong    Type = 7 // u64, from the Ping
-	Command Type = 8 // a signed control command
-	GoAway  Type = 9 // the session ends; u32 code, text
+	Hello   Type = 1  // first on a link, from both ends
+	Data    Type = 2  // bytes of a stream
+	Window  Type = 3  // what has come of streams, and what there is room for
+	Reset   Type = 4  // a stream ends at once
+	Packets Type = 5  // packets of a tunnel; may be lost
+	Ping    Type = 6  // u64, to be sent back
+	Pong    Type = 7  // u64, from the Ping
+	Command Type = 8  // a signed control command
+	GoAway  Type = 9  // the session ends; u32 code, text
+	Retire  Type = 10 // the link is about to be closed: send over others
 )
 
 // Flags.
 const (
 	FlagFin    = 1 << 0 // Data: nothing follows
 	FlagOpen   = 1 << 1 // Data at offset 0: u16 length and open header precede the payload
-	FlagAnswer = 1 << 0 // Reset: answers one
+	FlagAnswer = 1 << 0 // Reset: answers one. Retire: nothing is under way over the link from here
 	FlagResume = 1 << 0 // Hello: the session must be known already
 )
 
@@ -92,6 +93,15 @@ func ParseClass(s string) (Class, error) {
 		}
 	}
 	return 0, fmt.Errorf("%.32q is not a traffic class (control, interactive, dns, packet, bulk, background)", s)
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (c Class) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (c *Class) UnmarshalText(b []byte) (err error) {
+	*c, err = ParseClass(string(b))
+	return err
 }
 
 // ErrProtocol is of all errors that a peer makes in what it sends.

@@ -5,6 +5,10 @@
 //     on links that it dials or accepts, and dials again what was lost.
 //   - [Stream] is a reliable, ordered flow with a class, a [net.Conn] with
 //     CloseWrite and Reset.
+//   - Links come and go under a session: [Endpoint] dials anew what was lost,
+//     [Session.Relink] moves a session to other links while its streams flow,
+//     without loss and without sending anything twice, [Session.Retire] takes one
+//     link out of use, [Session.Links] and [Session.Changed] show them.
 //   - A link is any net.Conn that authenticates its peer and keeps its bytes
 //     secret and whole: the session trusts what it says of identity.
 //

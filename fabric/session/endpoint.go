@@ -155,21 +155,47 @@ func (e *Endpoint) Dial(ctx context.Context, peer string, links int, dial Dialer
 	if err != nil {
 		return nil, err
 	}
-	if err := e.dial(ctx, s, k, dial, 0, 0); err != nil {
+	m := &maintainer{e: e, s: s, k: k, links: links, dial: dial}
+	if err := m.link(ctx, 0); err != nil {
 		s.Close()
 		return nil, err
 	}
+	s.mu.Lock()
+	s.redial = m.relink
+	s.mu.Unlock()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
 		return s, nil // it is being closed
 	}
-	e.wg.Go(func() { e.maintain(s, k, links, dial) })
+	e.wg.Go(m.run)
 	return s, nil
 }
 
-// dial adds one link to a session.
-func (e *Endpoint) dial(ctx context.Context, s *Session, k sessionKey, dial Dialer, n int, flags uint8) error {
+// maintainer keeps the number of a session's links.
+type maintainer struct {
+	e     *Endpoint
+	s     *Session
+	k     sessionKey
+	links int
+
+	relinking sync.Mutex // held while the links are replaced
+
+	mu   sync.Mutex
+	dial Dialer
+	n    int // links that were asked for
+}
+
+// link adds one link to the session.
+func (m *maintainer) link(ctx context.Context, flags uint8) error {
+	m.mu.Lock()
+	dial, n := m.dial, m.n
+	m.n++
+	m.mu.Unlock()
+	return m.linkBy(ctx, dial, n, flags)
+}
+
+func (m *maintainer) linkBy(ctx context.Context, dial Dialer, n int, flags uint8) error {
 	c, err := dial(ctx, n)
 	if err != nil {
 		return err
@@ -178,13 +204,13 @@ func (e *Endpoint) dial(ctx context.Context, s *Session, k sessionKey, dial Dial
 	defer stop()
 	err = c.SetDeadline(time.Now().Add(helloTime))
 	if err == nil {
-		_, err = c.Write(frame.HelloBody{Min: frame.MinVersion, Max: frame.MaxVersion, Session: k.id, Life: e.life}.Encode(flags))
+		_, err = c.Write(frame.HelloBody{Min: frame.MinVersion, Max: frame.MaxVersion, Session: m.k.id, Life: m.e.life}.Encode(flags))
 	}
 	var h frame.HelloBody
 	if err == nil {
 		h, _, err = frame.ReadHello(c)
 	}
-	if err == nil && h.Session != k.id {
+	if err == nil && h.Session != m.k.id {
 		err = fmt.Errorf("%w: it answers for another session", frame.ErrProtocol)
 	}
 	if err == nil {
@@ -193,36 +219,36 @@ func (e *Endpoint) dial(ctx context.Context, s *Session, k sessionKey, dial Dial
 	if err == nil {
 		err = c.SetDeadline(time.Time{})
 	}
+	if err == nil && !stop() {
+		err = ctx.Err()
+	}
 	if err != nil {
 		c.Close()
 		return err
 	}
-	return s.AddLink(c)
+	return m.s.AddLink(c)
 }
 
-// maintain dials links as long as there are too few.
-func (e *Endpoint) maintain(s *Session, k sessionKey, links int, dial Dialer) {
+// run dials links as long as there are too few.
+func (m *maintainer) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() {
 		select {
-		case <-s.done:
+		case <-m.s.done:
 			cancel()
 		case <-ctx.Done():
 		}
 	}()
 	backoff := firstBackoff
-	for n := 1; ; {
-		if s.missing(ctx, links) != nil {
+	for {
+		if m.s.missing(ctx, m.links) != nil {
 			return
 		}
 		attempt, stop := context.WithTimeout(ctx, helloTime)
-		err := e.dial(attempt, s, k, dial, n, frame.FlagResume)
+		err := m.link(attempt, frame.FlagResume)
 		stop()
-		n++
-		var bye *frame.GoAwayError
-		if errors.As(err, &bye) && bye.Code == codeUnknown {
-			s.end(fmt.Errorf("%w: %w", ErrLost, err), nil)
+		if m.unknown(err) {
 			return
 		}
 		if err == nil {
@@ -240,17 +266,49 @@ func (e *Endpoint) maintain(s *Session, k sessionKey, links int, dial Dialer) {
 	}
 }
 
+// unknown ends the session if the peer says that it does not know it.
+func (m *maintainer) unknown(err error) bool {
+	var bye *frame.GoAwayError
+	if !errors.As(err, &bye) || bye.Code != codeUnknown {
+		return false
+	}
+	m.s.end(fmt.Errorf("%w: %w", ErrLost, err), nil)
+	return true
+}
+
+// relink replaces the links by ones that dial makes.
+func (m *maintainer) relink(ctx context.Context, dial Dialer) error {
+	m.relinking.Lock()
+	defer m.relinking.Unlock()
+	before := m.s.newest()
+	for n := range m.links {
+		err := m.linkBy(ctx, dial, n, frame.FlagResume)
+		if err == nil {
+			continue
+		}
+		if m.unknown(err) || n == 0 {
+			return err
+		}
+		break // one is enough to go on with; run dials the others
+	}
+	m.mu.Lock()
+	m.dial, m.n = dial, m.links
+	m.mu.Unlock()
+	m.s.retire(func(l *link) bool { return l.id <= before })
+	return nil
+}
+
 // missing returns when the session has fewer than n links.
 func (s *Session) missing(ctx context.Context, n int) error {
 	for {
 		s.mu.Lock()
-		have, lost := len(s.links), s.lost
+		have, changed := s.carriers(), s.changed
 		s.mu.Unlock()
 		if have < n {
 			return ctx.Err()
 		}
 		select {
-		case <-lost:
+		case <-changed:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

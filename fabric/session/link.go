@@ -13,17 +13,26 @@ import (
 // link is one connection that a session has. The session's lock guards it.
 type link struct {
 	s      *Session
+	id     uint64
 	conn   net.Conn
 	wakeup chan struct{} // holds one token when there may be something to send
+	since  time.Time
 
 	high, low bool // carries the classes above bulk; bulk and below
 	closed    bool
 	out       [][]byte // frames for this link alone
 	heard     time.Time
-	pinged    time.Time // when the ping under way was sent; zero: none is
-	measured  time.Time // when the last one was
-	ping      uint64
-	rtt       time.Duration // smoothed
+
+	retired  time.Time // since when it carries nothing new; zero: it does
+	asked    bool      // the peer has retired it,
+	owes     bool      // and wants to know when nothing is under way from here
+	answered bool      // nothing is under way from the peer
+
+	sent, received, resent int64
+	pinged                 time.Time // when the ping under way was sent; zero: none is
+	measured               time.Time // when the last one was
+	ping                   uint64
+	rtt                    time.Duration // smoothed
 }
 
 const (
@@ -87,6 +96,7 @@ func (l *link) frames(r *bufio.Reader) error {
 		}
 		l.s.mu.Lock()
 		l.heard = time.Now()
+		l.received += int64(frame.HeadSize + h.Length)
 		l.s.mu.Unlock()
 	}
 }
@@ -166,6 +176,10 @@ func (l *link) frame(r *bufio.Reader, h frame.Head) error {
 		return nil
 	case frame.GoAway:
 		return frame.ReadGoAway(r, h)
+	case frame.Retire:
+		s.mu.Lock()
+		s.wasRetired(l, h.Flags&frame.FlagAnswer != 0)
+		s.mu.Unlock()
 	}
 	_, err := r.Discard(h.Length) // of a newer node
 	return err
@@ -199,11 +213,12 @@ func (l *link) write() {
 			if whole != nil && err == nil {
 				_, err = l.conn.Write(whole)
 			}
+			l.s.mu.Lock()
+			l.sent += int64(len(batch) + len(whole))
 			if held != nil {
-				l.s.mu.Lock()
 				held.refs--
-				l.s.mu.Unlock()
 			}
+			l.s.mu.Unlock()
 			if err != nil {
 				l.conn.Close() // the reader tells the session
 				return
@@ -270,7 +285,7 @@ func (l *link) control(batch []byte) []byte {
 	s := l.s
 	for _, r := range s.unsent {
 		if s.resets[r.body.Stream] == r {
-			r.link = l
+			r.said = true
 			batch = append(batch, r.body.Encode(0)...)
 		}
 	}
@@ -382,8 +397,8 @@ const (
 	deadTime = 2 * time.Second  // and three round trips, without a word: the link is dead
 )
 
-// keep measures the links, gives up dead ones, and the session when it has
-// been without one for too long.
+// keep measures the links, gives up dead ones and those that do not end after
+// they were retired, and the session when it has been without one for too long.
 func (s *Session) keep() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -421,6 +436,13 @@ func (s *Session) look(now time.Time) time.Duration {
 	for _, l := range s.links {
 		limit := deadTime + 3*max(l.rtt, time.Second/3)
 		switch {
+		case !l.retired.IsZero():
+			left := retireTime - now.Sub(l.retired)
+			if left <= 0 {
+				go l.conn.Close()
+				continue
+			}
+			next = min(next, left)
 		case !l.pinged.IsZero():
 			if quiet := min(now.Sub(l.pinged), now.Sub(l.heard)); quiet >= limit {
 				go l.conn.Close() // the reader tells the session; closing may wait for the writer

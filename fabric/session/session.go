@@ -96,8 +96,10 @@ type Session struct {
 	mu      sync.Mutex
 	err     error // why it has ended
 	links   []*link
-	alone   time.Time // since when there has been no link
-	gone    func()    // called once, when it has ended
+	nlinks  uint64                              // that there ever were
+	alone   time.Time                           // since when there has been no link
+	redial  func(context.Context, Dialer) error // of a session that was dialed here
+	gone    func()                              // called once, when it has ended
 	streams map[uint64]*Stream
 	next    uint64              // ID of the next stream to open
 	highest uint64              // of the peer's streams that have been heard of
@@ -115,7 +117,7 @@ type Session struct {
 	stats   Stats
 	lazy    *time.Timer // runs while windows are to be told that need no hurry
 	rekeep  chan struct{}
-	lost    chan struct{} // closed and made anew when a link is lost
+	changed chan struct{} // closed and made anew when the links change
 }
 
 // Stats are counts of a session's life.
@@ -133,13 +135,13 @@ type Stats struct {
 // reset is a stream's end, until the peer has answered.
 type reset struct {
 	body frame.ResetBody
-	link *link // over which it was sent; nil: not sent
+	said bool
 }
 
 // New returns a session without links. One end of it is the initiator.
 func New(initiator bool, o Options) *Session {
 	s := &Session{o: o.filled(), initiator: initiator, done: make(chan struct{}), streams: map[uint64]*Stream{},
-		skipped: map[uint64]struct{}{}, resets: map[uint64]*reset{}, alone: time.Now(), rekeep: make(chan struct{}, 1), lost: make(chan struct{}), gone: func() {}}
+		skipped: map[uint64]struct{}{}, resets: map[uint64]*reset{}, alone: time.Now(), rekeep: make(chan struct{}, 1), changed: make(chan struct{}), gone: func() {}}
 	s.accept = make(chan *Stream, s.o.Backlog)
 	s.next = 2
 	if initiator {
@@ -296,13 +298,16 @@ func (s *Session) SendPackets(tunnel [16]byte, packets [][]byte) error {
 // AddLink gives the session a link, on which both ends have said Hello. The
 // session closes it.
 func (s *Session) AddLink(c net.Conn) error {
-	l := &link{s: s, conn: c, wakeup: make(chan struct{}, 1), heard: time.Now()}
+	now := time.Now()
+	l := &link{s: s, conn: c, wakeup: make(chan struct{}, 1), since: now, heard: now}
 	s.mu.Lock()
 	if s.err != nil {
 		s.mu.Unlock()
 		c.Close()
 		return s.err
 	}
+	s.nlinks++
+	l.id = s.nlinks
 	s.links = append(s.links, l)
 	s.share()
 	for _, st := range s.streams { // what was said over the lost one may not have come
@@ -310,21 +315,29 @@ func (s *Session) AddLink(c net.Conn) error {
 	}
 	l.wake()
 	s.mu.Unlock()
-	select {
-	case s.rekeep <- struct{}{}:
-	default:
-	}
 	go l.read()
 	go l.write()
 	return nil
 }
 
 // share divides the classes among the links: with more than one, the first is
-// kept for what must not wait behind bulk.
+// kept for what must not wait behind bulk. It is called when the links change.
 func (s *Session) share() {
-	for i, l := range s.links {
-		l.high, l.low = i == 0, i > 0 || len(s.links) == 1
+	n := s.carriers()
+	i := 0
+	for _, l := range s.links {
+		l.high, l.low = false, false
+		if l.retired.IsZero() {
+			l.high, l.low = i == 0, i > 0 || n == 1
+			i++
+		}
 		l.wake()
+	}
+	close(s.changed)
+	s.changed = make(chan struct{})
+	select {
+	case s.rekeep <- struct{}{}:
+	default:
 	}
 }
 
@@ -347,9 +360,9 @@ func (s *Session) lose(l *link, err error) {
 			continue
 		}
 		s.links = append(s.links[:i:i], s.links[i+1:]...)
-		s.stats.LostLinks++
-		close(s.lost)
-		s.lost = make(chan struct{})
+		if l.retired.IsZero() {
+			s.stats.LostLinks++
+		}
 		if len(s.links) == 0 {
 			s.alone = time.Now()
 		}
@@ -357,18 +370,16 @@ func (s *Session) lose(l *link, err error) {
 		for _, st := range s.streams {
 			st.resend(l)
 		}
+		// Answers may have been lost with the link, whichever way went what
+		// they answer: all of it is said again.
 		for _, r := range s.resets {
-			if r.link == l {
-				r.link = nil
+			if r.said {
+				r.said = false
 				s.unsent = append(s.unsent, r)
 			}
 		}
 		for _, st := range s.streams {
 			s.say(st)
-		}
-		select {
-		case s.rekeep <- struct{}{}:
-		default:
 		}
 		return
 	}
@@ -522,6 +533,7 @@ func (s *Session) reset(st *Stream, body frame.ResetBody) {
 	s.resets[st.id] = r
 	s.unsent = append(s.unsent, r)
 	s.wake(frame.Control)
+	s.progress()
 }
 
 // wasReset takes in a Reset frame, and returns the answer to send.
@@ -530,6 +542,7 @@ func (s *Session) wasReset(b frame.ResetBody, answer bool) ([]byte, error) {
 	defer s.mu.Unlock()
 	if answer {
 		delete(s.resets, b.Stream)
+		s.progress()
 		return nil, nil
 	}
 	st, err := s.known(b.Stream, frame.Control)
@@ -558,6 +571,7 @@ func (s *Session) acknowledged(es []frame.WindowEntry) error {
 		s.enqueue(st)
 		s.forget(st)
 	}
+	s.progress()
 	return nil
 }
 

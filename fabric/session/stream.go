@@ -474,13 +474,14 @@ func (st *Stream) resend(l *link) {
 		if f.off = max(f.off, st.una); f.off < f.end {
 			st.again = append(st.again, f.span)
 			st.s.stats.Resent += int64(f.end - f.off)
+			l.resent += int64(f.end - f.off)
 		}
 		return true
 	})
 	if st.openLink == l && !st.openAcked {
 		st.openSaid = false
 	}
-	if st.finLink == l && !st.finAcked {
+	if !st.finAcked { // even if it went another way: its answer may be lost
 		st.finSent = false
 	}
 	st.s.enqueue(st)

@@ -1,0 +1,235 @@
+package fabric
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spacestore/space/fabric/frame"
+	"github.com/spacestore/space/fabric/identity"
+	"github.com/spacestore/space/fabric/session"
+)
+
+// The authority's node provides the authority to the fabric's nodes, as a
+// service that is asked by calls.
+var authorityService = serviceKey{pool: "control", kind: "authority"}
+
+const (
+	callRenew = "renew" // a certificate request in, a grant in JSON out
+
+	maxCall        = 64 << 10 // bytes of a request
+	firstRenewRest = time.Minute
+	lastRenewRest  = time.Hour
+)
+
+// NewToken makes a join token, on the authority's node. addrs nil: where this
+// node listens.
+func (n *Node) NewToken(life time.Duration, uses int, addrs []string) (identity.Token, error) {
+	if n.o.Authority == nil {
+		return identity.Token{}, ErrNoAuthority
+	}
+	if addrs == nil {
+		addrs = n.Addrs()
+	}
+	return n.o.Authority.NewToken(life, uses, addrs)
+}
+
+// Revoke shuts a node out of the fabric, for good, on the authority's node: all
+// nodes cut their sessions with it as they hear of it.
+func (n *Node) Revoke(id identity.NodeID) error {
+	if n.o.Authority == nil {
+		return ErrNoAuthority
+	}
+	list, err := n.o.Authority.Revoke(id)
+	if err != nil {
+		return err
+	}
+	n.log.Warn("node revoked", "revoked", id.String())
+	_, err = n.revoke(list, nil)
+	return err
+}
+
+// revocation returns the number of the revocation list in force.
+func (n *Node) revocation() int64 {
+	l, err := x509.ParseRevocationList(n.o.Identity.Revocations())
+	if err != nil || l.Number == nil {
+		return 0 // there is none yet
+	}
+	return l.Number.Int64()
+}
+
+// revoke takes in a revocation list, and tells everybody but from if it is new.
+func (n *Node) revoke(list []byte, from *route) (news bool, err error) {
+	before := n.revocation()
+	err = n.o.Identity.Revoke(list)
+	if n.revocation() <= before {
+		return false, err
+	}
+	for _, p := range n.allPeers() {
+		for _, r := range p.all() {
+			if r != from {
+				r.sendRevocations()
+			}
+		}
+	}
+	return true, err
+}
+
+// sendRevocations sends the list in force.
+func (r *route) sendRevocations() {
+	if !r.isReady() {
+		return // it says in its hello what it has
+	}
+	if err := r.send(message{msgRevocations, r.n.o.Identity.Revocations()}); err != nil {
+		r.n.log.Warn("revocations not sent", "peer", r.p.id.String(), "error", err)
+	}
+}
+
+// revocations takes in a list that a peer has sent.
+func (n *Node) revocations(r *route, list []byte) error {
+	news, err := n.revoke(list, r)
+	if news {
+		n.log.Info("revocation list taken in", "from", r.p.id.String())
+	}
+	if err != nil { // it is not the authority's, or the disk failed
+		n.log.Error("revocation list", "from", r.p.id.String(), "error", err)
+	}
+	return nil
+}
+
+// call asks a node something over a stream of the session.
+func (n *Node) call(ctx context.Context, id identity.NodeID, name string, request []byte) ([]byte, error) {
+	p, err := n.peer(id)
+	if err != nil {
+		return nil, err
+	}
+	r, err := p.route(ctx)
+	if err != nil {
+		return nil, err
+	}
+	st, err := r.s.Open(frame.Control, append([]byte{streamCall}, name...))
+	if err != nil {
+		return nil, err
+	}
+	defer st.Close()
+	stop := context.AfterFunc(ctx, func() { st.Reset(session.CodeCanceled, "nobody waits for the answer") })
+	defer stop()
+	if _, err := st.Write(request); err != nil {
+		return nil, err
+	}
+	if err := st.CloseWrite(); err != nil {
+		return nil, err
+	}
+	answer, err := readAtMost(st, maxMessage)
+	if err != nil {
+		return nil, err
+	}
+	if len(answer) == 0 {
+		return nil, io.ErrUnexpectedEOF
+	}
+	if answer[0] != 0 {
+		return nil, fmt.Errorf("fabric: node %s: %.256s", n.nameOf(id), answer[1:])
+	}
+	return answer[1:], nil
+}
+
+// serveCall answers a call.
+func (n *Node) serveCall(r *route, name string, st *session.Stream) {
+	defer st.Close()
+	if err := st.SetDeadline(time.Now().Add(callTime)); err != nil {
+		return
+	}
+	request, err := readAtMost(st, maxCall)
+	var answer []byte
+	if err == nil {
+		answer, err = n.answerCall(r, name, request)
+	}
+	if err != nil {
+		n.log.Warn("call failed", "peer", r.p.id.String(), "call", name, "error", err)
+		answer = append([]byte{1}, err.Error()...)
+	} else {
+		answer = append([]byte{0}, answer...)
+	}
+	if _, err := st.Write(answer); err != nil {
+		n.log.Debug("call's answer", "peer", r.p.id.String(), "call", name, "error", err)
+	}
+}
+
+func (n *Node) answerCall(r *route, name string, request []byte) ([]byte, error) {
+	switch {
+	case name != callRenew:
+		return nil, fmt.Errorf("fabric: call %.64q is not known here", name)
+	case n.o.Authority == nil:
+		return nil, ErrNoAuthority
+	}
+	grant, err := n.o.Authority.Renew(r.p.id, request)
+	if err != nil {
+		return nil, err
+	}
+	n.log.Info("certificate renewed", "peer", r.p.id.String())
+	return json.Marshal(grant)
+}
+
+// renewCertificate renews the node's certificate each time it is due.
+func (n *Node) renewCertificate() {
+	rest := time.Duration(0)
+	for {
+		t := time.NewTimer(max(time.Until(n.o.Identity.RenewAt()), rest))
+		select {
+		case <-t.C:
+		case <-n.ctx.Done():
+			t.Stop()
+			return
+		}
+		if err := n.renewNow(); err != nil {
+			rest = min(max(2*rest, firstRenewRest), lastRenewRest)
+			n.log.Error("the certificate could not be renewed", "due", n.o.Identity.RenewAt(), "error", err)
+			continue
+		}
+		rest = 0
+		n.log.Info("certificate renewed", "next", n.o.Identity.RenewAt())
+		if err := n.publish(); err != nil { // the record carries the certificate
+			n.log.Error("own record", "error", err)
+		}
+	}
+}
+
+func (n *Node) renewNow() error {
+	csr, err := n.o.Identity.RenewRequest()
+	if err != nil {
+		return err
+	}
+	if n.o.Authority != nil {
+		g, err := n.o.Authority.Renew(n.id, csr)
+		if err != nil {
+			return err
+		}
+		return n.o.Identity.Renewed(g)
+	}
+	ctx, cancel := context.WithTimeout(n.ctx, dialTime)
+	defer cancel()
+	nodes, err := n.find(ctx, authorityService)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, id := range nodes {
+		b, err := n.call(ctx, id, callRenew, csr)
+		var g identity.Grant
+		if err == nil {
+			err = json.Unmarshal(b, &g)
+		}
+		if err == nil {
+			err = n.o.Identity.Renewed(g)
+		}
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,63 @@
+package fabric
+
+import (
+	"context"
+	"time"
+)
+
+// Times.
+const (
+	dialTime = 20 * time.Second        // for a session, whatever the way
+	wayTime  = 3 * time.Second         // for a link over one way
+	callTime = 10 * time.Second        // for the answer to a command
+	tickTime = time.Second             // between two looks at everything
+	downTime = 1500 * time.Millisecond // without a link, a session is down; its tunnels move where they may
+
+	leaseLife = time.Minute // without a renewal
+	holdTime  = time.Minute // the provider's end of a tunnel waits for its opener
+
+	firstWayRest = time.Second // after a way has failed; doubles
+	lastWayRest  = 2 * time.Minute
+
+	firstClimbRest = 5 * time.Second // between two tries for a better way; doubles
+	lastClimbRest  = 5 * time.Minute
+
+	firstReopenRest = 100 * time.Millisecond // between two tries for a tunnel's route; doubles
+	lastReopenRest  = 5 * time.Second
+	reopenTime      = 30 * time.Second
+
+	sessionIdle = time.Minute // a session that is of no use is closed after
+	peerIdle    = 10 * time.Minute
+	helloTime   = 15 * time.Second // for the peer's hello on the control stream
+	drainLook   = 50 * time.Millisecond
+	drainPause  = time.Minute // a node that drains is left alone for
+)
+
+// Bounds.
+const (
+	maxPeers           = 4096
+	maxSessionsPerPeer = 4
+	maxSessionStreams  = 16384
+	sessionBacklog     = 1024 // streams of one session that were not looked at yet
+	tunnelBacklog      = 256  // streams of one tunnel that nobody has accepted
+	maxServices        = 1024
+	maxFresh           = 256 // links that have not said hello
+	maxPending         = 1024
+	maxHandshakes      = 64 // tunnels being opened at a time
+	maxHops            = 3  // nodes that pass a link on
+	controlQueue       = 2048
+)
+
+// gate lets so many in at a time.
+type gate chan struct{}
+
+func (g gate) take(ctx context.Context) error {
+	select {
+	case g <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (g gate) give() { <-g }

@@ -1,0 +1,183 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/spacestore/space/fabric/carrier"
+	"github.com/spacestore/space/fabric/frame"
+	"github.com/spacestore/space/fabric/identity"
+	"github.com/spacestore/space/fabric/session"
+)
+
+// errNoPass is of a link that can't be passed on.
+var errNoPass = errors.New("fabric: the link can't be passed on")
+
+// pass opens a stream that goes on to a peer through the way's node. Whether it
+// arrives shows in the first read. r is the session that it is for.
+func (n *Node) pass(ctx context.Context, p *peer, r *route, k wayKey, class frame.Class) (*session.Stream, error) {
+	if k.via == p.id { // within another session with it
+		if o := p.other(r); o != nil {
+			return o.s.Open(class, passHeader(p.id, 0))
+		}
+		return nil, fmt.Errorf("%w: there is no other session", errNoPass)
+	}
+	return n.hop(ctx, k.via, p.id, maxHops, class)
+}
+
+// hop opens a stream that node via is asked to pass on to node to. Only a direct
+// session with via will do, so that what is passed on is never within something
+// else that is.
+func (n *Node) hop(ctx context.Context, via, to identity.NodeID, hops uint8, class frame.Class) (*session.Stream, error) {
+	p, err := n.peer(via)
+	if err != nil {
+		return nil, err
+	}
+	r, err := p.directly(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if r.s.Stats().Links == 0 {
+		return nil, fmt.Errorf("%w: node %s is not reached just now", errNoPass, n.nameOf(via))
+	}
+	return r.s.Open(class, passHeader(to, hops))
+}
+
+// passOn serves a stream with which a peer asks to be passed on, or which has
+// been passed on to this node.
+func (n *Node) passOn(r *route, h streamHead, st *session.Stream) {
+	if h.to == n.id {
+		n.passedHere(r, st)
+		return
+	}
+	next, done, err := n.nextHop(r, h, st.Class())
+	if err != nil {
+		n.log.Debug("not passed on", "from", r.p.id.String(), "to", h.to.String(), "error", err)
+		st.Reset(codeNoWay, err.Error())
+		return
+	}
+	defer done()
+	relayed := make(chan struct{})
+	go func() {
+		defer close(relayed)
+		splice(next, st)
+	}()
+	splice(st, next)
+	<-relayed
+	st.Close()
+	next.Close()
+}
+
+// splice copies one direction until it ends. A direction that fails takes the
+// other one with it.
+func splice(to, from *session.Stream) {
+	_, err := io.Copy(to, from)
+	if err == nil {
+		err = to.CloseWrite()
+	}
+	if err != nil {
+		to.Reset(codeNoWay, "a link that was passed on has ended")
+		from.Reset(codeNoWay, "a link that was passed on has ended")
+	}
+}
+
+// nextHop opens the stream that goes on towards the node.
+func (n *Node) nextHop(from *route, h streamHead, class frame.Class) (*session.Stream, func(), error) {
+	if !n.o.Relay || n.draining.Load() {
+		return nil, nil, fmt.Errorf("%w: node %s passes nothing on", errNoPass, n.o.Name)
+	}
+	if h.hops == 0 {
+		return nil, nil, fmt.Errorf("%w: it went through %d nodes already", errNoPass, maxHops)
+	}
+	release, refused := n.admitPass(from)
+	if refused != nil {
+		n.refused.Add(1)
+		return nil, nil, refused
+	}
+	ctx, cancel := context.WithTimeout(n.ctx, wayTime)
+	defer cancel()
+	var errs []error
+	for _, via := range n.hopsTo(h.to) {
+		if via == from.p.id {
+			continue
+		}
+		next, err := n.hop(ctx, via, h.to, h.hops-1, class)
+		if err == nil {
+			n.passed.Add(1)
+			return next, func() { n.passed.Add(-1); release() }, nil
+		}
+		errs = append(errs, err)
+	}
+	release()
+	if len(errs) == 0 {
+		errs = append(errs, fmt.Errorf("%w: no way to node %s is known here", errNoPass, n.nameOf(h.to)))
+	}
+	return nil, nil, errors.Join(errs...)
+}
+
+// passedHere takes in a link that was passed on to this node: TLS with the node
+// at its other end, then a session's link like any other.
+func (n *Node) passedHere(r *route, st *session.Stream) {
+	ctx, cancel := context.WithTimeout(n.ctx, dialTime)
+	defer cancel()
+	l, err := carrier.Wrap(ctx, st, n.o.Identity, identity.NodeID{}, true)
+	if err == nil {
+		err = n.serve(l, l.Peer(), wayKey{carrier: viaCarrier, via: r.p.id})
+	}
+	if err != nil {
+		n.log.Debug("link that was passed on", "through", r.p.id.String(), "error", err)
+		st.Reset(codeNoWay, "the handshake failed")
+	}
+}
+
+// listen takes in links until the listener ends.
+func (n *Node) listen(l carrier.Listener, name string) {
+	for {
+		c, err := l.Accept(n.ctx)
+		if err != nil {
+			if n.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			n.log.Warn("listener", "addr", l.Addr(), "error", err)
+			t := time.NewTimer(time.Second)
+			select {
+			case <-t.C:
+			case <-n.ctx.Done():
+				t.Stop()
+				return
+			}
+			continue
+		}
+		if !n.helloing(c) {
+			c.Close()
+			continue
+		}
+		n.run(func() {
+			defer n.helloed(c)
+			if err := n.serve(c, c.Peer(), wayKey{carrier: name, addr: c.RemoteAddr().String()}); err != nil {
+				n.log.Debug("link refused", "peer", c.Peer().String(), "error", err)
+			}
+		})
+	}
+}
+
+// helloing notes a link that has not said hello yet; there are so many at most.
+func (n *Node) helloing(c net.Conn) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed || len(n.fresh) >= maxFresh {
+		return false
+	}
+	n.fresh[c] = struct{}{}
+	return true
+}
+
+func (n *Node) helloed(c net.Conn) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.fresh, c)
+}

@@ -1,0 +1,177 @@
+package session
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"time"
+)
+
+// TestRelink moves a session with streams both ways to other links, again and
+// again: nothing is lost, and nothing is sent twice.
+func TestRelink(t *testing.T) {
+	inPair(t, line{delay: 10 * time.Millisecond, rate: 20 << 20}, 2, Options{}, func(t *testing.T, p *pair) {
+		const size = 8 << 20
+		got := make(chan []byte, 2)
+		for _, ends := range [][2]*Session{{p.near, p.far}, {p.far, p.near}} {
+			from, to := p.stream(ends[0], ends[1])
+			go writeIn(from, randomBytes(1, size), 50_000)
+			go func() {
+				b, err := io.ReadAll(to)
+				if err != nil {
+					t.Error(err)
+				}
+				got <- b
+			}()
+		}
+		moved := 0
+		for range 5 {
+			time.Sleep(50 * time.Millisecond)
+			asked := 0
+			if err := p.near.Relink(t.Context(), func(ctx context.Context, n int) (net.Conn, error) {
+				asked++
+				return p.dial(ctx, n)
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if asked != 2 {
+				t.Errorf("%d links were dialed", asked)
+			}
+			moved++
+		}
+		for range 2 {
+			if b := <-got; !bytes.Equal(b, randomBytes(1, size)) {
+				t.Errorf("%d bytes came of %d, or others", len(b), size)
+			}
+		}
+		time.Sleep(time.Second)
+		for _, s := range []*Session{p.near, p.far} {
+			if st := s.Stats(); st.Links != 2 || st.LostLinks != 0 || st.Resent != 0 || st.Duplicate != 0 {
+				t.Errorf("%+v", st)
+			}
+			for i, l := range s.Links() {
+				if l.ID != uint64(2*moved+i+1) || l.Retired || l.Conn == nil || l.RTT < 20*time.Millisecond || l.Sent == 0 || l.Received == 0 {
+					t.Errorf("%+v", l)
+				}
+			}
+		}
+		// Where there is no other way, all stays as it was.
+		none := errors.New("no way there")
+		if err := p.near.Relink(t.Context(), func(context.Context, int) (net.Conn, error) { return nil, none }); !errors.Is(err, none) {
+			t.Errorf("%v", err)
+		}
+		if err := p.far.Relink(t.Context(), p.dial); err == nil {
+			t.Error("a session was moved by the end that has not dialed it")
+		}
+		near, far := p.stream(p.near, p.far)
+		writeIn(near, []byte("still here"), 100)
+		if b, err := io.ReadAll(far); string(b) != "still here" {
+			t.Errorf("%q, %v", b, err)
+		}
+	})
+}
+
+// TestRetire: either end may retire a link; the one that dialed makes another.
+func TestRetire(t *testing.T) {
+	inPair(t, line{delay: 10 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
+		near, far := p.stream(p.near, p.far)
+		for _, s := range []*Session{p.near, p.far} {
+			go near.Write(make([]byte, 300_000))
+			go far.Write(make([]byte, 300_000))
+			time.Sleep(time.Second)
+			changed := s.Changed()
+			if err := s.Retire(s.Links()[0].ID); err != nil {
+				t.Fatal(err)
+			}
+			<-changed
+			go io.CopyN(io.Discard, near, 300_000)
+			if _, err := io.CopyN(io.Discard, far, 300_000); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		for _, s := range []*Session{p.near, p.far} {
+			if st := s.Stats(); st.Links != 2 || st.LostLinks != 0 || st.Resent != 0 {
+				t.Errorf("%+v", st)
+			}
+			if err := s.Retire(1); err == nil {
+				t.Error("a link that is no more was retired")
+			}
+		}
+		p.mu.Lock()
+		p.down = true
+		p.mu.Unlock()
+		if err := p.near.Retire(p.near.Links()[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		left := p.near.Links()
+		if len(left) != 1 {
+			t.Fatalf("%+v", left)
+		}
+		if err := p.near.Retire(left[0].ID); err == nil {
+			t.Error("the last link was retired")
+		}
+	})
+}
+
+// TestRetireUnheard: a peer of an older version does not know what it is told,
+// and goes on to use the link. It ends anyway, and no byte is lost.
+func TestRetireUnheard(t *testing.T) {
+	inPair(t, line{delay: 10 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
+		near, far := p.stream(p.near, p.far)
+		time.Sleep(time.Second)
+		p.near.mu.Lock()
+		for _, l := range p.near.links {
+			l.retired = time.Now() // without a word
+		}
+		p.near.share()
+		p.near.mu.Unlock()
+		want := randomBytes(1, 4<<20)
+		go writeIn(far, want, 10_000)
+		if b, err := io.ReadAll(near); !bytes.Equal(b, want) || err != nil {
+			t.Errorf("%d bytes, %v", len(b), err)
+		}
+		time.Sleep(2 * retireTime)
+		for _, l := range p.near.Links() {
+			if l.Retired || l.ID <= 2 {
+				t.Errorf("%+v", l)
+			}
+		}
+	})
+}
+
+// TestEndWhoseAnswerIsLost: the peer has heard that the stream is over and has
+// forgotten it, but its last word went over another link than the stream, which
+// was cut. The end is told again, and no half of the stream stays.
+func TestEndWhoseAnswerIsLost(t *testing.T) {
+	inPair(t, line{delay: 10 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
+		near, far := p.stream(p.near, p.far)
+		reset, _ := p.stream(p.near, p.far)
+		time.Sleep(time.Second)
+		go io.Copy(io.Discard, far)
+		far.CloseWrite()
+		if _, err := io.ReadAll(near); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		near.CloseWrite() // the end goes over the second link, its answer over the first
+		reset.Reset(7, "enough")
+		time.Sleep(15 * time.Millisecond) // the answers are under way
+		p.mu.Lock()
+		cut(p.wires[0].in, io.ErrUnexpectedEOF)
+		cut(p.wires[0].out, io.ErrUnexpectedEOF)
+		p.mu.Unlock()
+		time.Sleep(time.Minute)
+		for _, s := range []*Session{p.near, p.far} {
+			s.mu.Lock()
+			if len(s.streams)+len(s.resets) != 0 {
+				t.Errorf("%d streams and %d resets are left", len(s.streams), len(s.resets))
+			}
+			s.mu.Unlock()
+		}
+	})
+}

@@ -1,0 +1,469 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+	"time"
+
+	"github.com/spacestore/space/fabric/frame"
+	"github.com/spacestore/space/fabric/identity"
+)
+
+// routeTo returns a node's route to another one.
+func routeTo(n *Node, to *Node) (s RouteState, ok bool) {
+	for _, r := range n.Routes() {
+		if r.Peer == to.ID() && r.State == "up" && r.Links > 0 {
+			return r, true
+		}
+	}
+	return s, false
+}
+
+// flow sends numbered bytes over a stream for as long as it is told to and
+// checks what comes back.
+type flow struct {
+	t    *testing.T
+	st   Stream
+	stop chan struct{}
+	done chan error
+	n    int
+}
+
+func startFlow(t *testing.T, tun *Tunnel, class frame.Class) *flow {
+	t.Helper()
+	st, err := tun.Open(context.Background(), class, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &flow{t: t, st: st, stop: make(chan struct{}), done: make(chan error, 1)}
+	go func() {
+		block := payload(uint64(class), 8<<10)
+		sent := make(chan error, 1)
+		go func() {
+			for i := 0; ; i++ {
+				select {
+				case <-f.stop:
+					sent <- st.CloseWrite()
+					return
+				case <-time.After(10 * time.Millisecond):
+				}
+				block[0], block[1] = byte(i), byte(i>>8)
+				if _, err := st.Write(block); err != nil {
+					sent <- err
+					return
+				}
+			}
+		}()
+		f.done <- f.check(st, sent)
+	}()
+	return f
+}
+
+func (f *flow) check(st Stream, sent chan error) error {
+	want := payload(uint64(st.Class()), 8<<10)
+	got := make([]byte, len(want))
+	var b [1]byte
+	for b[0] != '\n' {
+		if _, err := io.ReadFull(st, b[:]); err != nil {
+			return err
+		}
+	}
+	for i := 0; ; i++ {
+		_, err := io.ReadFull(st, got)
+		if errors.Is(err, io.EOF) {
+			f.n = i
+			return <-sent
+		}
+		if err != nil {
+			return err
+		}
+		want[0], want[1] = byte(i), byte(i>>8)
+		if string(got) != string(want) {
+			return fmt.Errorf("block %d is not what was sent", i)
+		}
+	}
+}
+
+// end stops the flow; every byte has come back, in order.
+func (f *flow) end() {
+	f.t.Helper()
+	close(f.stop)
+	if err := <-f.done; err != nil {
+		f.t.Errorf("the flow of class %s: %v", f.st.Class(), err)
+	}
+	if f.n == 0 {
+		f.t.Error("nothing has flowed")
+	}
+	f.st.Close()
+}
+
+func TestCarriersFallAndClimb(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a, b := w.node(t, "seed", "one"), w.node(t, "b", "one")
+		echo(t, b, "pool")
+		echo(t, a, "pool-a")
+		for _, end := range []struct {
+			at, to *Node
+			pool   string
+		}{{a, b, "pool"}, {b, a, "pool-a"}} { // the tunnel's opener is one that dials, and one that was dialed
+			tun := w.open(t, end.at, testProfile, end.pool)
+			bulk, quick := startFlow(t, tun, frame.Bulk), startFlow(t, tun, frame.Interactive)
+			carrier := func(want string) func() bool {
+				return func() bool {
+					r, ok := routeTo(end.at, end.to)
+					return ok && r.Carrier == want
+				}
+			}
+			waitFor(t, "links over tls", carrier("tls"))
+			gen := tun.Contract().RouteGeneration
+			changed := tun.Changed()
+			w.net.refuse("tls://b:1", true)
+			w.net.refuse("tls://seed:1", true)
+			waitFor(t, "a fall to quic", carrier("quic"))
+			<-changed
+			time.Sleep(time.Second)
+			w.net.refuse("tls://b:1", false)
+			w.net.refuse("tls://seed:1", false)
+			waitFor(t, "a climb to tls", carrier("tls"))
+			bulk.end()
+			quick.end()
+			c := tun.Contract()
+			if c.RouteGeneration < gen+2 {
+				t.Errorf("generation %d after %d and two changes", c.RouteGeneration, gen)
+			}
+			waitFor(t, "the same generation at both ends", func() bool {
+				far := end.to.tunnel(tunnelKey{tun.ID(), false})
+				return far != nil && far.Contract().RouteGeneration == tun.Contract().RouteGeneration
+			})
+			tun.Close()
+		}
+	})
+}
+
+func TestRelay(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a := w.node(t, "seed", "one", relayed)
+		r2 := w.node(t, "r2", "one", relayed)
+		b, c := w.node(t, "b", "one", deaf), w.node(t, "c", "one", deaf)
+		echo(t, c, "pool")
+		tun := w.open(t, b, testProfile, "pool")
+		if got := say(t, tun, payload(1, 100_000)); got != "c" {
+			t.Errorf("%q has answered", got)
+		}
+		r, ok := routeTo(b, c)
+		if !ok || r.Carrier != viaCarrier || r.Via != "seed" && r.Via != "r2" {
+			t.Fatalf("route %+v", r)
+		}
+		bulk, quick := startFlow(t, tun, frame.Bulk), startFlow(t, tun, frame.Interactive)
+		time.Sleep(10 * time.Second)
+		first := a
+		if r, _ = routeTo(b, c); r.Via == "r2" {
+			first = r2
+		}
+		if first.Status().PassedOn == 0 {
+			t.Error("the relay knows nothing of what it passes on")
+		}
+		w.stop(first.o.Name, true) // in mid-stream
+		waitFor(t, "a route through the other relay", func() bool {
+			now, ok := routeTo(b, c)
+			return ok && now.Via != r.Via && now.Via != ""
+		})
+		time.Sleep(10 * time.Second)
+		bulk.end()
+		quick.end()
+	})
+}
+
+func TestFailover(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a := w.node(t, "seed", "one")
+		b, c := w.node(t, "b", "one"), w.node(t, "c", "one")
+		echo(t, b, "pool")
+		echo(t, c, "pool")
+		waitFor(t, "both providers", func() bool {
+			ids, _ := a.find(context.Background(), serviceKey{"pool", "echo", ""})
+			return len(ids) == 2
+		})
+		tun := w.open(t, a, failing(testProfile), "pool")
+		st, err := tun.Open(context.Background(), frame.Interactive, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := say(t, tun, payload(1, 1000))
+		began, changed, before := time.Now(), tun.Changed(), tun.Contract()
+		w.stop(name, true)
+		<-changed
+		other := say(t, tun, payload(2, 1000))
+		if other == name {
+			t.Errorf("the dead node %s has answered", name)
+		}
+		if d := time.Since(began); d > time.Second {
+			t.Errorf("it went on with another node after %v", d)
+		}
+		after := tun.Contract()
+		if after.TunnelID != before.TunnelID || after.RouteGeneration <= before.RouteGeneration || after.RouteLeaseID == before.RouteLeaseID {
+			t.Errorf("contract %+v after %+v", after, before)
+		}
+		if _, err := io.ReadAll(st); err == nil {
+			t.Error("a stream of the dead node has ended without an error")
+		}
+		st.Close()
+		if a.Status().Failovers != 1 {
+			t.Errorf("%d failovers", a.Status().Failovers)
+		}
+	})
+}
+
+func TestRestart(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a, b := w.node(t, "seed", "one"), w.node(t, "b", "one")
+		echo(t, b, "pool")
+		tun := w.open(t, a, testProfile, "pool")
+		say(t, tun, payload(1, 1000))
+		w.stop("b", true)
+		time.Sleep(10 * time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		if st, err := tun.Open(ctx, frame.Interactive, nil); err == nil {
+			// The session may still live; its stream will not.
+			st.Close()
+		} else if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a stream to a dead node: %v", err)
+		}
+		cancel()
+		time.Sleep(2 * time.Minute)
+		if _, err := tun.Open(ctx, frame.Interactive, nil); !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a stream without a route: %v", err)
+		}
+		echo(t, w.node(t, "b", "one"), "pool")
+		if got := say(t, tun, payload(2, 1000)); got != "b" {
+			t.Errorf("%q has answered", got)
+		}
+	})
+}
+
+func TestRevocation(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a := w.node(t, "seed", "one", func(o *Options) { o.Authority = w.auth })
+		b, c := w.node(t, "b", "one"), w.node(t, "c", "one")
+		echo(t, c, "pool")
+		tun := w.open(t, b, testProfile, "pool")
+		say(t, tun, payload(1, 1000))
+		if err := b.Revoke(c.ID()); !errors.Is(err, ErrNoAuthority) {
+			t.Errorf("revoked where the authority is not: %v", err)
+		}
+		if err := a.Revoke(c.ID()); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "the cut of the session with a revoked node", func() bool {
+			_, ok := routeTo(b, c)
+			return !ok
+		})
+		time.Sleep(3 * time.Minute)
+		if _, ok := routeTo(b, c); ok {
+			t.Error("there is a session with a revoked node")
+		}
+		if _, err := b.Tunnel(context.Background(), Request{Profile: testProfile, Pool: "pool", Kind: "echo"}); err == nil {
+			t.Error("a tunnel to a revoked node")
+		}
+		if _, ok := routeTo(a, c); ok {
+			t.Error("the authority's node has a session with a revoked node")
+		}
+	})
+}
+
+func TestDrain(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a := w.node(t, "seed", "one")
+		b, c := w.node(t, "b", "one"), w.node(t, "c", "one")
+		echo(t, b, "pool")
+		echo(t, c, "pool")
+		waitFor(t, "both providers", func() bool {
+			ids, _ := a.find(context.Background(), serviceKey{"pool", "echo", ""})
+			return len(ids) == 2
+		})
+		tun := w.open(t, a, failing(testProfile), "pool")
+		name := say(t, tun, payload(1, 1000))
+		old := startFlow(t, tun, frame.Bulk)
+		time.Sleep(time.Second)
+		drained := make(chan error, 1)
+		go func() { drained <- w.all[name].Drain(context.Background()) }()
+		waitFor(t, "the move", func() bool { return tun.Peer() != w.all[name].ID() })
+		if got := say(t, tun, payload(2, 1000)); got == name {
+			t.Error("the node that drains has answered")
+		}
+		old.end() // what had begun there ends there, whole
+		if err := <-drained; err != nil {
+			t.Error(err)
+		}
+		if _, err := a.Tunnel(context.Background(), Request{Profile: testProfile, Pool: "pool", Kind: "echo"}); err != nil {
+			t.Errorf("a tunnel while one of two nodes drains: %v", err)
+		}
+	})
+}
+
+func TestApart(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a := w.node(t, "seed", "one")
+		for _, name := range []string{"b", "c"} {
+			echo(t, w.node(t, name, "one"), "pool")
+		}
+		waitFor(t, "both providers", func() bool {
+			ids, _ := a.find(context.Background(), serviceKey{"pool", "echo", ""})
+			return len(ids) == 2
+		})
+		first := w.open(t, a, testProfile, "pool")
+		second := w.open(t, a, testProfile, "pool", first.ID())
+		if first.Peer() == second.Peer() {
+			t.Error("mirrors on one node")
+		}
+		_, err := a.Tunnel(context.Background(), Request{Profile: testProfile, Pool: "pool", Kind: "echo", Apart: []TunnelID{first.ID(), second.ID()}})
+		if !errors.Is(err, ErrNoProvider) {
+			t.Errorf("a third mirror: %v", err)
+		}
+	})
+}
+
+func TestPartition(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a, b := w.node(t, "seed", "one"), w.node(t, "b", "one")
+		echo(t, b, "pool")
+		tun := w.open(t, a, testProfile, "pool")
+		short := startFlow(t, tun, frame.Bulk)
+		time.Sleep(time.Second)
+		w.net.part("seed", "b", true)
+		time.Sleep(20 * time.Second)
+		w.net.part("seed", "b", false)
+		time.Sleep(20 * time.Second)
+		short.end() // a partition of less than a minute is not noticed
+		w.net.part("seed", "b", true)
+		time.Sleep(5 * time.Minute)
+		if nodes := a.Nodes(); len(nodes) != 1 {
+			t.Errorf("after five minutes without it the directory still has %+v", nodes)
+		}
+		w.net.part("seed", "b", false)
+		if got := say(t, tun, payload(1, 1000)); got != "b" {
+			t.Errorf("%q has answered", got)
+		}
+	})
+}
+
+func TestIdleSessionsEnd(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a, b := w.node(t, "seed", "one"), w.node(t, "b", "one")
+		n := map[string]*Node{}
+		for _, name := range []string{"c", "d", "e", "f", "g", "h"} {
+			n[name] = w.node(t, name, "one")
+			echo(t, n[name], name)
+		}
+		for name := range n {
+			tun := w.open(t, b, testProfile, name)
+			say(t, tun, payload(1, 100))
+			tun.Close()
+		}
+		time.Sleep(5 * time.Minute)
+		idle := 0
+		for _, r := range b.Routes() {
+			if r.Dialed && !b.wanted(r.Peer) {
+				idle++
+			}
+		}
+		if idle > 0 {
+			t.Errorf("%d sessions are kept for nothing", idle)
+		}
+		_ = a
+	})
+}
+
+var _ identity.NodeID
+
+func TestCertificatesRenew(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		// Certificates that were made days ago, and are due in some minutes.
+		w.late.by = identity.CertLife/3*2 - 10*time.Minute
+		a := w.node(t, "seed", "one", func(o *Options) { o.Authority = w.auth })
+		b := w.node(t, "b", "one")
+		w.late.by = 0
+		echo(t, b, "pool")
+		time.Sleep(20 * time.Minute)
+		for _, n := range []*Node{a, b} {
+			if next := n.Status().CertRenewal; time.Until(next) < identity.CertLife/2 {
+				t.Errorf("the certificate is to be renewed at %v, now is %v", next, time.Now())
+			}
+		}
+		tun := w.open(t, w.all["seed"], testProfile, "pool")
+		say(t, tun, payload(1, 1000))
+		if _, err := w.all["seed"].NewToken(time.Hour, 1, nil); err != nil {
+			t.Error(err)
+		}
+		if _, err := b.NewToken(time.Hour, 1, nil); !errors.Is(err, ErrNoAuthority) {
+			t.Errorf("a join token where the authority is not: %v", err)
+		}
+	})
+}
+
+// Nothing of a peer that says nothing, or garbage, stays.
+func TestGarbage(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a := w.node(t, "seed", "one")
+		evil := &memCarrier{w.net, "tls", "evil", w.identity(t, "evil")}
+		var all []io.Closer
+		for i := range 1000 {
+			c, err := evil.Dial(context.Background(), "seed:1", identity.NodeID{})
+			if err != nil {
+				continue // it has closed its door for the moment
+			}
+			all = append(all, c)
+			if i%2 == 1 {
+				c.Write(payload(uint64(i), 100))
+			}
+		}
+		if len(all) < 100 {
+			t.Errorf("%d connections", len(all))
+		}
+		b := w.node(t, "b", "one")
+		echo(t, b, "pool")
+		say(t, w.open(t, a, testProfile, "pool"), payload(1, 1000)) // others go on
+		time.Sleep(time.Minute)
+		a.mu.Lock()
+		fresh := len(a.fresh)
+		a.mu.Unlock()
+		if fresh > 0 || a.Status().Sessions > 2 {
+			t.Errorf("%d links without hello and %d sessions are held", fresh, a.Status().Sessions)
+		}
+		for _, c := range all {
+			c.Close()
+		}
+	})
+}
+
+// A service that is not provided any more ends nothing that was accepted.
+func TestProviderCloses(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a, b := w.node(t, "seed", "one"), w.node(t, "b", "one")
+		p := echo(t, b, "pool")
+		tun := w.open(t, a, testProfile, "pool")
+		if _, err := b.Provide(Service{Pool: "pool", Kind: "echo"}); err == nil {
+			t.Error("a service is provided twice")
+		}
+		p.Close()
+		say(t, tun, payload(1, 1000))
+		waitFor(t, "the directory's news", func() bool {
+			_, err := a.Tunnel(context.Background(), Request{Profile: testProfile, Pool: "pool", Kind: "echo"})
+			return errors.Is(err, ErrNoProvider)
+		})
+		p, err := b.Provide(Service{Profile: testProfile, Pool: "pool", Kind: "echo", Backlog: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.open(t, a, testProfile, "pool")
+		_, err = a.Tunnel(context.Background(), Request{Profile: testProfile, Pool: "pool", Kind: "echo"})
+		var refused *RefusedError
+		if !errors.As(err, &refused) || refused.Retry <= 0 {
+			t.Errorf("a tunnel that nobody accepts: %v", err)
+		}
+		p.Close()
+	})
+}

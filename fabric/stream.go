@@ -1,0 +1,130 @@
+package fabric
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spacestore/space/fabric/frame"
+	"github.com/spacestore/space/fabric/session"
+)
+
+// stream is a tunnel's stream.
+type stream struct {
+	t       *Tunnel
+	r       *route
+	st      *session.Stream
+	local   bool // opened at this end
+	header  []byte
+	opened  time.Time
+	release func()
+
+	sent, got atomic.Int64
+	wrote     atomic.Bool // CloseWrite was called
+	eof       atomic.Bool // the peer has ended its half
+	once      sync.Once
+}
+
+var _ Stream = (*stream)(nil)
+
+// add registers a stream.
+func (t *Tunnel) add(r *route, st *session.Stream, local bool, header []byte, release func()) *stream {
+	s := &stream{t: t, r: r, st: st, local: local, header: header, opened: time.Now(), release: release}
+	t.ever.Add(1)
+	t.mu.Lock()
+	if t.streams == nil {
+		t.streams = map[*stream]struct{}{}
+	}
+	t.streams[s] = struct{}{}
+	ended := errors.Is(t.err, ErrClosed) && !errors.Is(t.err, errPeerClosed)
+	t.mu.Unlock()
+	if ended {
+		s.Close()
+	}
+	return s
+}
+
+// forget takes the stream out of the registry.
+func (s *stream) forget() {
+	s.once.Do(func() {
+		s.release()
+		s.t.mu.Lock()
+		defer s.t.mu.Unlock()
+		delete(s.t.streams, s)
+		s.t.sent += s.sent.Load()
+		s.t.got += s.got.Load()
+	})
+}
+
+// Read implements net.Conn.
+func (s *stream) Read(p []byte) (int, error) {
+	n, err := s.st.Read(p)
+	s.got.Add(int64(n))
+	if err != nil {
+		s.broke(err)
+	}
+	return n, err
+}
+
+// broke takes note of an error that is the stream's end.
+func (s *stream) broke(err error) {
+	var reset *session.ResetError
+	switch {
+	case errors.Is(err, io.EOF):
+		s.eof.Store(true)
+	case errors.As(err, &reset) || s.t.n.ctx.Err() != nil:
+		s.forget()
+	}
+}
+
+// Write implements net.Conn.
+func (s *stream) Write(p []byte) (int, error) {
+	n, err := s.st.Write(p)
+	s.sent.Add(int64(n))
+	if err != nil {
+		s.broke(err)
+	}
+	return n, err
+}
+
+// CloseWrite implements Stream.
+func (s *stream) CloseWrite() error {
+	s.wrote.Store(true)
+	return s.st.CloseWrite()
+}
+
+// Close implements net.Conn.
+func (s *stream) Close() error {
+	s.forget()
+	return s.st.Close()
+}
+
+// Reset implements Stream.
+func (s *stream) Reset(code uint32, text string) {
+	s.forget()
+	s.st.Reset(code, text)
+}
+
+// Class implements Stream.
+func (s *stream) Class() frame.Class { return s.st.Class() }
+
+// Header implements Stream.
+func (s *stream) Header() []byte { return s.header }
+
+// LocalAddr implements net.Conn.
+func (s *stream) LocalAddr() net.Addr { return s.st.LocalAddr() }
+
+// RemoteAddr implements net.Conn.
+func (s *stream) RemoteAddr() net.Addr { return s.st.RemoteAddr() }
+
+// SetDeadline implements net.Conn.
+func (s *stream) SetDeadline(t time.Time) error { return s.st.SetDeadline(t) }
+
+// SetReadDeadline implements net.Conn.
+func (s *stream) SetReadDeadline(t time.Time) error { return s.st.SetReadDeadline(t) }
+
+// SetWriteDeadline implements net.Conn.
+func (s *stream) SetWriteDeadline(t time.Time) error { return s.st.SetWriteDeadline(t) }

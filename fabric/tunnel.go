@@ -1,0 +1,685 @@
+package fabric
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spacestore/space/fabric/frame"
+	"github.com/spacestore/space/fabric/identity"
+	"github.com/spacestore/space/fabric/session"
+)
+
+// Tunnel is an end of a tunnel; both ends are alike. It may be used from many
+// goroutines.
+type Tunnel struct {
+	n      *Node
+	id     TunnelID
+	opener bool   // this end has asked for it
+	ask    ask    // what was asked for
+	org    string // that it counts for
+	done   chan struct{}
+	opened time.Time
+
+	release func() // of the admission
+	packets atomic.Pointer[func([][]byte)]
+	dropped atomic.Int64
+	ever    atomic.Int64
+
+	mu        sync.Mutex
+	err       error // why it has ended
+	contract  Contract
+	r         *route // nil: there is none now
+	peer      identity.NodeID
+	trying    identity.NodeID // that is being asked to be the other end
+	changed   chan struct{}   // closed and made anew when the contract or the route changes
+	seeking   bool            // somebody looks for another route
+	hold      *time.Timer     // ends the provider's end when the opener stays away
+	accept    []*stream       // that nobody has accepted
+	acceptor  chan struct{}   // holds one token when there may be some
+	streams   map[*stream]struct{}
+	sent, got int64 // by streams that have ended
+}
+
+// ask is what a service has asked for, whole.
+type ask struct {
+	profile          Profile
+	pool, kind, role string
+	local            string
+	org              string
+	apart            []TunnelID
+}
+
+// Errors of tunnels.
+var (
+	errPeerClosed = fmt.Errorf("%w: the peer has closed the tunnel", ErrClosed)
+	errAbandoned  = errors.New("fabric: the node that had opened the tunnel has not come back")
+)
+
+// ID returns the tunnel's name, the same at both ends and for life.
+func (t *Tunnel) ID() TunnelID { return t.id }
+
+// Contract returns the contract as it is now.
+func (t *Tunnel) Contract() Contract {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.contract
+}
+
+// Peer returns the node at the other end, now.
+func (t *Tunnel) Peer() identity.NodeID {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.peer
+}
+
+// Changed returns a channel that is closed when the contract's lease or
+// generation, or the peer, is no longer what it was.
+func (t *Tunnel) Changed() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.changed
+}
+
+// Done is closed when the tunnel has ended.
+func (t *Tunnel) Done() <-chan struct{} { return t.done }
+
+// Err returns why the tunnel has ended, or nil.
+func (t *Tunnel) Err() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.err
+}
+
+// change tells those who wait. t.mu is held.
+func (t *Tunnel) change() {
+	close(t.changed)
+	t.changed = make(chan struct{})
+}
+
+// newTunnel returns an end of a tunnel, which is in nobody's hands yet.
+func (n *Node) newTunnel(id TunnelID, opener bool, a ask) *Tunnel {
+	t := &Tunnel{n: n, id: id, opener: opener, ask: a, org: a.org, done: make(chan struct{}), opened: time.Now(),
+		changed: make(chan struct{}), acceptor: make(chan struct{}, 1)}
+	t.contract = Contract{TunnelID: id, PoolID: a.pool, ServiceID: a.kind + "/" + id.String()[:8], LocalServiceID: a.local,
+		RemoteServiceID: a.kind, ServiceKind: a.kind, ServiceClass: a.profile.Class, ServiceRole: a.role,
+		DataPlane: a.profile.Plane, TrafficClasses: a.profile.Classes, StreamShards: a.profile.Shards}
+	return t
+}
+
+// Tunnel asks for a tunnel. It returns when a node of the pool has accepted.
+// The error is a *RefusedError when all that could be reached have refused.
+func (n *Node) Tunnel(ctx context.Context, r Request) (*Tunnel, error) {
+	a := ask{profile: r.Profile, pool: r.Pool, kind: r.Kind, role: r.Role, local: r.LocalServiceID, org: r.Organization, apart: r.Apart}
+	a.fill(n)
+	if err := a.check(); err != nil {
+		return nil, err
+	}
+	var id TunnelID
+	rand.Read(id[:]) // never fails (crypto/rand.Read)
+	id = sided(id, true)
+	t := n.newTunnel(id, true, a)
+	release, refused := n.admitTunnel(t, "")
+	if refused != nil {
+		return nil, refused
+	}
+	t.release = release
+	if err := n.addTunnel(t); err != nil {
+		release()
+		return nil, err
+	}
+	if err := t.establish(ctx, nil); err != nil {
+		t.end(err, false)
+		return nil, err
+	}
+	n.log.Info("tunnel open", "tunnel", id.String(), "pool", a.pool, "kind", a.kind, "peer", t.Peer().String())
+	return t, nil
+}
+
+func (a *ask) fill(n *Node) {
+	if a.pool == "" {
+		a.pool = a.profile.Pool
+	}
+	if a.kind == "" {
+		a.kind = a.profile.Kind
+	}
+	if a.role == "" {
+		a.role = a.profile.Role
+	}
+	if a.local == "" {
+		a.local = a.kind
+	}
+	if a.org == "" {
+		a.org = n.o.Organization
+	}
+	a.profile.Shards = max(a.profile.Shards, 1)
+}
+
+func (a *ask) check() error {
+	if a.pool == "" || a.kind == "" {
+		return errors.New("fabric: a tunnel is to a pool and a kind of service; one is missing")
+	}
+	o := openBody{Pool: a.pool, Kind: a.kind, Role: a.role, Class: a.profile.Class, Plane: a.profile.Plane,
+		Classes: a.profile.Classes, Shards: a.profile.Shards, Service: a.local, Organization: a.org}
+	return o.check()
+}
+
+// addTunnel makes a tunnel known to the node.
+func (n *Node) addTunnel(t *Tunnel) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return ErrClosed
+	}
+	n.tunnels[tunnelKey{t.id, t.opener}] = t
+	return nil
+}
+
+func (n *Node) tunnel(k tunnelKey) *Tunnel {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.tunnels[k]
+}
+
+// allTunnels returns the ends of tunnels of this moment.
+func (n *Node) allTunnels() []*Tunnel {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := make([]*Tunnel, 0, len(n.tunnels))
+	for _, t := range n.tunnels {
+		all = append(all, t)
+	}
+	return all
+}
+
+// establish finds a provider and agrees with it. except is a node that shall
+// not be it, if there is another.
+func (t *Tunnel) establish(ctx context.Context, except *identity.NodeID) error {
+	nodes, err := t.n.providers(ctx, t, except)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	var refused *RefusedError
+	for _, id := range nodes {
+		err := t.agree(ctx, id)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+		var no *RefusedError
+		if errors.As(err, &no) && (refused == nil || no.Retry < refused.Retry) {
+			refused = no
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if refused != nil {
+		return refused
+	}
+	return errors.Join(errs...)
+}
+
+// agree asks a node to be the tunnel's other end.
+func (t *Tunnel) agree(ctx context.Context, id identity.NodeID) error {
+	if err := t.n.handshakes.take(ctx); err != nil {
+		return err
+	}
+	defer t.n.handshakes.give()
+	p, err := t.n.peer(id)
+	if err != nil {
+		return err
+	}
+	r, err := p.route(ctx)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.trying = id
+	gen := t.contract.RouteGeneration + 1
+	t.mu.Unlock()
+	defer func() {
+		t.mu.Lock()
+		t.trying = identity.NodeID{}
+		t.mu.Unlock()
+	}()
+	a := t.ask
+	v, err := r.call(ctx, cmdOpen, func(id uint64) any {
+		return openBody{ID: id, Tunnel: t.id, Pool: a.pool, Kind: a.kind, Role: a.role, Class: a.profile.Class, Plane: a.profile.Plane,
+			Classes: a.profile.Classes, Shards: a.profile.Shards, Failover: a.profile.Failover, Service: a.local, Organization: a.org, Generation: gen}
+	})
+	if err != nil {
+		t.mu.Lock()
+		elsewhere := t.r == nil || t.peer != id
+		t.mu.Unlock()
+		if elsewhere { // it may have accepted
+			r.noteClosed(t)
+		}
+		return err
+	}
+	o, ok := v.(openedBody)
+	switch {
+	case !ok:
+		return fmt.Errorf("%w: the answer is to something else", frame.ErrProtocol)
+	case o.Limit != "":
+		t.n.refused.Add(1)
+		return &RefusedError{Limit: o.Limit, Retry: o.Retry}
+	case o.Error != "":
+		return fmt.Errorf("fabric: node %s: %s", t.n.nameOf(id), o.Error)
+	}
+	if !t.use(r, gen, o.Service) {
+		return session.ErrLost
+	}
+	return nil
+}
+
+// use makes r the tunnel's route.
+func (t *Tunnel) use(r *route, gen uint64, remote string) bool {
+	t.mu.Lock()
+	if t.err != nil {
+		t.mu.Unlock()
+		r.noteClosed(t)
+		return false
+	}
+	if !r.attach(t) { // r.mu is taken within t.mu, never the other way round
+		t.mu.Unlock()
+		return false
+	}
+	old := t.r
+	if t.hold != nil {
+		t.hold.Stop()
+		t.hold = nil
+	}
+	t.r, t.peer = r, r.p.id
+	t.contract.RouteLeaseID, t.contract.RouteGeneration = r.leaseID(), gen
+	if remote != "" {
+		t.contract.RemoteServiceID = remote
+	}
+	t.change()
+	t.mu.Unlock()
+	if old != nil && old != r {
+		old.detach(t)
+	}
+	return true
+}
+
+// bump notes that the route has changed, and returns the new generation.
+func (t *Tunnel) bump(r *route) (gen uint64, ok bool) {
+	lease := r.leaseID()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.r != r || t.err != nil {
+		return 0, false
+	}
+	t.contract.RouteGeneration++
+	t.contract.RouteLeaseID = lease
+	t.change()
+	return t.contract.RouteGeneration, true
+}
+
+// setGeneration takes in the generation that the opener tells.
+func (t *Tunnel) setGeneration(r *route, gen uint64) {
+	lease := r.leaseID()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.r == r && t.err == nil && gen > t.contract.RouteGeneration {
+		t.contract.RouteGeneration, t.contract.RouteLeaseID = gen, lease
+		t.change()
+	}
+}
+
+// lost takes note that a route has ended. The opener's end looks for another
+// one, the provider's waits for it.
+func (t *Tunnel) lost(r *route) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.r != r || t.err != nil {
+		return
+	}
+	t.r = nil
+	t.change()
+	if t.opener {
+		t.seek(seekAny)
+	} else {
+		t.hold = time.AfterFunc(holdTime, func() { t.end(errAbandoned, false) })
+	}
+}
+
+// seekHow says what a tunnel looks for.
+type seekHow int
+
+const (
+	seekAny    seekHow = iota // it has no route
+	seekAway                  // another node than now, which drains or can't be reached
+	seekBetter                // another session with the same node
+)
+
+// seek looks for a route in the background, unless somebody does. t.mu is held.
+func (t *Tunnel) seek(how seekHow) {
+	if t.seeking {
+		return
+	}
+	peer, old := t.peer, t.r
+	t.seeking = t.n.run(func() { t.reopen(peer, old, how) }) // false: the node is being closed, and ends the tunnel
+}
+
+// reopen finds the tunnel another route: to the same node, or, where the
+// profile allows it, to another one. Where it has none, it goes on until there
+// is one or the tunnel has ended.
+func (t *Tunnel) reopen(peer identity.NodeID, old *route, how seekHow) {
+	ctx, cancel := context.WithCancel(t.n.ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-t.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	log := t.n.log.With("tunnel", t.id.String(), "kind", t.ask.kind)
+	for rest := firstReopenRest; ctx.Err() == nil; rest = min(2*rest, lastReopenRest) {
+		news := t.n.directoryNews()
+		err := t.tryReopen(ctx, peer, how)
+		if err == nil {
+			t.reopened(log, peer, old)
+			break
+		}
+		log.Debug("tunnel has found no other route", "error", err)
+		if how != seekAny {
+			break // it stays where it is, as long as that lasts
+		}
+		timer := time.NewTimer(rest + time.Duration(t.id[0])*rest/1024)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		case <-news: // perhaps of a node that is there again
+			rest = min(rest, firstReopenRest)
+			timer.Reset(rest)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+			}
+		}
+		timer.Stop()
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.seeking = false
+	if t.r == nil && t.err == nil && ctx.Err() == nil { // it was lost meanwhile
+		t.seek(seekAny)
+	}
+}
+
+func (t *Tunnel) tryReopen(ctx context.Context, peer identity.NodeID, how seekHow) error {
+	ctx, cancel := context.WithTimeout(ctx, reopenTime)
+	defer cancel()
+	switch {
+	case how == seekBetter || !t.ask.profile.Failover:
+		return t.agree(ctx, peer)
+	case how == seekAway:
+		return t.establish(ctx, &peer)
+	}
+	return t.establish(ctx, nil)
+}
+
+// reopened takes note that a tunnel that was with peer over old has another
+// route.
+func (t *Tunnel) reopened(log *slog.Logger, peer identity.NodeID, old *route) {
+	now := t.Peer()
+	if now == peer {
+		log.Info("tunnel has another route", "peer", now.String())
+		return
+	}
+	t.n.failovers.Add(1)
+	log.Warn("tunnel goes on with another node", "from", peer.String(), "to", now.String())
+	if old == nil || old.s.Err() != nil {
+		return
+	}
+	old.noteClosed(t)
+	if !old.isDown(time.Now()) && old.s.Stats().Links > 0 {
+		return // the streams that are there end by themselves
+	}
+	t.mu.Lock()
+	var stranded []*stream
+	for s := range t.streams {
+		if s.r == old {
+			stranded = append(stranded, s)
+		}
+	}
+	t.mu.Unlock()
+	for _, s := range stranded {
+		s.st.Reset(codeNoTunnel, "the node at the other end can't be reached")
+	}
+}
+
+// route returns the route of this moment, or nil.
+func (t *Tunnel) route() *route {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.r
+}
+
+// Close ends the tunnel at both ends. What was written to streams still goes
+// out.
+func (t *Tunnel) Close() error {
+	t.end(ErrClosed, true)
+	return nil
+}
+
+// end ends the tunnel here, and at the peer if it is told. local: the streams
+// end too.
+func (t *Tunnel) end(why error, local bool) {
+	t.mu.Lock()
+	if t.err != nil {
+		t.mu.Unlock()
+		return
+	}
+	t.err = why
+	r := t.r
+	t.r = nil
+	if t.hold != nil {
+		t.hold.Stop()
+	}
+	var streams []*stream
+	if local {
+		for st := range t.streams {
+			streams = append(streams, st)
+		}
+		t.accept = nil
+	}
+	t.change()
+	t.mu.Unlock()
+	close(t.done)
+	for _, st := range streams {
+		st.Close()
+	}
+	t.n.mu.Lock()
+	if k := (tunnelKey{t.id, t.opener}); t.n.tunnels[k] == t {
+		delete(t.n.tunnels, k)
+	}
+	t.n.mu.Unlock()
+	if r != nil {
+		r.detach(t)
+		if !errors.Is(why, errPeerClosed) {
+			r.noteClosed(t)
+		}
+	}
+	t.release()
+	t.n.log.Info("tunnel ended", "tunnel", t.id.String(), "kind", t.ask.kind, "why", why)
+}
+
+// closedByPeer ends a tunnel that its other end has closed. Its streams end by
+// themselves: what was written before is still to be read.
+func (n *Node) closedByPeer(r *route, id TunnelID) {
+	t := n.tunnel(receiverOf(id))
+	if t == nil || t.Peer() != r.p.id {
+		return
+	}
+	t.end(errPeerClosed, false)
+}
+
+// allows reports whether the tunnel's contract has a class.
+func (t *Tunnel) allows(c frame.Class) bool { return slices.Contains(t.ask.profile.Classes, c) }
+
+// Open implements Opener.
+func (t *Tunnel) Open(ctx context.Context, class frame.Class, header []byte) (Stream, error) {
+	if len(header) > MaxHeader {
+		return nil, fmt.Errorf("fabric: a stream header of %d bytes; the limit is %d", len(header), MaxHeader)
+	}
+	if !t.allows(class) {
+		return nil, fmt.Errorf("fabric: class %s is not in the tunnel's contract", class)
+	}
+	h := tunnelHeader(t.id, t.opener, header)
+	for {
+		t.mu.Lock()
+		r, changed, err := t.r, t.changed, t.err
+		t.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, context.Cause(ctx)
+		}
+		if r != nil {
+			release, refused := t.n.admitStream(t)
+			if refused != nil {
+				return nil, refused
+			}
+			st, err := r.s.Open(class, h)
+			if err == nil {
+				return t.add(r, st, true, header, release), nil
+			}
+			release()
+			if errors.Is(err, session.ErrBusy) {
+				t.n.refused.Add(1)
+				return nil, &RefusedError{Limit: fmt.Sprintf("%d streams with one node", maxSessionStreams), Retry: time.Second}
+			}
+			// The session has ended; the tunnel will know in a moment.
+		}
+		select {
+		case <-changed:
+		case <-t.done:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// Accept implements Accepter.
+func (t *Tunnel) Accept(ctx context.Context) (Stream, error) {
+	for {
+		t.mu.Lock()
+		if len(t.accept) > 0 {
+			st := t.accept[0]
+			t.accept[0] = nil
+			if t.accept = t.accept[1:]; len(t.accept) > 0 {
+				t.offer()
+			} else {
+				t.accept = nil
+			}
+			t.mu.Unlock()
+			return st, nil
+		}
+		err := t.err
+		t.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case <-t.acceptor:
+		case <-t.done:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// offer wakes one who accepts. t.mu is held.
+func (t *Tunnel) offer() {
+	select {
+	case t.acceptor <- struct{}{}:
+	default:
+	}
+}
+
+// incoming takes in a stream that the peer has opened in a tunnel.
+func (n *Node) incoming(r *route, h streamHead, st *session.Stream) {
+	t := n.tunnel(h.tunnel)
+	if t == nil {
+		st.Reset(codeNoTunnel, "there is no such tunnel here")
+		return
+	}
+	if !t.allows(st.Class()) {
+		st.Reset(codeGarbage, fmt.Sprintf("class %s is not in the tunnel's contract", st.Class()))
+		return
+	}
+	release, refused := n.admitStream(t)
+	if refused != nil {
+		st.Reset(codeRefused, refused.Error())
+		return
+	}
+	t.mu.Lock()
+	ok := t.err == nil && (t.peer == r.p.id || t.trying == r.p.id)
+	full := len(t.accept) >= tunnelBacklog
+	t.mu.Unlock()
+	switch {
+	case !ok:
+		release()
+		st.Reset(codeNoTunnel, "there is no such tunnel here")
+	case full:
+		release()
+		n.refused.Add(1)
+		st.Reset(codeRefused, "nobody accepts the tunnel's streams")
+	default:
+		s := t.add(r, st, false, h.rest, release)
+		t.mu.Lock()
+		t.accept = append(t.accept, s)
+		t.offer()
+		t.mu.Unlock()
+	}
+}
+
+// SendPackets sends packets. They are lost where the way is too slow for them,
+// the oldest first, and while there is no route; that is no error.
+func (t *Tunnel) SendPackets(packets [][]byte) error {
+	t.mu.Lock()
+	r, err := t.r, t.err
+	t.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if r == nil {
+		t.dropped.Add(int64(len(packets)))
+		return nil
+	}
+	err = r.s.SendPackets(sided(t.id, t.opener), packets)
+	if err != nil && r.s.Err() != nil {
+		t.dropped.Add(int64(len(packets)))
+		return nil
+	}
+	return err
+}
+
+// HandlePackets has fn called with the packets that come, from one goroutine at
+// a time for each link; they are fn's own. Before it is called they are dropped.
+func (t *Tunnel) HandlePackets(fn func(packets [][]byte)) { t.packets.Store(&fn) }
+
+// packets takes in packets from a peer.
+func (n *Node) packets(p *peer, id TunnelID, packets [][]byte) {
+	t := n.tunnel(receiverOf(id))
+	if t == nil {
+		return
+	}
+	fn := t.packets.Load()
+	if fn == nil || t.ask.profile.Plane != PacketsPlane || t.Peer() != p.id {
+		t.dropped.Add(int64(len(packets)))
+		return
+	}
+	(*fn)(packets)
+}
