@@ -20,7 +20,7 @@ func BenchmarkBytes(b *testing.B) {
 		send(b, service(b, "tcp", "127.0.0.1:0", func(c net.Conn) {
 			out := dial(b, sink)
 			// Without splice, which needs two sockets.
-			_, _ = io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{c}, make([]byte, largeBuffer))
+			_, _ = io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{c}, make([]byte, 64<<10))
 			_ = out.CloseWrite()
 			_, _ = io.Copy(c, out)
 		}))
