@@ -69,7 +69,9 @@ func (t *Tunnel) ID() TunnelID { return t.id }
 func (t *Tunnel) Contract() Contract {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.contract
+	c := t.contract
+	c.TrafficClasses = slices.Clone(c.TrafficClasses)
+	return c
 }
 
 // Peer returns the node at the other end, now.
@@ -394,7 +396,7 @@ func (t *Tunnel) reopen(peer identity.NodeID, old *route, how seekHow) {
 	}()
 	log := t.n.log.With("tunnel", t.id.String(), "kind", t.ask.kind)
 	for rest := firstReopenRest; ctx.Err() == nil; rest = min(2*rest, lastReopenRest) {
-		news := t.n.directoryNews()
+		news := t.n.Changed()
 		err := t.tryReopen(ctx, peer, how)
 		if err == nil {
 			t.reopened(log, peer, old)
@@ -612,6 +614,13 @@ func (t *Tunnel) Accept(ctx context.Context) (Stream, error) {
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// gaveUp reports whether the tunnel has ended and left nothing to accept.
+func (t *Tunnel) gaveUp() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.err != nil && len(t.accept) == 0
 }
 
 // offer wakes one who accepts. t.mu is held.
