@@ -573,9 +573,10 @@ func (t *Tunnel) Open(ctx context.Context, class frame.Class, header []byte) (St
 				return t.add(r, st, true, header, grant), nil
 			}
 			grant.release()
-			if errors.Is(err, session.ErrBusy) {
+			var busy *session.BusyError
+			if errors.As(err, &busy) {
 				t.n.refused.Add(1)
-				return nil, &RefusedError{Limit: fmt.Sprintf("%d streams with one node", maxSessionStreams), Retry: time.Second}
+				return nil, &RefusedError{Limit: busy.Limit, Retry: busy.Retry}
 			}
 			// The session has ended; the tunnel will know in a moment.
 		}
@@ -644,7 +645,7 @@ func (n *Node) incoming(r *route, h streamHead, st *session.Stream) {
 	}
 	grant, refused := n.admitStream(t, r)
 	if refused != nil {
-		st.Reset(codeRefused, refused.Error())
+		st.Reset(codeRefused, refused.Limit)
 		return
 	}
 	t.mu.Lock()
