@@ -40,7 +40,17 @@ type ClassState struct {
 	Class    frame.Class `json:"class"`
 	Sent     int64       `json:"sent_bytes"`
 	Received int64       `json:"received_bytes"`
-	Dropped  int64       `json:"dropped"` // frames of packets
+	Dropped  int64       `json:"dropped"`      // frames of packets
+	Queued   int64       `json:"queued_bytes"` // that no link has taken, now
+	Delay    DelayState  `json:"delay"`
+}
+
+// DelayState is how long frames waited for their turn: how many for up to each
+// of session.DelayBounds, and, the last one, for longer.
+type DelayState struct {
+	Buckets []int64       `json:"buckets"`
+	Sum     time.Duration `json:"sum_ns"`
+	Max     time.Duration `json:"max_ns"`
 }
 
 // TunnelState is a tunnel in the stream registry.

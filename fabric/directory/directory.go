@@ -199,12 +199,13 @@ func (d *Directory) summarize(now time.Time) bool {
 		}
 		return false
 	}
+	if said != nil && d.saidAt.Add(summaryRest).After(now) {
+		return false
+	}
 	services, full := d.services(now)
-	if said != nil {
-		same := slices.Equal(services, d.said) && slices.Equal(said.Addrs, own.Addrs) && said.Name == own.Name
-		if d.saidAt.Add(summaryRest).After(now) || same && said.expires.Sub(now) > summaryLife/2 {
-			return false
-		}
+	if said != nil && slices.Equal(services, d.said) && slices.Equal(said.Addrs, own.Addrs) && said.Name == own.Name &&
+		said.expires.Sub(now) > summaryLife/2 {
+		return false
 	}
 	r := own.Record
 	r.Services, r.Expires = services, now.Add(summaryLife)

@@ -29,8 +29,8 @@
 //
 // Both ends bound their connections. A forwarder that has as many as it may
 // leaves further ones in the kernel's backlog; an exposer refuses with
-// [CodeBusy]. A connection on which nothing moves holds 4 KiB and two
-// goroutines, and up to a window of the stream where its reader is slow.
+// [CodeBusy]. A connection on which nothing moves holds two goroutines and next to
+// no buffers; one whose reader is slow holds up to a window of its stream.
 //
 // There is no time-out for silence: a shell may be quiet for days. TCP
 // keep-alive finds out on both sides whether the other end is still there

@@ -213,7 +213,7 @@ func TestBytesAndHalfCloses(t *testing.T) {
 			w := newWorld(t, ExposeOptions{Target: service(t, network, addr, digest)}, ForwardOptions{Bulk: network == "unix"}, session.Options{})
 			var wg sync.WaitGroup
 			var all int64
-			for i, size := range []int{0, 1, smallBuffer, smallBuffer + 1, largeBuffer, 1 << 20, 3<<20 + 7} {
+			for i, size := range []int{0, 1, 2000, 64 << 10, 64<<10 + 1, 1 << 20, 3<<20 + 7} {
 				all += int64(size)
 				c := w.dial(t)
 				wg.Go(func() {

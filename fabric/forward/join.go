@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/spacestore/space/fabric"
@@ -33,8 +32,9 @@ func join(ctx context.Context, conn net.Conn, st fabric.Stream, c *counters) err
 		})
 	}
 	stop := context.AfterFunc(ctx, func() { fail(CodeStopped, "forwarding was stopped", ctx.Err()) })
-	half := func(dst io.Writer, src io.Reader, n *atomic.Int64, end func() error) {
-		err := carry(dst, src, n)
+	l := local{conn, c}
+	half := func(dst io.Writer, src io.Reader, end func() error) {
+		_, err := io.Copy(dst, src) // streams do that without a buffer between
 		if err == nil {
 			err = end()
 		}
@@ -43,8 +43,8 @@ func join(ctx context.Context, conn net.Conn, st fabric.Stream, c *counters) err
 		}
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { half(st, local{conn}, &c.sent, st.CloseWrite) })
-	half(local{conn}, st, &c.received, func() error { return closeWrite(conn) })
+	wg.Go(func() { half(st, l, st.CloseWrite) })
+	half(l, st, func() error { return closeWrite(conn) })
 	wg.Wait()
 	stop()
 	once.Do(func() { // nothing has failed, and now nothing will
@@ -56,11 +56,15 @@ func join(ctx context.Context, conn net.Conn, st fabric.Stream, c *counters) err
 	return cause
 }
 
-// local marks a connection's errors.
-type local struct{ net.Conn }
+// local marks a connection's errors, and counts its bytes.
+type local struct {
+	net.Conn
+	c *counters
+}
 
 func (l local) Read(p []byte) (int, error) {
 	n, err := l.Conn.Read(p)
+	l.c.sent.Add(int64(n))
 	if err != nil && err != io.EOF {
 		err = fmt.Errorf("%w: %w", errLocal, err)
 	}
@@ -69,6 +73,7 @@ func (l local) Read(p []byte) (int, error) {
 
 func (l local) Write(p []byte) (int, error) {
 	n, err := l.Conn.Write(p)
+	l.c.received.Add(int64(n))
 	if err != nil {
 		err = fmt.Errorf("%w: %w", errLocal, err)
 	}
@@ -93,48 +98,4 @@ func abort(conn net.Conn) {
 		_ = tcp.SetLinger(0) // it fails on one that is closed already
 	}
 	conn.Close()
-}
-
-const (
-	smallBuffer = 2 << 10
-	largeBuffer = 64 << 10 // a quantum of the session
-)
-
-var large = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
-
-// carry copies until src ends. While little comes, a small buffer waits for
-// it; a large one is taken for as long as it is filled.
-func carry(dst io.Writer, src io.Reader, n *atomic.Int64) error {
-	small := make([]byte, smallBuffer)
-	var mem *[largeBuffer]byte
-	defer func() {
-		if mem != nil {
-			large.Put(mem)
-		}
-	}()
-	for {
-		buf := small
-		if mem != nil {
-			buf = mem[:]
-		}
-		k, err := src.Read(buf)
-		if k > 0 {
-			w, werr := dst.Write(buf[:k])
-			n.Add(int64(w))
-			if werr != nil {
-				return werr
-			}
-		}
-		switch {
-		case err == io.EOF:
-			return nil
-		case err != nil:
-			return err
-		case k < len(buf) && mem != nil:
-			large.Put(mem)
-			mem = nil
-		case k == len(buf) && mem == nil:
-			mem = large.Get().(*[largeBuffer]byte)
-		}
-	}
 }

@@ -32,6 +32,7 @@ type link struct {
 	owes     bool      // and wants to know when nothing is under way from here
 	answered bool      // nothing is under way from the peer
 
+	breather     breather // the writer's
 	sent, resent int64
 	received     atomic.Int64
 	pinged       time.Time // when the ping under way was sent; zero: none is
@@ -46,6 +47,10 @@ const (
 	maxOut      = 64
 	windowBatch = 128
 	shutTime    = 5 * time.Second
+	breath      = 32 << 10 // bytes of bulk between two looks at what else there is
+	breathTime  = 50 * time.Microsecond
+	longBreath  = 950 * time.Microsecond
+	breathless  = 25 * time.Millisecond
 	maxPayload  = 1 << 20 // of a Data frame; this version sends less
 )
 
@@ -96,6 +101,7 @@ func (l *link) read() {
 }
 
 func (l *link) frames(r *bufio.Reader) error {
+	var air breather
 	for {
 		h, err := frame.ReadHead(r)
 		if err != nil {
@@ -103,6 +109,11 @@ func (l *link) frames(r *bufio.Reader) error {
 		}
 		if err := l.frame(r, h); err != nil {
 			return err
+		}
+		if h.Class < frame.Bulk && (h.Type == frame.Data || h.Type == frame.Packets) {
+			l.s.urgent.Store(time.Now().UnixNano())
+		} else if h.Length > inline {
+			air.breathe(l.s, h.Length)
 		}
 		l.s.frames[h.Class].Add(1)
 		l.heard.Store(int64(time.Since(l.since)))
@@ -242,6 +253,9 @@ func (l *link) flush() bool {
 			_, err = l.conn.Write(whole)
 		}
 		sent = len(batch) + len(whole)
+		if sent > inline {
+			l.breather.breathe(l.s, sent)
+		}
 		if err != nil {
 			l.conn.Close() // the reader tells the session
 			if held != nil {
@@ -433,15 +447,44 @@ func (l *link) data(batch []byte, c frame.Class) (whole, _ []byte, held *block) 
 	return nil, batch, nil
 }
 
-// higherActive reports whether a class above bulk had something to send lately.
+// higherActive reports whether a class above bulk had something to send, or got
+// something, lately.
 func (s *Session) higherActive() bool {
-	now := time.Now()
-	for c := range frame.Bulk {
-		if now.Sub(s.active[c]) < activeFor {
-			return true
-		}
+	return time.Now().UnixNano()-s.urgent.Load() < int64(activeFor)
+}
+
+// breather is a goroutine's that moves bulk.
+type breather struct {
+	moved int       // bytes since its last breath
+	never time.Time // until when it takes none
+}
+
+// breathe counts bytes of bulk that were moved, and gives the processor up for a
+// moment after some, while a higher class is active. Where bulk keeps all
+// processors busy, Go would look for what has come on other connections only
+// after some milliseconds. Where it does not, Go sleeps for a millisecond rather
+// than a moment, and there is no need to: then bulk goes on without for a while.
+func (b *breather) breathe(s *Session, n int) {
+	if b.moved += n; b.moved < breath {
+		return
 	}
-	return false
+	b.moved = 0
+	if !s.higherActive() {
+		return
+	}
+	start := time.Now()
+	if start.Before(b.never) {
+		return
+	}
+	t := time.NewTimer(breathTime)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-s.done:
+	}
+	if now := time.Now(); now.Sub(start) >= longBreath {
+		b.never = now.Add(breathless)
+	}
 }
 
 const (

@@ -128,6 +128,7 @@ type Session struct {
 	life   context.Context // ends with the session
 	quit   context.CancelFunc
 	frames [frame.Classes]atomic.Int64 // that came
+	urgent atomic.Int64                // when a class above bulk last had something to send, or something of one came: in ns after the epoch
 
 	mu      sync.Mutex
 	err     error // why it has ended
@@ -142,7 +143,6 @@ type Session struct {
 	highest uint64              // of the peer's streams that have been heard of
 	skipped map[uint64]struct{} // below highest, and not yet heard of
 	turns   int
-	active  [frame.Classes]time.Time // when a class last had something to send
 	ready   [frame.Classes][]*Stream // with something to send, each once
 	windows []*Stream                // of which to say what has come
 	final   []frame.WindowEntry      // of streams that are forgotten here
@@ -367,7 +367,7 @@ func (s *Session) SendPackets(tunnel [16]byte, packets [][]byte) error {
 			s.packets = s.packets[1:]
 		}
 	}
-	s.active[frame.Packet] = now
+	s.urgent.Store(now.UnixNano())
 	s.wake(frame.Packet)
 	return nil
 }
@@ -486,7 +486,9 @@ func (s *Session) enqueue(st *Stream) {
 		st.queued, st.queuedAt = true, now
 		s.ready[st.class] = append(s.ready[st.class], st)
 	}
-	s.active[st.class] = now
+	if st.class < frame.Bulk {
+		s.urgent.Store(now.UnixNano())
+	}
 	s.wake(st.class)
 }
 

@@ -1,5 +1,3 @@
-// Package tunneltest gives tests of services the two ends of a tunnel, over a
-// session in this process, without nodes, identities or routes.
 package tunneltest
 
 import (

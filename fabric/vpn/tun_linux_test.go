@@ -87,7 +87,7 @@ func TestHosts(t *testing.T) {
 		ping(t, r.beyond, r.lease.Addr.String())
 	})
 	t.Run("UDP", func(t *testing.T) { udpBothWays(t, r) })
-	t.Run("TCP", func(t *testing.T) { tcpBothWays(t, r) })
+	t.Run("TCP", func(t *testing.T) { tcpBothWays(t, r, "192.0.2.1") })
 
 	if names := r.client.Interfaces(t); !slices.Contains(names, r.dev.Name()) {
 		t.Fatalf("the client's host has no %s but %v", r.dev.Name(), names)
@@ -105,7 +105,7 @@ func TestHosts(t *testing.T) {
 
 // TestLargePackets has TCP through devices of the largest MTU.
 func TestLargePackets(t *testing.T) {
-	tcpBothWays(t, newRoad(t, MaxMTU))
+	tcpBothWays(t, newRoad(t, MaxMTU), "192.0.2.1")
 }
 
 // ping sends echo requests of several sizes until each was answered.
@@ -234,11 +234,11 @@ func udpBothWays(t *testing.T, r *road) {
 
 // tcpBothWays sends bytes to a service that answers with their hash, and with
 // bytes of its own.
-func tcpBothWays(t *testing.T, r *road) {
+func tcpBothWays(t *testing.T, r *road, beyond string) {
 	t.Helper()
 	const size = 16 << 20
 	there, back := randomBytes(1, size), randomBytes(2, size)
-	l, err := r.beyond.Listen("tcp", "192.0.2.1:0")
+	l, err := r.beyond.Listen("tcp", beyond+":0")
 	if err != nil {
 		t.Fatal(err)
 	}

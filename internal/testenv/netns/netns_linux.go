@@ -137,6 +137,19 @@ func (n *NS) Forward(t testing.TB) {
 	}
 }
 
+// Address gives the host itself an address, as in 192.0.2.1/32, whatever the
+// interface that packets for it come in at.
+func (n *NS) Address(t testing.TB, addr string) {
+	t.Helper()
+	lo, err := n.nl.LinkByName("lo")
+	if err == nil {
+		err = n.nl.AddrAdd(lo, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix(addr))})
+	}
+	if err != nil {
+		t.Fatalf("address %s: %v", addr, err)
+	}
+}
+
 // Route leads dst, such as 0.0.0.0/0, through a gateway.
 func (n *NS) Route(t testing.TB, dst, gateway string) {
 	t.Helper()
