@@ -470,13 +470,6 @@ func (t *Tunnel) reopened(log *slog.Logger, peer identity.NodeID, old *route) {
 	}
 }
 
-// route returns the route of this moment, or nil.
-func (t *Tunnel) route() *route {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.r
-}
-
 // Close ends the tunnel at both ends. What was written to streams still goes
 // out.
 func (t *Tunnel) Close() error {
