@@ -8,7 +8,10 @@
 // [capsule.ErrorKind] (see errors.go, the one table between kinds and gRPC
 // codes).
 //
-// [Server] puts any API on a socket. Rules of the wire:
+// [Fabric] is the same for a node of the fabric, on a socket of its own, and has
+// only the one implementation over it: its jobs need a node that runs.
+//
+// [Server] puts either on a socket. Rules of the wire:
 //
 //   - The socket is a file of mode 0600 and each end checks the other's user
 //     ID (SO_PEERCRED): only the node's own user and root get in.

@@ -52,6 +52,15 @@
 // it. What space.yaml asks for (config_nvme.go) is served by nodes that run for
 // good, and waits for capsules that are not there yet.
 //
+// # The fabric
+//
+// [RunFabric] is a node of the fabric (package fabric) alone; Run has one inside
+// where the settings have its section. It has a directory of its own, with a
+// lock, an identity (fabric_identity.go), and a control socket of its own, so
+// commands ask either in the same way. What a command asks for is a job
+// (fabric_jobs.go, fabric_files.go, fabric_vpn.go) that lives as long as the
+// command's stream; what settings ask for is kept running (fabric.go).
+//
 // # Watching a node
 //
 // metrics.go answers Prometheus, where metrics_listen says so, from numbers that
