@@ -29,7 +29,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience bounds hangs, nothing else.
-const patience = 2 * time.Minute
+const patience = 5 * time.Minute
 
 var peer = identity.NodeID{7}
 
