@@ -1,6 +1,141 @@
 package fabric
 
-func (n *Node) admitSession(r *route) (func(), *RefusedError)              { return func() {}, nil }
-func (n *Node) admitTunnel(t *Tunnel, peer string) (func(), *RefusedError) { return func() {}, nil }
-func (n *Node) admitStream(t *Tunnel) (func(), *RefusedError)              { return func() {}, nil }
-func (n *Node) admitPass(r *route) (func(), *RefusedError)                 { return func() {}, nil }
+import (
+	"time"
+
+	"github.com/spacestore/space/fabric/admit"
+)
+
+// What is admitted counts for the node and, each where it has one, the route
+// (the peer), the pool, the organization and the service. Sessions and links
+// that are passed on count for node and route; tunnels and streams for all.
+// A tunnel's end that has asked for it can change its peer, so its streams
+// count for the route apart from the rest. Windows are bounded for the node as a
+// whole, by the sessions (session.Budget).
+
+// Limits that a node has unless its options say otherwise.
+var defaultLimits = map[admit.Scope]admit.Limit{
+	admit.NodeScope: {Sessions: maxPeers, Tunnels: 100_000, Streams: 200_000, Window: 1 << 30},
+	admit.Route:     {Sessions: maxSessionsPerPeer, Tunnels: 50_000, Streams: maxSessionStreams},
+}
+
+// filled puts the default limits where none are.
+func filled(c admit.Config) admit.Config {
+	for scope, d := range defaultLimits {
+		l := &c.Each[scope]
+		for _, f := range []struct {
+			have *int64
+			or   int64
+		}{{&l.Sessions, d.Sessions}, {&l.Tunnels, d.Tunnels}, {&l.Streams, d.Streams}, {&l.Window, d.Window}} {
+			if *f.have == 0 {
+				*f.have = f.or
+			}
+		}
+	}
+	return c
+}
+
+// SetLimits changes the limits, for what is there too: nothing is taken away,
+// but nothing is added until there is room again. The bytes of windows stay what
+// they were when the node started.
+func (n *Node) SetLimits(c admit.Config) { n.admit.Configure(filled(c)) }
+
+// Usage returns what counts for whom, and the limits; at most limit accounts of
+// each scope.
+func (n *Node) Usage(limit int) []admit.Usage { return n.admit.Usage(limit) }
+
+// Totals returns what each scope has counted, ever.
+func (n *Node) Totals() []admit.Total { return n.admit.Totals() }
+
+// grant is what something has been admitted with.
+type grant struct {
+	group  *admit.Group
+	leases []*admit.Lease
+	own    bool // the group is of this alone
+}
+
+// release gives it back.
+func (g *grant) release() {
+	for _, l := range g.leases {
+		l.Release()
+	}
+	if g.own {
+		g.group.Close()
+	}
+}
+
+func (n *Node) refuse(no *admit.Refusal) *RefusedError {
+	n.refused.Add(1)
+	return &RefusedError{Limit: no.Limit, Retry: no.Retry}
+}
+
+// admit acquires one of something in a group of its own.
+func (n *Node) admitOne(what admit.What, keys ...admit.Key) (*grant, *RefusedError) {
+	group, no := n.admit.Group(keys...)
+	if no != nil {
+		return nil, n.refuse(no)
+	}
+	lease, no := group.Acquire(what, 1)
+	if no != nil {
+		group.Close()
+		return nil, n.refuse(no)
+	}
+	return &grant{group, []*admit.Lease{lease}, true}, nil
+}
+
+func routeKey(r *route) admit.Key { return admit.Key{Scope: admit.Route, Name: r.p.id.String()} }
+
+func (n *Node) admitSession(r *route) (*grant, *RefusedError) {
+	return n.admitOne(admit.Sessions, admit.Node(), routeKey(r))
+}
+
+func (n *Node) admitPass(r *route) (*grant, *RefusedError) {
+	return n.admitOne(admit.Streams, admit.Node(), routeKey(r))
+}
+
+// admitTunnel admits a tunnel's end. r is the route where the peer will stay
+// the same, or nil.
+func (n *Node) admitTunnel(t *Tunnel, r *route) (*grant, *RefusedError) {
+	keys := []admit.Key{admit.Node(), {Scope: admit.Pool, Name: t.ask.pool}, {Scope: admit.Organization, Name: t.org},
+		{Scope: admit.Service, Name: t.ask.local}}
+	if r != nil {
+		keys = append(keys, routeKey(r))
+	}
+	return n.admitOne(admit.Tunnels, keys...)
+}
+
+// admitStream admits a stream of a tunnel over a route.
+func (n *Node) admitStream(t *Tunnel, r *route) (*grant, *RefusedError) {
+	lease, no := t.grant.group.Acquire(admit.Streams, 1)
+	if no != nil {
+		return nil, n.refuse(no)
+	}
+	g := &grant{t.grant.group, []*admit.Lease{lease}, false}
+	if t.opener {
+		lease, no := r.grant.group.Acquire(admit.Streams, 1)
+		if no != nil {
+			g.release()
+			return nil, n.refuse(no)
+		}
+		g.leases = append(g.leases, lease)
+	}
+	return g, nil
+}
+
+// pace counts bytes of a stream, and waits as long as a rate is exceeded.
+func (s *stream) pace(bytes int) {
+	if bytes == 0 {
+		return
+	}
+	wait := s.grant.group.Pace(int64(bytes))
+	if wait <= 0 {
+		return
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.gone:
+	case <-s.t.n.ctx.Done():
+	}
+}

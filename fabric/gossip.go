@@ -20,7 +20,6 @@ import (
 type gossip struct {
 	d          *directory.Directory
 	news       chan struct{} // closed and made anew when the directory has changed
-	serial     uint64        // of the own record
 	published  time.Time
 	attached   []identity.NodeID // relays through which others reach this node, as published
 	neighbours map[identity.NodeID]bool
@@ -30,12 +29,11 @@ type gossip struct {
 	seedAt     time.Time
 	seedRest   time.Duration
 	seeding    bool
-	afar       map[identity.NodeID]afar // nodes of other areas that were found
 }
 
 const (
-	recordLife    = 3 * time.Minute
-	recordRefresh = time.Minute
+	recordLife    = 10 * time.Minute
+	recordRefresh = 2 * time.Minute
 	gossipRest    = 30 * time.Second // between two exchanges of digests with a neighbour
 	pushDelay     = 50 * time.Millisecond
 	lookRest      = 5 * time.Second // between two looks at the neighbours
@@ -70,8 +68,8 @@ func addrOf(url string) (wayKey, error) {
 }
 
 func (n *Node) openDirectory() error {
-	n.dir = gossip{d: directory.New(n.id), news: make(chan struct{}), neighbours: map[identity.NodeID]bool{}, seeded: map[identity.NodeID]wayKey{}, afar: map[identity.NodeID]afar{},
-		serial: n.epoch, seedRest: firstSeedRest}
+	n.dir = gossip{d: directory.New(directory.Options{Identity: n.o.Identity, Area: n.o.Area}), news: make(chan struct{}), neighbours: map[identity.NodeID]bool{}, seeded: map[identity.NodeID]wayKey{},
+		seedRest: firstSeedRest}
 	for _, s := range n.o.Seeds {
 		if _, err := addrOf(s); err != nil {
 			return err
@@ -82,7 +80,7 @@ func (n *Node) openDirectory() error {
 
 // publish makes the own record anew and tells the neighbours.
 func (n *Node) publish() error {
-	rec := directory.Record{Node: n.id, Name: n.o.Name, Area: n.o.Area, Addrs: slices.Clone(n.addrs), Relay: n.o.Relay && !n.draining.Load(),
+	rec := directory.Record{Name: n.o.Name, Addrs: slices.Clone(n.addrs), Relay: n.o.Relay && !n.draining.Load(),
 		Expires: time.Now().Add(recordLife)}
 	n.mu.Lock()
 	if !n.draining.Load() {
@@ -100,8 +98,6 @@ func (n *Node) publish() error {
 	slices.SortFunc(rec.Services, func(a, b directory.Service) int {
 		return cmp.Or(cmp.Compare(a.Pool, b.Pool), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Role, b.Role))
 	})
-	n.dir.serial++
-	rec.Serial = n.dir.serial
 	n.dir.published = time.Now()
 	n.mu.Unlock()
 	if err := n.dir.d.Set(rec); err != nil {
@@ -151,6 +147,23 @@ func (r *route) sendDigest() {
 	}
 }
 
+// sendNews sends what has changed since this was last told.
+func (r *route) sendNews() {
+	r.mu.Lock()
+	area, since := r.hello.Area, r.mark
+	r.mu.Unlock()
+	news, mark := r.n.dir.d.News(area, since)
+	if news != nil {
+		if err := r.send(message{msgRecords, news}); err != nil {
+			r.n.log.Debug("news not sent", "peer", r.p.id.String(), "error", err)
+			return
+		}
+	}
+	r.mu.Lock()
+	r.mark = mark
+	r.mu.Unlock()
+}
+
 // digest answers what a peer has with what it lacks.
 func (n *Node) digest(r *route, digest []byte) error {
 	missing, err := n.dir.d.Missing(digest)
@@ -174,7 +187,9 @@ func (n *Node) records(r *route, b []byte) error {
 
 // lookAtDirectory does what is due: the own record, exchanges, neighbours.
 func (n *Node) lookAtDirectory(now time.Time) {
-	n.dir.d.Expire()
+	if n.dir.d.Expire() {
+		n.tellNews()
+	}
 	n.mu.Lock()
 	refresh := now.Sub(n.dir.published) > recordRefresh
 	push := !n.dir.pushAt.IsZero() && !now.Before(n.dir.pushAt)
@@ -194,10 +209,13 @@ func (n *Node) lookAtDirectory(now time.Time) {
 	for _, p := range n.allPeers() {
 		if r := p.live(); r != nil && p.id != n.id {
 			r.mu.Lock()
-			due := push || !now.Before(r.digestAt)
+			due := !now.Before(r.digestAt)
 			r.mu.Unlock()
-			if due {
+			switch {
+			case due:
 				r.sendDigest()
+			case push:
+				r.sendNews()
 			}
 		}
 	}
@@ -214,17 +232,17 @@ func (n *Node) lookAtNeighbours(now time.Time) {
 	var own, relays []identity.NodeID
 	others := map[string][]identity.NodeID{}
 	for _, rec := range n.dir.d.All() {
-		switch {
-		case rec.Node == n.id:
-		case rec.Area != n.o.Area:
-			if rec.Relay {
-				others[rec.Area] = append(others[rec.Area], rec.Node)
-			}
-		default:
-			own = append(own, rec.Node)
-			if rec.Relay {
-				relays = append(relays, rec.Node)
-			}
+		if rec.Node == n.id || rec.Area != n.o.Area {
+			continue
+		}
+		own = append(own, rec.Node)
+		if rec.Relay {
+			relays = append(relays, rec.Node)
+		}
+	}
+	for _, s := range n.dir.d.Summaries() {
+		if s.Area != n.o.Area {
+			others[s.Area] = append(others[s.Area], s.Node)
 		}
 	}
 	want := map[identity.NodeID]bool{}
@@ -395,7 +413,7 @@ func (n *Node) waysTo(id identity.NodeID) []wayKey {
 		return []wayKey{{carrier: selfCarrier}}
 	}
 	var ways, through []wayKey
-	rec, ok := n.record(id)
+	rec, ok := n.dir.d.Node(id)
 	n.mu.Lock()
 	if k, seeded := n.dir.seeded[id]; seeded && !ok {
 		ways = append(ways, k)
@@ -421,10 +439,14 @@ func (n *Node) waysTo(id identity.NodeID) []wayKey {
 			}
 		}
 	}
-	for _, r := range n.dir.d.All() { // perhaps they know a way
-		if r.Relay && ok && (r.Area == n.o.Area || r.Area == rec.Area) {
-			add(r.Node)
-		}
+	if !ok {
+		return ways
+	}
+	for _, s := range n.dir.d.Summary(rec.Area) { // perhaps they know a way
+		add(s.Node)
+	}
+	for _, s := range n.dir.d.Summary(n.o.Area) {
+		add(s.Node)
 	}
 	return append(ways, through...)
 }
@@ -443,26 +465,10 @@ func (n *Node) hopsTo(id identity.NodeID) []identity.NodeID {
 
 // nameOf returns what people call a node.
 func (n *Node) nameOf(id identity.NodeID) string {
-	if rec, ok := n.record(id); ok && rec.Name != "" {
+	if rec, ok := n.dir.d.Node(id); ok && rec.Name != "" {
 		return rec.Name
 	}
 	return id.String()
-}
-
-// find returns who provides a service: nodes of this area, or else of those that
-// say that they have it.
-func (n *Node) find(ctx context.Context, k serviceKey) ([]identity.NodeID, error) {
-	var ids []identity.NodeID
-	for _, rec := range n.dir.d.Find(k.pool, k.kind, k.role) {
-		ids = append(ids, rec.Node)
-	}
-	if len(ids) == 0 {
-		ids = n.findAfar(ctx, k)
-	}
-	if len(ids) == 0 {
-		return nil, fmt.Errorf("%w: kind %s in pool %s", ErrNoProvider, k.kind, k.pool)
-	}
-	return ids, nil
 }
 
 // providers returns the nodes that may be a tunnel's other end, the best first.
@@ -520,7 +526,7 @@ const maxProviders = 8
 
 // guess is the score of a node that there is no session with.
 func (n *Node) guess(id identity.NodeID, now time.Time) (s score) {
-	rec, ok := n.record(id)
+	rec, ok := n.dir.d.Node(id)
 	s.far = !ok || rec.Area != n.o.Area
 	s.relayed = true
 	s.down = true
@@ -561,6 +567,3 @@ func (n *Node) Nodes() []NodeState {
 	})
 	return states
 }
-
-// dropRecord forgets a node that was revoked.
-func (n *Node) dropRecord(id identity.NodeID) {}

@@ -9,12 +9,13 @@ import (
 const (
 	dialTime = 20 * time.Second        // for a session, whatever the way
 	wayTime  = 3 * time.Second         // for a link over one way
+	wayStart = 500 * time.Millisecond  // of one way over the next
 	callTime = 10 * time.Second        // for the answer to a command
 	tickTime = time.Second             // between two looks at everything
 	downTime = 1500 * time.Millisecond // without a link, a session is down; its tunnels move where they may
 
-	leaseLife = time.Minute // without a renewal
-	holdTime  = time.Minute // the provider's end of a tunnel waits for its opener
+	leaseLife = 2 * time.Minute // without a renewal; longer than a session lives without a link
+	holdTime  = time.Minute     // the provider's end of a tunnel waits for its opener
 
 	firstWayRest = time.Second // after a way has failed; doubles
 	lastWayRest  = 2 * time.Minute

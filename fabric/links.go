@@ -163,24 +163,69 @@ func (r *route) dialLink(ctx context.Context, n int) (net.Conn, error) {
 	if n == 0 || len(r.linkConns()) == 0 {
 		class = frame.Interactive
 	}
-	var errs []error
-	for _, w := range r.p.candidates(r) {
-		c, err := r.p.attempt(ctx, r, w.wayKey, class)
-		if err == nil {
-			return r.own(c), nil
-		}
-		errs = append(errs, err)
-		if ctx.Err() != nil {
-			break
-		}
+	c, err := r.race(ctx, r.p.candidates(r), class)
+	if err == nil {
+		return r.own(c), nil
 	}
 	if len(r.linkConns()) == 0 {
 		r.down()
 	}
-	if len(errs) == 0 {
+	return nil, err
+}
+
+// race makes a link over the first way that works. Each gets a start over the
+// next, so that one that swallows everything costs no more than that.
+func (r *route) race(ctx context.Context, ways []way, class frame.Class) (*linkConn, error) {
+	if len(ways) == 0 {
 		return nil, errors.New("no way to it is known")
 	}
-	return nil, errors.Join(errs...)
+	ctx, cancel := context.WithCancel(ctx)
+	type result struct {
+		c   *linkConn
+		err error
+	}
+	results := make(chan result, len(ways))
+	running, errs := 0, []error(nil)
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for {
+		select {
+		case <-next.C:
+			w := ways[0]
+			ways = ways[1:]
+			running++
+			if !r.n.run(func() {
+				c, err := r.p.attempt(ctx, r, w.wayKey, class)
+				results <- result{c, err}
+			}) {
+				results <- result{nil, ErrClosed}
+			}
+			if len(ways) > 0 {
+				next.Reset(wayStart)
+			}
+			continue
+		case res := <-results:
+			running--
+			if res.err == nil {
+				cancel()
+				go func() { // close those that were as quick
+					for range running {
+						if res := <-results; res.err == nil {
+							res.c.Close()
+						}
+					}
+				}()
+				return res.c, nil
+			}
+			errs = append(errs, res.err)
+			if len(ways) > 0 {
+				next.Reset(0)
+			} else if running == 0 {
+				cancel()
+				return nil, errors.Join(errs...)
+			}
+		}
+	}
 }
 
 // own makes a link one of the session's.
@@ -223,7 +268,7 @@ func (n *Node) dialWay(ctx context.Context, p *peer, r *route, k wayKey, class f
 		if err != nil {
 			return nil, err
 		}
-		return carrier.Wrap(ctx, st, n.o.Identity, p.id, false)
+		return carrier.Wrap(ctx, passed{st}, n.o.Identity, p.id, false)
 	}
 	for _, c := range n.o.Dial {
 		if c.Name() == k.carrier {

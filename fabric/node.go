@@ -11,10 +11,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/spacestore/space/fabric/admit"
 	"github.com/spacestore/space/fabric/carrier"
 	"github.com/spacestore/space/fabric/directory"
 	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/fabric/session"
+	"github.com/spacestore/space/internal/clock"
 )
 
 // Options are for a node. Identity is needed, everything else may be left out.
@@ -31,6 +33,8 @@ type Options struct {
 	Seeds  []string          // where other nodes are: "tls://host:port", "quic://host:port", "https://…"
 	Relay  bool              // pass links of others on
 	Links  int               // of a session; 0: 3
+
+	Limits admit.Config // what is 0 for the node and for each route has a default
 
 	Log *slog.Logger // nil: nothing is logged
 }
@@ -71,6 +75,8 @@ type Node struct {
 	signer     *identity.Signer
 	verifier   *identity.Verifier
 	handshakes gate
+	admit      *admit.Controller
+	windows    *session.Budget
 
 	ctx    context.Context // until Close
 	cancel context.CancelFunc
@@ -113,9 +119,10 @@ func Start(o Options) (*Node, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	o.Limits = filled(o.Limits)
 	now := time.Now()
 	n := &Node{o: o, id: o.Identity.ID(), epoch: uint64(now.UnixNano()), started: now, signer: o.Identity.Signer(), verifier: o.Identity.Verifier(),
-		handshakes: make(gate, maxHandshakes), poked: make(chan struct{}, 1), peers: map[identity.NodeID]*peer{},
+		admit: admit.New(o.Limits, clock.System()), windows: session.NewBudget(o.Limits.Each[admit.NodeScope].Window), handshakes: make(gate, maxHandshakes), poked: make(chan struct{}, 1), peers: map[identity.NodeID]*peer{},
 		tunnels: map[tunnelKey]*Tunnel{}, services: map[serviceKey]*Provider{}, fresh: map[net.Conn]struct{}{}}
 	n.log = o.Log.With("node", n.id.String())
 	n.ctx, n.cancel = context.WithCancel(context.Background())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
 	"github.com/spacestore/space/fabric/carrier"
@@ -45,6 +46,28 @@ func (n *Node) hop(ctx context.Context, via, to identity.NodeID, hops uint8, cla
 		return nil, fmt.Errorf("%w: node %s is not reached just now", errNoPass, n.nameOf(via))
 	}
 	return r.s.Open(class, passHeader(to, hops))
+}
+
+// passed is a stream that is a link's connection. Its errors are of another
+// session than the link's, and are no more to that than a cut.
+type passed struct{ *session.Stream }
+
+func (p passed) Read(b []byte) (int, error) {
+	n, err := p.Stream.Read(b)
+	return n, foreign(err)
+}
+
+func (p passed) Write(b []byte) (int, error) {
+	n, err := p.Stream.Write(b)
+	return n, foreign(err)
+}
+
+// foreign takes from an error what only its own session may see in it.
+func foreign(err error) error {
+	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	return errors.New(err.Error())
 }
 
 // passOn serves a stream with which a peer asks to be passed on, or which has
@@ -93,9 +116,8 @@ func (n *Node) nextHop(from *route, h streamHead, class frame.Class) (*session.S
 	if h.hops == 0 {
 		return nil, nil, fmt.Errorf("%w: it went through %d nodes already", errNoPass, maxHops)
 	}
-	release, refused := n.admitPass(from)
+	grant, refused := n.admitPass(from)
 	if refused != nil {
-		n.refused.Add(1)
 		return nil, nil, refused
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, wayTime)
@@ -108,11 +130,11 @@ func (n *Node) nextHop(from *route, h streamHead, class frame.Class) (*session.S
 		next, err := n.hop(ctx, via, h.to, h.hops-1, class)
 		if err == nil {
 			n.passed.Add(1)
-			return next, func() { n.passed.Add(-1); release() }, nil
+			return next, func() { n.passed.Add(-1); grant.release() }, nil
 		}
 		errs = append(errs, err)
 	}
-	release()
+	grant.release()
 	if len(errs) == 0 {
 		errs = append(errs, fmt.Errorf("%w: no way to node %s is known here", errNoPass, n.nameOf(h.to)))
 	}
@@ -124,7 +146,7 @@ func (n *Node) nextHop(from *route, h streamHead, class frame.Class) (*session.S
 func (n *Node) passedHere(r *route, st *session.Stream) {
 	ctx, cancel := context.WithTimeout(n.ctx, dialTime)
 	defer cancel()
-	l, err := carrier.Wrap(ctx, st, n.o.Identity, identity.NodeID{}, true)
+	l, err := carrier.Wrap(ctx, passed{st}, n.o.Identity, identity.NodeID{}, true)
 	if err == nil {
 		err = n.serve(l, l.Peer(), wayKey{carrier: viaCarrier, via: r.p.id})
 	}

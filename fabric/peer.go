@@ -56,6 +56,7 @@ func (n *Node) peer(id identity.NodeID) (*peer, error) {
 	p := &peer{n: n, id: id, ways: map[wayKey]*way{}, used: time.Now()}
 	p.ep = session.NewEndpoint(session.Options{
 		MaxStreams: maxSessionStreams,
+		Budget:     n.windows,
 		Backlog:    sessionBacklog,
 		Packets:    func(tunnel [16]byte, packets [][]byte) { n.packets(p, tunnel, packets) },
 	})
@@ -245,7 +246,9 @@ func (p *peer) remove(r *route) {
 // that may be elsewhere look for another node.
 func (p *peer) revoked() {
 	p.n.log.Warn("everything with a revoked node is cut", "peer", p.id.String())
-	p.n.dropRecord(p.id)
+	if p.n.dir.d.Expire() {
+		p.n.tellNews()
+	}
 	for _, r := range p.all() {
 		r.s.Close()
 	}

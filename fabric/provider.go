@@ -160,13 +160,13 @@ func (n *Node) opened(r *route, o *openBody) openedBody {
 		profile: Profile{Class: o.Class, Plane: o.Plane, Classes: o.Classes, Shards: o.Shards, Failover: o.Failover},
 		pool:    o.Pool, kind: o.Kind, role: o.Role, local: p.id, org: o.Organization})
 	t.peer = r.p.id
-	release, refused := n.admitTunnel(t, r.p.id.String())
+	grant, refused := n.admitTunnel(t, r)
 	if refused != nil {
 		return no(refused.Limit, refused.Retry)
 	}
-	t.release = release
+	t.grant = grant
 	if err := n.addTunnel(t); err != nil {
-		release()
+		grant.release()
 		return failed(err.Error())
 	}
 	if !t.use(r, o.Generation, o.Service) {

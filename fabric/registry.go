@@ -13,6 +13,7 @@ import (
 func (n *Node) count(st session.Stats) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	st.Queued = [frame.Classes]int64{} // it went with the session
 	addStats(&n.past, st)
 }
 
@@ -20,6 +21,12 @@ func addStats(sum *session.Stats, st session.Stats) {
 	for c := range frame.Classes {
 		sum.Sent[c] += st.Sent[c]
 		sum.Received[c] += st.Received[c]
+		sum.Queued[c] += st.Queued[c]
+		for i, count := range st.Delay[c].Buckets {
+			sum.Delay[c].Buckets[i] += count
+		}
+		sum.Delay[c].Sum += st.Delay[c].Sum
+		sum.Delay[c].Max = max(sum.Delay[c].Max, st.Delay[c].Max)
 	}
 	sum.DroppedPackets += st.DroppedPackets
 	sum.Streams += st.Streams
@@ -29,7 +36,7 @@ func addStats(sum *session.Stats, st session.Stats) {
 func (n *Node) Status() Status {
 	s := Status{Node: n.id, Fabric: n.o.Identity.Fabric(), Name: n.o.Name, Area: n.o.Area, Organization: n.o.Organization,
 		Addrs: n.Addrs(), Relay: n.o.Relay, Authority: n.o.Authority != nil, Draining: n.draining.Load(), Started: n.started,
-		CertRenewal: n.o.Identity.RenewAt(), PassedOn: int(n.passed.Load()), Failovers: n.failovers.Load(), Refused: n.refused.Load()}
+		CertRenewal: n.o.Identity.RenewAt(), PassedOn: int(n.passed.Load()), Windows: n.windows.Used(), WindowLimit: n.windows.Limit(), Failovers: n.failovers.Load(), Refused: n.refused.Load()}
 	s.Nodes = len(n.Nodes())
 	sessions := 0
 	var sum session.Stats
@@ -52,7 +59,9 @@ func (n *Node) Status() Status {
 		t.mu.Unlock()
 	}
 	for c := range frame.Classes {
-		cs := ClassState{Class: c, Sent: sum.Sent[c], Received: sum.Received[c]}
+		d := sum.Delay[c]
+		cs := ClassState{Class: c, Sent: sum.Sent[c], Received: sum.Received[c], Queued: sum.Queued[c],
+			Delay: DelayState{slices.Clone(d.Buckets[:]), d.Sum, d.Max}}
 		if c == frame.Packet {
 			cs.Dropped = sum.DroppedPackets
 		}

@@ -26,6 +26,7 @@ type route struct {
 	s      *session.Session // set by start, before anybody else has the route
 	ready  chan struct{}    // closed when the peer has said hello
 	out    chan message     // to the control stream
+	grant  *grant           // set by start
 	notice chan struct{}    // holds one token when there is something in closed or moved
 	began  time.Time
 
@@ -42,6 +43,7 @@ type route struct {
 	moved    map[TunnelID]uint64 // generations that the peer is to know
 	used     time.Time           // when it last was of use
 	digestAt time.Time           // when to exchange digests again
+	mark     uint64              // of the directory's news: the peer was told those before
 
 	// The lease, and how the links go.
 	lease     string
@@ -81,11 +83,12 @@ func (r *route) start(s *session.Session) {
 		r.how = best
 		r.mu.Unlock()
 	}
-	release, refused := r.n.admitSession(r)
+	grant, refused := r.n.admitSession(r)
+	r.grant = grant
 	if refused != nil || !r.p.add(r) {
 		s.Close()
 		if refused == nil {
-			release()
+			grant.release()
 		} else {
 			r.n.log.Warn("session refused", "peer", r.p.id.String(), "limit", refused.Limit)
 		}
@@ -94,7 +97,7 @@ func (r *route) start(s *session.Session) {
 	r.n.run(func() {
 		<-s.Done()
 		r.end()
-		release()
+		grant.release()
 	})
 	r.n.run(r.accept)
 	r.n.run(r.watch)

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/spacestore/space/fabric/admit"
 	"github.com/spacestore/space/fabric/frame"
 	"github.com/spacestore/space/fabric/identity"
 )
@@ -40,7 +42,7 @@ func startFlow(t *testing.T, tun *Tunnel, class frame.Class) *flow {
 	}
 	f := &flow{t: t, st: st, stop: make(chan struct{}), done: make(chan error, 1)}
 	go func() {
-		block := payload(uint64(class), 8<<10)
+		block := payload(uint64(class), 1<<10)
 		sent := make(chan error, 1)
 		go func() {
 			for i := 0; ; i++ {
@@ -63,7 +65,7 @@ func startFlow(t *testing.T, tun *Tunnel, class frame.Class) *flow {
 }
 
 func (f *flow) check(st Stream, sent chan error) error {
-	want := payload(uint64(st.Class()), 8<<10)
+	want := payload(uint64(st.Class()), 1<<10)
 	got := make([]byte, len(want))
 	var b [1]byte
 	for b[0] != '\n' {
@@ -339,9 +341,9 @@ func TestPartition(t *testing.T) {
 		time.Sleep(20 * time.Second)
 		short.end() // a partition of less than a minute is not noticed
 		w.net.part("seed", "b", true)
-		time.Sleep(5 * time.Minute)
+		time.Sleep(15 * time.Minute)
 		if nodes := a.Nodes(); len(nodes) != 1 {
-			t.Errorf("after five minutes without it the directory still has %+v", nodes)
+			t.Errorf("after a quarter of an hour without it the directory still has %+v", nodes)
 		}
 		w.net.part("seed", "b", false)
 		if got := say(t, tun, payload(1, 1000)); got != "b" {
@@ -376,8 +378,6 @@ func TestIdleSessionsEnd(t *testing.T) {
 		_ = a
 	})
 }
-
-var _ identity.NodeID
 
 func TestCertificatesRenew(t *testing.T) {
 	simulate(t, func(t *testing.T, w *world) {
@@ -468,6 +468,70 @@ func TestProviderCloses(t *testing.T) {
 	})
 }
 
+func TestLimits(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		limits := admit.Config{Named: map[admit.Key]admit.Limit{
+			{Scope: admit.Pool, Name: "pool"}:          {Tunnels: 2},
+			{Scope: admit.Organization, Name: "small"}: {Tunnels: 1},
+			{Scope: admit.Service, Name: "b"}:          {Streams: 3, Rate: 100_000, Burst: 10_000},
+		}}
+		a := w.node(t, "seed", "one")
+		b := w.node(t, "b", "one", func(o *Options) { o.Limits = limits })
+		echo(t, b, "pool")
+		first := w.open(t, a, testProfile, "pool")
+		refused := func(err error, limit string) {
+			t.Helper()
+			var no *RefusedError
+			if !errors.As(err, &no) || !strings.Contains(no.Limit, limit) {
+				t.Errorf("%v, where %q is the limit", err, limit)
+			}
+		}
+		small := Request{Profile: testProfile, Pool: "pool", Kind: "echo", Organization: "small"}
+		second, err := a.Tunnel(context.Background(), small)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = a.Tunnel(context.Background(), Request{Profile: testProfile, Pool: "pool", Kind: "echo"})
+		refused(err, "pool pool")
+		first.Close()
+		waitFor(t, "room in the pool", func() bool { return len(b.Tunnels()) == 1 })
+		_, err = a.Tunnel(context.Background(), small)
+		refused(err, "organization small")
+
+		// Streams beyond a limit are reset, and say so.
+		var streams []Stream
+		for range 3 {
+			st, err := second.Open(context.Background(), frame.Bulk, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			streams = append(streams, st)
+		}
+		waitFor(t, "three streams", func() bool { return b.Status().Streams == 3 })
+		st, err := second.Open(context.Background(), frame.Bulk, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err = io.ReadAll(st); err == nil || !strings.Contains(err.Error(), "service b") {
+			t.Errorf("a stream beyond the limit: %v", err)
+		}
+		for _, st := range append(streams, st) {
+			st.Close()
+		}
+		waitFor(t, "no streams", func() bool { return b.Status().Streams == 0 })
+
+		// A rate holds: what goes through counts both ways.
+		begin := time.Now()
+		say(t, second, payload(1, 200_000))
+		if d := time.Since(begin); d < 3*time.Second {
+			t.Errorf("400 kB at 100 kB/s took %v", d)
+		}
+		if b.Status().Refused == 0 || len(b.Usage(10)) == 0 {
+			t.Error("nothing of it can be seen")
+		}
+	})
+}
+
 func TestAreas(t *testing.T) {
 	simulate(t, func(t *testing.T, w *world) {
 		w.node(t, "seed", "one", relayed)
@@ -481,6 +545,12 @@ func TestAreas(t *testing.T) {
 		c := w.node(t, "c", "three", at("gate3"))
 		echo(t, b, "pool-b")
 		echo(t, c, "pool-c")
+		time.Sleep(time.Minute)
+		for _, n := range a.Nodes() {
+			if n.Name == "b" || n.Name == "c" {
+				t.Errorf("node a has %s of another area in its directory", n.Name)
+			}
+		}
 		for _, x := range []struct {
 			from       *Node
 			pool, node string
@@ -488,11 +558,6 @@ func TestAreas(t *testing.T) {
 			tun := w.open(t, x.from, testProfile, x.pool)
 			if got := say(t, tun, payload(1, 50_000)); got != x.node {
 				t.Errorf("%q has answered, not %s", got, x.node)
-			}
-		}
-		for _, n := range a.Nodes() {
-			if n.Name == "b" || n.Name == "c" {
-				t.Errorf("node a has %s of another area in its directory", n.Name)
 			}
 		}
 	})
@@ -524,6 +589,33 @@ func TestRelayDrains(t *testing.T) {
 		for _, r := range b.Routes() {
 			if r.Peer == c.ID() && r.LostLinks > 0 {
 				t.Errorf("%d links were lost", r.LostLinks)
+			}
+		}
+	})
+}
+
+// What a node begins to provide, its neighbours know within moments.
+func TestNewsSpreads(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		names := []string{"seed", "b", "c", "d", "e", "f"}
+		for _, name := range names {
+			w.node(t, name, "one")
+		}
+		time.Sleep(20 * time.Second)
+		for _, at := range names {
+			p := echo(t, w.all[at], "at-"+at)
+			time.Sleep(2 * time.Second)
+			for _, name := range names {
+				if len(w.all[name].dir.d.Find("at-"+at, "echo", "")) != 1 {
+					t.Errorf("after two seconds %s does not know what %s provides", name, at)
+				}
+			}
+			p.Close()
+			time.Sleep(2 * time.Second)
+			for _, name := range names {
+				if len(w.all[name].dir.d.Find("at-"+at, "echo", "")) != 0 {
+					t.Errorf("after two seconds %s does not know that %s provides nothing any more", name, at)
+				}
 			}
 		}
 	})

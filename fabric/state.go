@@ -27,9 +27,11 @@ type Status struct {
 	Sessions     int               `json:"sessions"`
 	Tunnels      int               `json:"tunnels"`
 	Streams      int               `json:"streams"`
-	PassedOn     int               `json:"passed_on"` // connections that pass through this node now
-	Failovers    int64             `json:"failovers"` // tunnels that went on with another node
-	Refused      int64             `json:"refused"`   // tunnels and streams beyond a limit
+	PassedOn     int               `json:"passed_on"`          // connections that pass through this node now
+	Windows      int64             `json:"window_bytes"`       // that all streams' windows have taken
+	WindowLimit  int64             `json:"window_limit_bytes"` // of the node
+	Failovers    int64             `json:"failovers"`          // tunnels that went on with another node
+	Refused      int64             `json:"refused"`            // tunnels and streams beyond a limit
 	Classes      []ClassState      `json:"classes"`
 }
 
@@ -38,7 +40,17 @@ type ClassState struct {
 	Class    frame.Class `json:"class"`
 	Sent     int64       `json:"sent_bytes"`
 	Received int64       `json:"received_bytes"`
-	Dropped  int64       `json:"dropped"` // frames of packets
+	Dropped  int64       `json:"dropped"`      // frames of packets
+	Queued   int64       `json:"queued_bytes"` // that no link has taken, now
+	Delay    DelayState  `json:"delay"`
+}
+
+// DelayState is how long frames waited for their turn: how many for up to each
+// of session.DelayBounds, and, the last one, for longer.
+type DelayState struct {
+	Buckets []int64       `json:"buckets"`
+	Sum     time.Duration `json:"sum_ns"`
+	Max     time.Duration `json:"max_ns"`
 }
 
 // TunnelState is a tunnel in the stream registry.

@@ -14,13 +14,14 @@ import (
 
 // stream is a tunnel's stream.
 type stream struct {
-	t       *Tunnel
-	r       *route
-	st      *session.Stream
-	local   bool // opened at this end
-	header  []byte
-	opened  time.Time
-	release func()
+	t      *Tunnel
+	r      *route
+	st     *session.Stream
+	local  bool // opened at this end
+	header []byte
+	opened time.Time
+	grant  *grant
+	gone   chan struct{} // closed when it is out of the registry
 
 	sent, got atomic.Int64
 	wrote     atomic.Bool // CloseWrite was called
@@ -31,8 +32,8 @@ type stream struct {
 var _ Stream = (*stream)(nil)
 
 // add registers a stream.
-func (t *Tunnel) add(r *route, st *session.Stream, local bool, header []byte, release func()) *stream {
-	s := &stream{t: t, r: r, st: st, local: local, header: header, opened: time.Now(), release: release}
+func (t *Tunnel) add(r *route, st *session.Stream, local bool, header []byte, g *grant) *stream {
+	s := &stream{t: t, r: r, st: st, local: local, header: header, opened: time.Now(), grant: g, gone: make(chan struct{})}
 	t.ever.Add(1)
 	t.mu.Lock()
 	if t.streams == nil {
@@ -50,7 +51,8 @@ func (t *Tunnel) add(r *route, st *session.Stream, local bool, header []byte, re
 // forget takes the stream out of the registry.
 func (s *stream) forget() {
 	s.once.Do(func() {
-		s.release()
+		s.grant.release()
+		close(s.gone)
 		s.t.mu.Lock()
 		defer s.t.mu.Unlock()
 		delete(s.t.streams, s)
@@ -63,6 +65,7 @@ func (s *stream) forget() {
 func (s *stream) Read(p []byte) (int, error) {
 	n, err := s.st.Read(p)
 	s.got.Add(int64(n))
+	s.pace(n)
 	if err != nil {
 		s.broke(err)
 	}
@@ -84,6 +87,7 @@ func (s *stream) broke(err error) {
 func (s *stream) Write(p []byte) (int, error) {
 	n, err := s.st.Write(p)
 	s.sent.Add(int64(n))
+	s.pace(n)
 	if err != nil {
 		s.broke(err)
 	}
@@ -93,7 +97,7 @@ func (s *stream) Write(p []byte) (int, error) {
 // ReadFrom implements io.ReaderFrom, as the session's stream does, without a
 // copy.
 func (s *stream) ReadFrom(r io.Reader) (int64, error) {
-	n, err := s.st.ReadFrom(&countedReader{r, &s.sent})
+	n, err := s.st.ReadFrom(&countedReader{r, s})
 	if err != nil {
 		s.broke(err)
 	}
@@ -102,7 +106,7 @@ func (s *stream) ReadFrom(r io.Reader) (int64, error) {
 
 // WriteTo implements io.WriterTo, as the session's stream does, without a copy.
 func (s *stream) WriteTo(w io.Writer) (int64, error) {
-	n, err := s.st.WriteTo(&countedWriter{w, &s.got})
+	n, err := s.st.WriteTo(&countedWriter{w, s})
 	if err == nil {
 		err = io.EOF
 	}
@@ -115,23 +119,25 @@ func (s *stream) WriteTo(w io.Writer) (int64, error) {
 // countedReader counts while a long copy is under way.
 type countedReader struct {
 	io.Reader
-	n *atomic.Int64
+	s *stream
 }
 
 func (c *countedReader) Read(p []byte) (int, error) {
 	n, err := c.Reader.Read(p)
-	c.n.Add(int64(n))
+	c.s.sent.Add(int64(n))
+	c.s.pace(n)
 	return n, err
 }
 
 type countedWriter struct {
 	io.Writer
-	n *atomic.Int64
+	s *stream
 }
 
 func (c *countedWriter) Write(p []byte) (int, error) {
 	n, err := c.Writer.Write(p)
-	c.n.Add(int64(n))
+	c.s.got.Add(int64(n))
+	c.s.pace(n)
 	return n, err
 }
 

@@ -27,7 +27,7 @@ type Tunnel struct {
 	done   chan struct{}
 	opened time.Time
 
-	release func() // of the admission
+	grant   *grant
 	packets atomic.Pointer[func([][]byte)]
 	dropped atomic.Int64
 	ever    atomic.Int64
@@ -125,13 +125,13 @@ func (n *Node) Tunnel(ctx context.Context, r Request) (*Tunnel, error) {
 	rand.Read(id[:]) // never fails (crypto/rand.Read)
 	id = sided(id, true)
 	t := n.newTunnel(id, true, a)
-	release, refused := n.admitTunnel(t, "")
+	grant, refused := n.admitTunnel(t, nil)
 	if refused != nil {
 		return nil, refused
 	}
-	t.release = release
+	t.grant = grant
 	if err := n.addTunnel(t); err != nil {
-		release()
+		grant.release()
 		return nil, err
 	}
 	if err := t.establish(ctx, nil); err != nil {
@@ -227,8 +227,17 @@ func (t *Tunnel) establish(ctx context.Context, except *identity.NodeID) error {
 	return errors.Join(errs...)
 }
 
-// agree asks a node to be the tunnel's other end.
+// agree asks a node to be the tunnel's other end. A session that ends meanwhile,
+// such as one that was just being closed because it was idle, is made anew.
 func (t *Tunnel) agree(ctx context.Context, id identity.NodeID) error {
+	err := t.agreeOnce(ctx, id)
+	if (errors.Is(err, session.ErrClosed) || errors.Is(err, session.ErrLost)) && ctx.Err() == nil {
+		err = t.agreeOnce(ctx, id)
+	}
+	return err
+}
+
+func (t *Tunnel) agreeOnce(ctx context.Context, id identity.NodeID) error {
 	if err := t.n.handshakes.take(ctx); err != nil {
 		return err
 	}
@@ -482,6 +491,7 @@ func (t *Tunnel) end(why error, local bool) {
 		return
 	}
 	t.err = why
+	never := t.contract.RouteGeneration == 0
 	r := t.r
 	t.r = nil
 	if t.hold != nil {
@@ -511,8 +521,12 @@ func (t *Tunnel) end(why error, local bool) {
 			r.noteClosed(t)
 		}
 	}
-	t.release()
-	t.n.log.Info("tunnel ended", "tunnel", t.id.String(), "kind", t.ask.kind, "why", why)
+	t.grant.release()
+	level := slog.LevelInfo
+	if never {
+		level = slog.LevelDebug // who has asked for it is told
+	}
+	t.n.log.Log(context.Background(), level, "tunnel ended", "tunnel", t.id.String(), "kind", t.ask.kind, "why", why)
 }
 
 // closedByPeer ends a tunnel that its other end has closed. Its streams end by
@@ -548,15 +562,15 @@ func (t *Tunnel) Open(ctx context.Context, class frame.Class, header []byte) (St
 			return nil, context.Cause(ctx)
 		}
 		if r != nil {
-			release, refused := t.n.admitStream(t)
+			grant, refused := t.n.admitStream(t, r)
 			if refused != nil {
 				return nil, refused
 			}
 			st, err := r.s.Open(class, h)
 			if err == nil {
-				return t.add(r, st, true, header, release), nil
+				return t.add(r, st, true, header, grant), nil
 			}
-			release()
+			grant.release()
 			if errors.Is(err, session.ErrBusy) {
 				t.n.refused.Add(1)
 				return nil, &RefusedError{Limit: fmt.Sprintf("%d streams with one node", maxSessionStreams), Retry: time.Second}
@@ -619,7 +633,7 @@ func (n *Node) incoming(r *route, h streamHead, st *session.Stream) {
 		st.Reset(codeGarbage, fmt.Sprintf("class %s is not in the tunnel's contract", st.Class()))
 		return
 	}
-	release, refused := n.admitStream(t)
+	grant, refused := n.admitStream(t, r)
 	if refused != nil {
 		st.Reset(codeRefused, refused.Error())
 		return
@@ -630,14 +644,14 @@ func (n *Node) incoming(r *route, h streamHead, st *session.Stream) {
 	t.mu.Unlock()
 	switch {
 	case !ok:
-		release()
+		grant.release()
 		st.Reset(codeNoTunnel, "there is no such tunnel here")
 	case full:
-		release()
+		grant.release()
 		n.refused.Add(1)
 		st.Reset(codeRefused, "nobody accepts the tunnel's streams")
 	default:
-		s := t.add(r, st, false, h.rest, release)
+		s := t.add(r, st, false, h.rest, grant)
 		t.mu.Lock()
 		t.accept = append(t.accept, s)
 		t.offer()
@@ -655,6 +669,14 @@ func (t *Tunnel) SendPackets(packets [][]byte) error {
 		return err
 	}
 	if r == nil {
+		t.dropped.Add(int64(len(packets)))
+		return nil
+	}
+	size := 0
+	for _, p := range packets {
+		size += len(p)
+	}
+	if no := t.grant.group.Take(int64(size)); no != nil {
 		t.dropped.Add(int64(len(packets)))
 		return nil
 	}

@@ -16,10 +16,30 @@ cleanup() {
 		if [[ -d $d ]]; then "$spacectl" project unmount --lazy "$d" >/dev/null 2>&1 || true; fi
 	done
 	kill_node # where a step has failed it may still serve a disk
+	if ((${#jobs[@]})); then
+		kill "${jobs[@]}" 2>/dev/null || true
+		wait "${jobs[@]}" 2>/dev/null || true
+	fi
 	rm -rf --one-file-system "$tmp"
 }
 trap cleanup EXIT
 trap 'exit 130' INT TERM
+
+jobs=() # what runs beside the demo
+job() { # NAME WHERE ARGS...: runs a spacectl command beside the demo, in the store directory WHERE, until it has printed or logged a line
+	local name=$1 where=$2 tries=0
+	shift 2
+	printf '   $ SPACE_HOME=%s spacectl' "$where"
+	printf ' %s' "${@//$tmp\//}"
+	printf ' &\n'
+	SPACE_HOME=$tmp/$where "$spacectl" "$@" >"$tmp/$name.out" 2>&1 &
+	jobs+=($!)
+	until [[ $(wc -l <"$tmp/$name.out") -gt 0 ]]; do
+		((++tries < 600)) || die "$name says nothing"
+		sleep 0.1
+	done
+	head -n 1 "$tmp/$name.out" | cut -c -160 | sed 's/^/     /'
+}
 
 step=0
 say() { printf '\n%d. %s\n' $((++step)) "$*"; }
@@ -176,5 +196,20 @@ middle=$(($(stat -c %s "$log") / 2))
 printf '\xff\x00\xff' | dd of="$log" bs=1 seek=$middle conv=notrunc status=none
 if run --home "$tmp/copy" verify; then die "verify has not found the damage"; fi
 ok "verify names the capsule, the range and the place in the log; the rest of the store reads on"
+
+say "The fabric: two nodes, here on one machine; the disk from before, reached through a tunnel."
+run --home "$tmp/one" fabric init --name one
+job one one fabric serve --listen tls://127.0.0.1:0
+"$spacectl" --home "$tmp/one" fabric token | "$spacectl" --home "$tmp/two" fabric join - --name two | sed 's/^/     /'
+job two two fabric serve --listen tls://127.0.0.1:0
+connect=$("$spacectl" project --view nvme --name net --listen 127.0.0.1:0)
+nqn=${connect##* }
+job expose two fabric expose disk "$(sed -E 's/.* -a ([^ ]+) -s ([0-9]+) .*/\1:\2/' <<<"$connect")"
+job forward one fabric forward 0 disk --wait 60s
+run nvme read "$(head -n 1 "$tmp/forward.out")" --length 16MiB --out "$tmp/far.out"
+cmp "$tmp/net.img" "$tmp/far.out"
+run --home "$tmp/one" fabric tunnels
+run project unmount --lazy "$nqn#1"
+ok "a tunnel asks for a pool, not for an address; all of it is TLS 1.3 with certificates of the fabric's own"
 
 printf '\nAll of it held. Nothing is left behind: %s is removed.\n' "$tmp"

@@ -10,9 +10,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # The race detector needs a C compiler; the tests mount (FUSE, tmpfs, ext4) and
-# limit (prlimit), and do what people do with rsync, databases and git.
+# limit (prlimit), and do what people do with rsync, databases, git and ssh.
 scripts/need.sh gcc:gcc /usr/include/stdlib.h:libc6-dev fusermount3:fuse3 mkfs.ext4:e2fsprogs mount:mount prlimit:util-linux diff:diffutils \
-	rsync:rsync setfacl:acl sqlite3:sqlite3 python3:python3 git:git
+	rsync:rsync setfacl:acl sqlite3:sqlite3 python3:python3 git:git ssh:openssh-client /usr/sbin/sshd:openssh-server
 # PostgreSQL's package starts a server, which nobody here wants.
 if ! command -v pg_ctlcluster >/dev/null; then
 	scripts/need.sh pg_ctlcluster:postgresql

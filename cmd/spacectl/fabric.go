@@ -36,7 +36,7 @@ docs/fabric.md has more.`,
 		RunE: needsSubcommand,
 	}
 	for _, c := range []func(*app) *cobra.Command{newFabricInit, newFabricToken, newFabricJoin, newFabricRevoke, newFabricServe, newFabricRelay,
-		newFabricStatus, newFabricNodes, newFabricTunnels, newFabricRoutes, newFabricTop,
+		newFabricStatus, newFabricNodes, newFabricTunnels, newFabricRoutes, newFabricLimits, newFabricTop,
 		newFabricExpose, newFabricForward, newFabricVPN, newFabricSend, newFabricReceive} {
 		cmd.AddCommand(c(a))
 	}

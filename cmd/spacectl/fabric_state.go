@@ -55,11 +55,19 @@ func (a *app) printFabricStatus(st fabric.Status) error {
 	}
 	a.fields(append(pairs, "Started", when(st.Started), "Certificate", "renewed from "+when(st.CertRenewal),
 		"Nodes known", fmt.Sprint(st.Nodes), "Sessions", fmt.Sprint(st.Sessions), "Tunnels", fmt.Sprint(st.Tunnels), "Streams", fmt.Sprint(st.Streams),
-		"Links passed on", fmt.Sprint(st.PassedOn), "Failovers", fmt.Sprint(st.Failovers), "Refused", fmt.Sprint(st.Refused))...)
+		"Links passed on", fmt.Sprint(st.PassedOn), "Failovers", fmt.Sprint(st.Failovers), "Refused", fmt.Sprint(st.Refused), "Windows", size(st.Windows)+" of "+size(st.WindowLimit))...)
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "\nCLASS\tSENT\tRECEIVED\tDROPPED\n")
+	fmt.Fprintf(w, "\nCLASS\tSENT\tRECEIVED\tDROPPED\tQUEUED\tMEAN DELAY\tLONGEST\n")
 	for _, c := range st.Classes {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\n", c.Class, size(c.Sent), size(c.Received), c.Dropped)
+		mean, frames := time.Duration(0), int64(0)
+		for _, n := range c.Delay.Buckets {
+			frames += n
+		}
+		if frames > 0 {
+			mean = c.Delay.Sum / time.Duration(frames)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%v\t%v\n", c.Class, size(c.Sent), size(c.Received), c.Dropped, size(c.Queued),
+			mean.Round(time.Microsecond), c.Delay.Max.Round(time.Microsecond))
 	}
 	return w.Flush()
 }
@@ -172,6 +180,33 @@ func printRoutes(w io.Writer, routes []fabric.RouteState) {
 	}
 }
 
+func newFabricLimits(a *app) *cobra.Command {
+	return stateCommand(a, "limits", "limits", "List what is in use, by whom, and the limits",
+		`List what the node, and each route, pool, organization and service, has in use, of
+what limit: sessions, tunnels, streams, bytes of windows, and bytes a second. The
+limits are in the fabric section of space.yaml.`, (*control.FabricClient).Usage, func(w io.Writer, list []control.FabricUsage) {
+			of := func(used, limit int64) string {
+				if limit == 0 {
+					return fmt.Sprint(used)
+				}
+				return fmt.Sprintf("%d of %d", used, limit)
+			}
+			fmt.Fprintf(w, "SCOPE\tNAME\tSESSIONS\tTUNNELS\tSTREAMS\tWINDOWS\tPASSED\tRATE LIMIT\tREFUSED\n")
+			for _, u := range list {
+				rate := "-"
+				if u.Limit.Rate > 0 {
+					rate = size(u.Limit.Rate) + "/s"
+				}
+				window := size(u.Used.Window)
+				if u.Limit.Window > 0 {
+					window += " of " + size(u.Limit.Window)
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", u.Scope, printable(dash(u.Name)), of(u.Used.Sessions, u.Limit.Sessions),
+					of(u.Used.Tunnels, u.Limit.Tunnels), of(u.Used.Streams, u.Limit.Streams), window, size(u.Used.Passed), rate, u.Refused)
+			}
+		})
+}
+
 // fabricView is what top shows: the node, and what moved within an interval.
 type fabricView struct {
 	Status  fabric.Status        `json:"status"`
@@ -186,6 +221,7 @@ type classRate struct {
 	Sent     int64  `json:"sent_bytes_per_second"`
 	Received int64  `json:"received_bytes_per_second"`
 	Dropped  int64  `json:"dropped"` // within the interval
+	Queued   int64  `json:"queued_bytes"`
 }
 
 // fabricTop looks at a node again and again.
@@ -216,7 +252,7 @@ func (t *fabricTop) look(ctx context.Context) (v fabricView, err error) {
 	}
 	for _, c := range v.Status.Classes {
 		b := before[c.Class.String()]
-		v.Classes = append(v.Classes, classRate{c.Class.String(), int64(float64(c.Sent-b.Sent) / passed), int64(float64(c.Received-b.Received) / passed), c.Dropped - b.Dropped})
+		v.Classes = append(v.Classes, classRate{c.Class.String(), int64(float64(c.Sent-b.Sent) / passed), int64(float64(c.Received-b.Received) / passed), c.Dropped - b.Dropped, c.Queued})
 	}
 	moved := map[fabric.TunnelID]int64{}
 	t.rates = map[fabric.TunnelID]float64{}
@@ -295,9 +331,9 @@ func (a *app) printTop(t *fabricTop, v fabricView, most int) error {
 	a.printf("%s (%s), area %s: %s, %s, %s, %s\n\n", printable(st.Name), st.Node, printable(st.Area), count(int64(st.Nodes), "node", "nodes"),
 		count(int64(st.Sessions), "session", "sessions"), count(int64(st.Tunnels), "tunnel", "tunnels"), count(int64(st.Streams), "stream", "streams"))
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "CLASS\tSENT\tRECEIVED\tDROPPED\n")
+	fmt.Fprintf(w, "CLASS\tSENT\tRECEIVED\tDROPPED\tQUEUED\n")
 	for _, c := range v.Classes {
-		fmt.Fprintf(w, "%s\t%s/s\t%s/s\t%d\n", c.Class, size(c.Sent), size(c.Received), c.Dropped)
+		fmt.Fprintf(w, "%s\t%s/s\t%s/s\t%d\t%s\n", c.Class, size(c.Sent), size(c.Received), c.Dropped, size(c.Queued))
 	}
 	fmt.Fprintf(w, "\nPEER\tSTATE\tROUTE\tLINKS\tTUNNELS\tRTT\tLOSS\tRATE\n")
 	for _, r := range v.Routes {

@@ -15,12 +15,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"time"
 )
 
-// The versions of the protocol that this package speaks.
+// The versions of the protocol that this package speaks. A frame's head has the
+// version that its form is of, so that an older peer can read all frames but
+// those that it must not be sent.
 const (
 	MinVersion = 1
-	MaxVersion = 1
+	MaxVersion = 2 // Reset says when to come back
 )
 
 // Sizes, in bytes.
@@ -166,9 +170,9 @@ func unexpected(err error) error {
 	return err
 }
 
-// Append appends a whole frame to b.
+// Append appends a whole frame to b; its version is MinVersion if h has none.
 func Append(b []byte, h Head, body ...[]byte) []byte {
-	h.Version, h.Length = MaxVersion, 0
+	h.Version, h.Length = max(h.Version, MinVersion), 0
 	for _, p := range body {
 		h.Length += len(p)
 	}
@@ -222,12 +226,13 @@ func ReadHello(r io.Reader) (h HelloBody, flags uint8, err error) {
 	return h, head.Flags, nil
 }
 
-// Agree returns the highest version that both ends speak.
-func (h HelloBody) Agree() (uint8, error) {
-	v := min(h.Max, MaxVersion)
-	if v < max(h.Min, MinVersion) {
+// Agree returns the highest version that both ends speak; this one speaks those
+// up to max.
+func (h HelloBody) Agree(max uint8) (uint8, error) {
+	v := min(h.Max, max)
+	if v < h.Min || v < MinVersion {
 		return 0, fmt.Errorf("fabric: the peer speaks versions %d to %d of the protocol, this node %d to %d; upgrade the older one",
-			h.Min, h.Max, MinVersion, MaxVersion)
+			h.Min, h.Max, MinVersion, max)
 	}
 	return v, nil
 }
@@ -312,25 +317,38 @@ func ReadWindow(r io.Reader, h Head) ([]WindowEntry, error) {
 type ResetBody struct {
 	Stream uint64
 	Code   uint32
+	Retry  time.Duration // when to come back, in ms; 0: unknown. Since version 2
 	Text   string
 }
 
-// Encode returns the whole frame.
-func (r ResetBody) Encode(flags uint8) []byte {
+// Encode returns the whole frame, for a peer of a version.
+func (r ResetBody) Encode(version, flags uint8) []byte {
+	h := Head{Type: Reset, Flags: flags}
 	b := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint64(nil, r.Stream), r.Code)
-	return Append(nil, Head{Type: Reset, Flags: flags}, append(b, r.Text[:min(len(r.Text), MaxText)]...))
+	if r.Retry > 0 && version >= 2 {
+		h.Version = 2
+		b = binary.BigEndian.AppendUint32(b, uint32(min(r.Retry.Milliseconds(), math.MaxUint32)))
+	}
+	return Append(nil, h, append(b, r.Text[:min(len(r.Text), MaxText)]...))
 }
 
 // ReadReset reads a Reset frame's body.
 func ReadReset(r io.Reader, h Head) (x ResetBody, err error) {
-	b, err := ReadBody(r, h, 12+MaxText)
+	b, err := ReadBody(r, h, 16+MaxText)
 	if err != nil {
 		return x, err
 	}
-	if len(b) < 12 {
+	if len(b) < 12 || h.Version >= 2 && len(b) < 16 {
 		return x, protocolf("%d bytes in a Reset frame", len(b))
 	}
-	return ResetBody{binary.BigEndian.Uint64(b), binary.BigEndian.Uint32(b[8:]), string(b[12:])}, nil
+	x.Stream, x.Code = binary.BigEndian.Uint64(b), binary.BigEndian.Uint32(b[8:])
+	b = b[12:]
+	if h.Version >= 2 {
+		x.Retry = time.Duration(binary.BigEndian.Uint32(b)) * time.Millisecond
+		b = b[4:]
+	}
+	x.Text = string(b)
+	return x, nil
 }
 
 // ReadNumber reads the body of a Ping or Pong.

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 // next reads a frame's head and returns the body's reader.
@@ -25,11 +26,24 @@ func next(t testing.TB, b []byte) (Head, *bytes.Reader) {
 func TestGolden(t *testing.T) {
 	data := make([]byte, DataSize)
 	PutData(data, 5, 258)
+	start := make([]byte, DataSize)
+	PutData(start, 5, 0)
+	packets := append([]byte{7}, make([]byte, 15)...)
+	for _, p := range []string{"one", "t"} {
+		packets, _ = AppendPacket(packets, []byte(p))
+	}
 	for want, b := range map[string][]byte{
 		"01010100" + "00000023" + "010100" + "07" + strings.Repeat("00", 15) + "09" + strings.Repeat("00", 15): HelloBody{1, 1, 0, [16]byte{7}, [16]byte{9}}.Encode(FlagResume),
 		"01020104" + "00000012" + "0000000000000005" + "0000000000000102" + "6869":                             Append(nil, Head{Type: Data, Flags: FlagFin, Class: Bulk}, data, []byte("hi")),
 		"01030000" + "00000018" + "0000000000000005" + "0000000000000007" + "0000000000000009":                 Append(nil, Head{Type: Window}, AppendWindow(nil, WindowEntry{5, 7, 9})),
-		"01040100" + "0000000f" + "0000000000000005" + "00000003" + "776879":                                   ResetBody{5, 3, "why"}.Encode(FlagAnswer),
+		"01040100" + "0000000f" + "0000000000000005" + "00000003" + "776879":                                   ResetBody{5, 3, 0, "why"}.Encode(2, FlagAnswer),
+		"01040000" + "0000000f" + "0000000000000005" + "00000002" + "776879":                                   ResetBody{5, 2, time.Second, "why"}.Encode(1, 0),
+		"02040000" + "00000013" + "0000000000000005" + "00000002" + "000003e8" + "776879":                      ResetBody{5, 2, time.Second, "why"}.Encode(2, 0),
+		"01020202" + "00000017" + "0000000000000005" + "0000000000000000" + "0002" + "6f70" + "686579":         Append(nil, Head{Type: Data, Flags: FlagOpen, Class: DNS}, start, []byte{0, 2}, []byte("op"), []byte("hey")),
+		"01050003" + "00000018" + "07" + strings.Repeat("00", 15) + "0003" + "6f6e65" + "0001" + "74":          Append(nil, Head{Type: Packets, Class: Packet}, packets),
+		"01070000" + "00000008" + "000000000000000a":                                                           Number(Pong, 10),
+		"01080000" + "00000002" + "646f":                                                                       Append(nil, Head{Type: Command}, []byte("do")),
+		"010a0100" + "00000000":                                                                                Append(nil, Head{Type: Retire, Flags: FlagAnswer}),
 		"01060000" + "00000008" + "000000000000000a":                                                           Number(Ping, 10),
 		"01090000" + "00000007" + "00000002" + "627965":                                                        (&GoAwayError{2, "bye"}).Encode(),
 	} {
@@ -44,11 +58,19 @@ func TestRoundTrips(t *testing.T) {
 	if got, flags, err := ReadHello(bytes.NewReader(hello.Encode(FlagResume))); got != hello || flags != FlagResume || err != nil {
 		t.Errorf("%+v, %d, %v", got, flags, err)
 	}
-	if v, err := hello.Agree(); v != 1 || err != nil {
-		t.Errorf("version %d, %v", v, err)
+	for max, want := range map[uint8]uint8{1: 1, 2: 2, 3: 3, 9: 3} {
+		if v, err := hello.Agree(max); v != want || err != nil {
+			t.Errorf("version %d, %v", v, err)
+		}
 	}
-	if _, err := (HelloBody{Min: 2, Max: 9}).Agree(); err == nil {
+	if _, err := (HelloBody{Min: 2, Max: 9}).Agree(1); err == nil {
 		t.Error("agreed on a version that this node does not speak")
+	}
+	for version, retry := range map[uint8]time.Duration{1: 0, 2: 1500 * time.Millisecond} {
+		h, r := next(t, ResetBody{7, 2, 1500 * time.Millisecond, "busy"}.Encode(version, 0))
+		if got, err := ReadReset(r, h); got != (ResetBody{7, 2, retry, "busy"}) || err != nil {
+			t.Errorf("version %d: %+v, %v", version, got, err)
+		}
 	}
 	body := make([]byte, DataSize)
 	PutData(body, 7, 0)
@@ -102,7 +124,10 @@ func FuzzFrames(f *testing.F) {
 	f.Add(HelloBody{1, 1, 0, [16]byte{}, [16]byte{}}.Encode(0))
 	f.Add(Append(nil, Head{Type: Data, Flags: FlagOpen}, body, []byte{0, 1}, []byte("x")))
 	f.Add(Append(nil, Head{Type: Window}, AppendWindow(nil, WindowEntry{1, 2, 3})))
-	f.Add(ResetBody{1, 2, "x"}.Encode(0))
+	f.Add(ResetBody{1, 2, 0, "x"}.Encode(1, 0))
+	f.Add(ResetBody{1, 2, time.Second, "x"}.Encode(2, 0))
+	f.Add(Append(nil, Head{Type: Retire, Flags: FlagAnswer}))
+	f.Add(append(Append(nil, Head{Type: 99}, []byte("from the future")), Append(nil, Head{Type: Command}, []byte("do"))...))
 	f.Add(Append(nil, Head{Type: Packets}, make([]byte, 16), []byte{0, 1, 9}))
 	f.Add(Number(Ping, 3))
 	f.Add((&GoAwayError{1, "x"}).Encode())

@@ -1,9 +1,7 @@
 package identity
 
 import (
-	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -18,7 +16,6 @@ type Epoch [16]byte
 const (
 	MaxCommand = 64 << 10 // bytes of a command's body
 	maxKind    = 64
-	maxCert    = 4 << 10
 	maxIssuers = 65536
 	replayBits = 1024 // how many numbers behind the newest one are still told apart
 )
@@ -44,9 +41,6 @@ func (n *Node) Signer() *Signer {
 	return &Signer{node: n, life: uint64(n.clock.Now().UnixNano())}
 }
 
-// signDomain keeps a command's signature from being taken for another one's.
-const signDomain = "space-fabric-command/1\x00"
-
 // Sign returns a command for one node in its present life.
 func (s *Signer) Sign(to NodeID, life Epoch, kind string, body []byte) ([]byte, error) {
 	if len(kind) == 0 || len(kind) > maxKind || len(body) > MaxCommand {
@@ -56,19 +50,12 @@ func (s *Signer) Sign(to NodeID, life Epoch, kind string, body []byte) ([]byte, 
 	number := s.next
 	s.next++
 	s.mu.Unlock()
-	// Certificate length and certificate; what is signed: receiver, its life,
-	// our life, number, kind, body; the signature.
-	cert := s.node.cert.Load().Leaf.Raw
-	b := binary.BigEndian.AppendUint16(nil, uint16(len(cert)))
-	b = append(b, cert...)
-	signed := len(b)
-	b = append(b, to[:]...)
-	b = append(b, life[:]...)
+	// Receiver, its life, our life, number, kind, body.
+	b := append(append([]byte(nil), to[:]...), life[:]...)
 	b = binary.BigEndian.AppendUint64(b, s.life)
 	b = binary.BigEndian.AppendUint64(b, number)
 	b = append(append(b, byte(len(kind))), kind...)
-	b = append(b, body...)
-	return append(b, ed25519.Sign(s.node.key, append([]byte(signDomain), b[signed:]...))...), nil
+	return s.node.seal(commandDomain, append(b, body...)), nil
 }
 
 // Verifier checks commands for one node. It may be used from many goroutines.
@@ -102,26 +89,12 @@ func (v *Verifier) Life() Epoch { return v.life }
 func (v *Verifier) Verify(b []byte) (Command, error) {
 	const fixed = 16 + 16 + 8 + 8 + 1
 	bad := errors.New("identity: malformed command")
-	if len(b) < 2 {
-		return Command{}, bad
-	}
-	n := int(binary.BigEndian.Uint16(b))
-	if n > maxCert || len(b) < 2+n+fixed+ed25519.SignatureSize {
-		return Command{}, bad
-	}
-	cert, err := x509.ParseCertificate(b[2 : 2+n])
+	from, signed, _, err := v.trust.unseal(commandDomain, b)
 	if err != nil {
-		return Command{}, fmt.Errorf("identity: command: %w", err)
+		return Command{}, fmt.Errorf("command: %w", err)
 	}
-	from, err := v.trust.Check(cert)
-	if err != nil {
-		return Command{}, err
-	}
-	end := len(b) - ed25519.SignatureSize
-	signed, sig := b[2+n:end], b[end:]
-	pub, ok := cert.PublicKey.(ed25519.PublicKey)
-	if !ok || !ed25519.Verify(pub, append([]byte(signDomain), signed...), sig) {
-		return Command{}, errors.New("identity: the command's signature is wrong")
+	if len(signed) < fixed {
+		return Command{}, bad
 	}
 	if NodeID(signed[:16]) != v.self || Epoch(signed[16:32]) != v.life {
 		return Command{}, errors.New("identity: the command is for another node, or for an earlier life of this one")

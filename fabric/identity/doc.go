@@ -7,7 +7,8 @@
 //     makes the TLS settings of every carrier and cuts the sessions of nodes
 //     that are revoked.
 //   - [Signer] and [Verifier] are for control commands: signed, addressed,
-//     accepted once.
+//     accepted once. What a node says of itself to everybody is a record:
+//     [Node.SignRecord], [Trust.CheckRecord].
 //
 // A node is named by a [NodeID], which its certificate carries in a URI,
 // fabric://FABRIC/NODE. Certificates are short-lived and renewed by the node

@@ -25,5 +25,13 @@
 //
 // A stream holds at most a window of bytes that nobody has read, and about a
 // window of bytes that the peer has not acknowledged. A session has at most
-// MaxStreams, and as many that nobody has accepted as its backlog.
+// MaxStreams, and as many that nobody has accepted as its backlog. A [Budget]
+// bounds the windows of all sessions of a node together. An idle link keeps no
+// buffers but 4 KiB to read into; large payloads lie in pooled memory.
+//
+// # What can be seen
+//
+// [Session.Stats] counts by class: bytes and frames, what waits, and how long it
+// did; [Session.Streams] and [Stream.State] tell where each stream is,
+// [Session.Links] what each link has done.
 package session

@@ -99,6 +99,7 @@ func (e *Endpoint) serve(c net.Conn, peer string) (fresh *Session, err error) {
 	if err := c.SetDeadline(time.Now().Add(helloTime)); err != nil {
 		return nil, err
 	}
+	max := e.o.filled().Version
 	h, flags, err := frame.ReadHello(c)
 	if err != nil {
 		return nil, err
@@ -107,7 +108,8 @@ func (e *Endpoint) serve(c net.Conn, peer string) (fresh *Session, err error) {
 		_, werr := c.Write((&frame.GoAwayError{Code: code, Text: err.Error()}).Encode())
 		return errors.Join(err, werr)
 	}
-	if _, err := h.Agree(); err != nil {
+	version, err := h.Agree(max)
+	if err != nil {
 		return nil, refuse(1, err)
 	}
 	k := sessionKey{peer, h.Session, false}
@@ -123,12 +125,12 @@ func (e *Endpoint) serve(c net.Conn, peer string) (fresh *Session, err error) {
 		}
 		fresh = s
 	}
-	_, err = c.Write(frame.HelloBody{Min: frame.MinVersion, Max: frame.MaxVersion, Session: h.Session, Life: e.life}.Encode(0))
+	_, err = c.Write(frame.HelloBody{Min: frame.MinVersion, Max: max, Session: h.Session, Life: e.life}.Encode(0))
 	if err == nil {
 		err = c.SetDeadline(time.Time{})
 	}
 	if err == nil {
-		err = s.AddLink(c)
+		err = s.addLink(c, version)
 	}
 	if err != nil && fresh != nil {
 		fresh.Close()
@@ -196,6 +198,7 @@ func (m *maintainer) link(ctx context.Context, flags uint8) error {
 }
 
 func (m *maintainer) linkBy(ctx context.Context, dial Dialer, n int, flags uint8) error {
+	max := m.e.o.filled().Version
 	c, err := dial(ctx, n)
 	if err != nil {
 		return err
@@ -204,7 +207,7 @@ func (m *maintainer) linkBy(ctx context.Context, dial Dialer, n int, flags uint8
 	defer stop()
 	err = c.SetDeadline(time.Now().Add(helloTime))
 	if err == nil {
-		_, err = c.Write(frame.HelloBody{Min: frame.MinVersion, Max: frame.MaxVersion, Session: m.k.id, Life: m.e.life}.Encode(flags))
+		_, err = c.Write(frame.HelloBody{Min: frame.MinVersion, Max: max, Session: m.k.id, Life: m.e.life}.Encode(flags))
 	}
 	var h frame.HelloBody
 	if err == nil {
@@ -213,8 +216,9 @@ func (m *maintainer) linkBy(ctx context.Context, dial Dialer, n int, flags uint8
 	if err == nil && h.Session != m.k.id {
 		err = fmt.Errorf("%w: it answers for another session", frame.ErrProtocol)
 	}
+	var version uint8
 	if err == nil {
-		_, err = h.Agree()
+		version, err = h.Agree(max)
 	}
 	if err == nil {
 		err = c.SetDeadline(time.Time{})
@@ -226,7 +230,7 @@ func (m *maintainer) linkBy(ctx context.Context, dial Dialer, n int, flags uint8
 		c.Close()
 		return err
 	}
-	return m.s.AddLink(c)
+	return m.s.addLink(c, version)
 }
 
 // run dials links as long as there are too few.

@@ -32,6 +32,7 @@ type link struct {
 	owes     bool      // and wants to know when nothing is under way from here
 	answered bool      // nothing is under way from the peer
 
+	breather     breather // the writer's
 	sent, resent int64
 	received     atomic.Int64
 	pinged       time.Time // when the ping under way was sent; zero: none is
@@ -46,6 +47,10 @@ const (
 	maxOut      = 64
 	windowBatch = 128
 	shutTime    = 5 * time.Second
+	breath      = 32 << 10 // bytes of bulk between two looks at what else there is
+	breathTime  = 50 * time.Microsecond
+	longBreath  = 950 * time.Microsecond
+	breathless  = 25 * time.Millisecond
 	maxPayload  = 1 << 20 // of a Data frame; this version sends less
 )
 
@@ -96,6 +101,7 @@ func (l *link) read() {
 }
 
 func (l *link) frames(r *bufio.Reader) error {
+	var air breather
 	for {
 		h, err := frame.ReadHead(r)
 		if err != nil {
@@ -104,6 +110,12 @@ func (l *link) frames(r *bufio.Reader) error {
 		if err := l.frame(r, h); err != nil {
 			return err
 		}
+		if h.Class < frame.Bulk && (h.Type == frame.Data || h.Type == frame.Packets) {
+			l.s.urgent.Store(time.Now().UnixNano())
+		} else if h.Length > inline {
+			air.breathe(l.s, h.Length)
+		}
+		l.s.frames[h.Class].Add(1)
 		l.heard.Store(int64(time.Since(l.since)))
 		l.received.Add(int64(frame.HeadSize + h.Length))
 	}
@@ -146,6 +158,9 @@ func (l *link) frame(r *bufio.Reader, h frame.Head) error {
 		if err != nil {
 			return err
 		}
+		s.mu.Lock()
+		s.stats.Received[frame.Packet] += int64(h.Length)
+		s.mu.Unlock()
 		if s.o.Packets != nil {
 			s.o.Packets(tunnel, packets)
 		}
@@ -238,6 +253,9 @@ func (l *link) flush() bool {
 			_, err = l.conn.Write(whole)
 		}
 		sent = len(batch) + len(whole)
+		if sent > inline {
+			l.breather.breathe(l.s, sent)
+		}
 		if err != nil {
 			l.conn.Close() // the reader tells the session
 			if held != nil {
@@ -279,6 +297,7 @@ func (l *link) next(batch []byte, written *block, sent int) (whole, _ []byte, he
 	for _, b := range l.out {
 		batch = append(batch, b...)
 	}
+	s.stats.SentFrames[frame.Control] += int64(len(l.out))
 	l.out = l.out[:0]
 	if l.high {
 		batch = l.control(batch)
@@ -291,11 +310,13 @@ func (l *link) next(batch []byte, written *block, sent int) (whole, _ []byte, he
 		}
 		if c == frame.Packet && len(s.packets) > 0 {
 			f := s.packets[0]
-			s.packets[0] = nil
+			s.packets[0] = packetFrame{}
 			s.packets = s.packets[1:]
-			s.queued -= len(f)
-			s.stats.Sent[c] += int64(len(f))
-			batch = append(batch, f...)
+			s.queued -= len(f.b)
+			s.stats.SentFrames[c]++
+			s.stats.Sent[c] += int64(len(f.b) - frame.HeadSize)
+			s.stats.Delay[c].add(time.Since(f.at))
+			batch = append(batch, f.b...)
 			continue
 		}
 		if whole, batch, held = l.data(batch, c); whole != nil {
@@ -311,7 +332,8 @@ func (l *link) control(batch []byte) []byte {
 	for _, r := range s.unsent {
 		if s.resets[r.body.Stream] == r {
 			r.said = true
-			batch = append(batch, r.body.Encode(0)...)
+			s.stats.SentFrames[frame.Control]++
+			batch = append(batch, r.body.Encode(s.version, 0)...)
 		}
 	}
 	s.unsent = nil
@@ -330,11 +352,13 @@ func (l *link) control(batch []byte) []byte {
 			st.promise()
 			body = frame.AppendWindow(body, st.entry())
 		}
+		s.stats.SentFrames[frame.Control]++
 		batch = frame.Append(batch, frame.Head{Type: frame.Window, Class: frame.Control}, body)
 	}
 	for _, c := range s.command {
 		batch = append(batch, c...)
 	}
+	s.stats.SentFrames[frame.Control] += int64(len(s.command))
 	s.command = nil
 	return batch
 }
@@ -383,7 +407,7 @@ func (l *link) data(batch []byte, c frame.Class) (whole, _ []byte, held *block) 
 		limit = small
 	}
 	sp, b, fin := st.nextSpan(limit)
-	h := frame.Head{Version: frame.MaxVersion, Type: frame.Data, Class: st.class}
+	h := frame.Head{Version: frame.MinVersion, Type: frame.Data, Class: st.class}
 	var open []byte
 	if sp.off == 0 && !st.openAcked && !st.remote() {
 		h.Flags |= frame.FlagOpen
@@ -401,6 +425,8 @@ func (l *link) data(batch []byte, c frame.Class) (whole, _ []byte, held *block) 
 	st.last = l
 	st.wakeWriters()
 	s.stats.Sent[c] += int64(n)
+	s.stats.SentFrames[c]++
+	s.stats.Delay[c].add(time.Since(st.queuedAt))
 	h.Length = frame.DataSize + len(open) + n
 	if n > inline && open == nil && sp.off == b.off && b.refs == 0 {
 		b.refs++
@@ -421,15 +447,44 @@ func (l *link) data(batch []byte, c frame.Class) (whole, _ []byte, held *block) 
 	return nil, batch, nil
 }
 
-// higherActive reports whether a class above bulk had something to send lately.
+// higherActive reports whether a class above bulk had something to send, or got
+// something, lately.
 func (s *Session) higherActive() bool {
-	now := time.Now()
-	for c := range frame.Bulk {
-		if now.Sub(s.active[c]) < activeFor {
-			return true
-		}
+	return time.Now().UnixNano()-s.urgent.Load() < int64(activeFor)
+}
+
+// breather is a goroutine's that moves bulk.
+type breather struct {
+	moved int       // bytes since its last breath
+	never time.Time // until when it takes none
+}
+
+// breathe counts bytes of bulk that were moved, and gives the processor up for a
+// moment after some, while a higher class is active. Where bulk keeps all
+// processors busy, Go would look for what has come on other connections only
+// after some milliseconds. Where it does not, Go sleeps for a millisecond rather
+// than a moment, and there is no need to: then bulk goes on without for a while.
+func (b *breather) breathe(s *Session, n int) {
+	if b.moved += n; b.moved < breath {
+		return
 	}
-	return false
+	b.moved = 0
+	if !s.higherActive() {
+		return
+	}
+	start := time.Now()
+	if start.Before(b.never) {
+		return
+	}
+	t := time.NewTimer(breathTime)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-s.done:
+	}
+	if now := time.Now(); now.Sub(start) >= longBreath {
+		b.never = now.Add(breathless)
+	}
 }
 
 const (

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spacestore/space/fabric/frame"
@@ -17,6 +18,12 @@ type Options struct {
 	Backlog    int           // opened by the peer and not accepted; 0: 256
 	MaxWindow  int           // bytes of a stream's window; 0: 16 MiB
 	Resume     time.Duration // how long streams live without a link; 0: a minute
+	Budget     *Budget       // that windows are taken from; nil: without a bound
+	Version    uint8         // the newest version of the protocol to speak; 0: the newest there is
+	// Limit says what holds back a stream's bytes, beside its window: what is
+	// read, and what is written. It is called when a stream is opened here, and
+	// when one is accepted. nil, and a nil Limiter: nothing does.
+	Limit func(class frame.Class, header []byte) (read, write Limiter)
 	// Packets takes in packets; they are its own. nil: they are dropped. It is
 	// called by a link's reader, which waits for it.
 	Packets func(tunnel [16]byte, packets [][]byte)
@@ -37,14 +44,18 @@ func (o Options) filled() Options {
 	if o.Resume == 0 {
 		o.Resume = time.Minute
 	}
+	if o.Version == 0 {
+		o.Version = frame.MaxVersion
+	}
 	return o
 }
 
 const (
-	firstWindow = 256 << 10         // of a stream, by agreement, until the peer says otherwise
+	firstWindow = 64 << 10          // of a stream, by agreement, until the peer says otherwise
+	fastWindow  = 1 << 20           // up to which windows grow fourfold, and beyond twofold
 	quantum     = 64<<10 - headRoom // payload of a Data frame, which fills four TLS records then
 	small       = 16 << 10          // of one of class bulk or background while a higher class is active
-	maxUnsent   = 8 * quantum       // bytes of a stream that no link has taken, about
+	maxUnsent   = 4 * quantum       // bytes of a stream that no link has taken, about
 	activeFor   = time.Second
 	floorTurns  = 32 // every so many turns, the lowest class that waits is next
 
@@ -61,7 +72,7 @@ var (
 	// ErrLost ends a session that has been without a link for too long.
 	ErrLost = errors.New("fabric: the peer could not be reached any more")
 	// ErrBusy refuses a stream beyond the limit of them.
-	ErrBusy = errors.New("fabric: too many streams in this session; end some first")
+	ErrBusy = errors.New("fabric: busy")
 	// ErrNoReader is a write's answer when the peer has closed the stream.
 	ErrNoReader = errors.New("fabric: the peer does not read from the stream any more")
 )
@@ -70,7 +81,8 @@ var (
 type ResetError struct {
 	Code   uint32
 	Text   string
-	Remote bool // the peer has
+	Remote bool          // the peer has
+	Retry  time.Duration // when to come back; 0: unknown
 }
 
 func (e *ResetError) Error() string {
@@ -80,6 +92,25 @@ func (e *ResetError) Error() string {
 	}
 	return fmt.Sprintf("fabric: the stream was reset %s: %s (code %d)", who, e.Text, e.Code)
 }
+
+// Is reports whether the peer refused the stream because of a limit: ErrBusy.
+func (e *ResetError) Is(target error) bool { return target == ErrBusy && e.Code == CodeBusy }
+
+// BusyError says which limit refuses something here. It is an ErrBusy.
+type BusyError struct {
+	Limit string
+	Retry time.Duration // when to come back
+}
+
+func (e *BusyError) Error() string {
+	return fmt.Sprintf("fabric: no more %s; try again in %v", e.Limit, e.Retry)
+}
+
+// Is reports whether target is ErrBusy.
+func (e *BusyError) Is(target error) bool { return target == ErrBusy }
+
+// busyRetry is when one who was refused may come back: streams end all the time.
+const busyRetry = time.Second
 
 // Codes of resets that this package sends.
 const (
@@ -94,8 +125,14 @@ type Session struct {
 	accept    chan *Stream
 	done      chan struct{}
 
+	life   context.Context // ends with the session
+	quit   context.CancelFunc
+	frames [frame.Classes]atomic.Int64 // that came
+	urgent atomic.Int64                // when a class above bulk last had something to send, or something of one came: in ns after the epoch
+
 	mu      sync.Mutex
 	err     error // why it has ended
+	version uint8 // that the peer speaks
 	links   []*link
 	nlinks  uint64                              // that there ever were
 	alone   time.Time                           // since when there has been no link
@@ -106,31 +143,41 @@ type Session struct {
 	highest uint64              // of the peer's streams that have been heard of
 	skipped map[uint64]struct{} // below highest, and not yet heard of
 	turns   int
-	active  [frame.Classes]time.Time // when a class last had something to send
 	ready   [frame.Classes][]*Stream // with something to send, each once
 	windows []*Stream                // of which to say what has come
 	final   []frame.WindowEntry      // of streams that are forgotten here
 	resets  map[uint64]*reset
 	unsent  []*reset
 	command [][]byte
-	packets [][]byte // whole frames
-	queued  int      // bytes of them
+	packets []packetFrame
+	queued  int // bytes of them
 	stats   Stats
 	lazy    *time.Timer // runs while windows are to be told that need no hurry
 	rekeep  chan struct{}
 	changed chan struct{} // closed and made anew when the links change
 }
 
+// packetFrame is a whole Packets frame that waits.
+type packetFrame struct {
+	b  []byte
+	n  int // packets in it
+	at time.Time
+}
+
 // Stats are counts of a session's life.
 type Stats struct {
-	Links          int // now
-	Streams        int // now
-	Sent, Received [frame.Classes]int64
-	Resent         int64 // payload bytes that went twice, after a link's end
-	Duplicate      int64 // payload bytes that came twice
-	LostLinks      int64
-	DroppedPackets int64
-	RTT            time.Duration // the best link's, smoothed; 0: not measured yet
+	Version                    uint8                // of the protocol
+	Links                      int                  // now
+	Streams                    int                  // now
+	Queued                     [frame.Classes]int64 // bytes that no link has taken, now
+	Delay                      [frame.Classes]Delay // how long frames waited for their turn
+	Sent, Received             [frame.Classes]int64 // payload bytes
+	SentFrames, ReceivedFrames [frame.Classes]int64
+	Resent                     int64 // payload bytes that went twice, after a link's end
+	Duplicate                  int64 // payload bytes that came twice
+	LostLinks                  int64
+	DroppedPackets             int64
+	RTT                        time.Duration // the best link's, smoothed; 0: not measured yet
 }
 
 // reset is a stream's end, until the peer has answered.
@@ -143,6 +190,8 @@ type reset struct {
 func New(initiator bool, o Options) *Session {
 	s := &Session{o: o.filled(), initiator: initiator, done: make(chan struct{}), streams: map[uint64]*Stream{},
 		skipped: map[uint64]struct{}{}, resets: map[uint64]*reset{}, alone: time.Now(), rekeep: make(chan struct{}, 1), changed: make(chan struct{}), gone: func() {}}
+	s.version = s.o.Version
+	s.life, s.quit = context.WithCancel(context.Background())
 	s.accept = make(chan *Stream, s.o.Backlog)
 	s.next = 2
 	if initiator {
@@ -167,7 +216,14 @@ func (s *Session) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.stats
-	st.Links, st.Streams = len(s.links), len(s.streams)
+	st.Version, st.Links, st.Streams = s.version, len(s.links), len(s.streams)
+	for _, x := range s.streams {
+		st.Queued[x.class] += int64(x.unsent())
+	}
+	st.Queued[frame.Packet] += int64(s.queued)
+	for c := range st.ReceivedFrames {
+		st.ReceivedFrames[c] = s.frames[c].Load()
+	}
 	for _, l := range s.links {
 		if l.rtt > 0 && (st.RTT == 0 || l.rtt < st.RTT) {
 			st.RTT = l.rtt
@@ -197,6 +253,7 @@ func (s *Session) end(err error, bye *frame.GoAwayError) {
 	}
 	clear(s.streams)
 	s.mu.Unlock()
+	s.quit()
 	close(s.done)
 	for _, l := range links {
 		l.shut(bye)
@@ -211,16 +268,25 @@ func (s *Session) Open(class frame.Class, header []byte) (*Stream, error) {
 	if len(header) > frame.MaxOpen || class >= frame.Classes {
 		return nil, fmt.Errorf("fabric: a stream of class %d with a header of %d bytes; the limit is %d", class, len(header), frame.MaxOpen)
 	}
+	var read, write Limiter
+	if s.o.Limit != nil {
+		read, write = s.o.Limit(class, header)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err != nil {
 		return nil, s.err
 	}
 	if len(s.streams) >= s.o.MaxStreams {
-		return nil, ErrBusy
+		return nil, &BusyError{"streams in this session", busyRetry}
 	}
 	st := newStream(s, s.next, class)
+	if !st.charge(firstWindow, 1) {
+		return nil, &BusyError{"windows on this node", busyRetry}
+	}
+	st.inLimit, st.outLimit = read, write
 	st.open = append([]byte{byte(len(header) >> 8), byte(len(header))}, header...)
+	st.header = st.open[2:]
 	s.next += 2
 	s.streams[st.id] = st
 	s.enqueue(st)
@@ -231,17 +297,25 @@ func (s *Session) Open(class frame.Class, header []byte) (*Stream, error) {
 func (s *Session) Accept(ctx context.Context) (*Stream, error) {
 	select {
 	case st := <-s.accept:
-		return st, nil
+		return s.limited(st), nil
 	default:
 	}
 	select {
 	case st := <-s.accept:
-		return st, nil
+		return s.limited(st), nil
 	case <-s.done:
 		return nil, s.Err()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// limited gives a stream that the peer has opened its limiters.
+func (s *Session) limited(st *Stream) *Stream {
+	if s.o.Limit != nil {
+		st.inLimit, st.outLimit = s.o.Limit(st.class, st.header)
+	}
+	return st
 }
 
 // SendCommand sends a signed control command. It may be lost with a link; who
@@ -266,6 +340,7 @@ func (s *Session) SendCommand(b []byte) error {
 // SendPackets sends packets of a tunnel. Packets are lost where the way is too
 // slow for them, the oldest first, and with links.
 func (s *Session) SendPackets(tunnel [16]byte, packets [][]byte) error {
+	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err != nil {
@@ -282,23 +357,27 @@ func (s *Session) SendPackets(tunnel [16]byte, packets [][]byte) error {
 			return fmt.Errorf("fabric: a packet of %d bytes", len(packets[0]))
 		}
 		f := frame.Append(nil, frame.Head{Type: frame.Packets, Class: frame.Packet}, body)
-		s.packets = append(s.packets, f)
+		s.packets = append(s.packets, packetFrame{f, n, now})
 		s.queued += len(f)
 		packets = packets[n:]
 		for s.queued > maxQueuedPackets {
-			s.queued -= len(s.packets[0])
+			s.queued -= len(s.packets[0].b)
+			s.stats.DroppedPackets += int64(s.packets[0].n)
+			s.packets[0] = packetFrame{}
 			s.packets = s.packets[1:]
-			s.stats.DroppedPackets++
 		}
 	}
-	s.active[frame.Packet] = time.Now()
+	s.urgent.Store(now.UnixNano())
 	s.wake(frame.Packet)
 	return nil
 }
 
 // AddLink gives the session a link, on which both ends have said Hello. The
 // session closes it.
-func (s *Session) AddLink(c net.Conn) error {
+func (s *Session) AddLink(c net.Conn) error { return s.addLink(c, s.o.Version) }
+
+// addLink gives the session a link to a peer that speaks a version.
+func (s *Session) addLink(c net.Conn, version uint8) error {
 	now := time.Now()
 	l := &link{s: s, conn: c, wakeup: make(chan struct{}, 1), since: now}
 	s.mu.Lock()
@@ -309,6 +388,7 @@ func (s *Session) AddLink(c net.Conn) error {
 	}
 	s.nlinks++
 	l.id = s.nlinks
+	s.version = version
 	s.links = append(s.links, l)
 	s.share()
 	for _, st := range s.streams { // what was said over the lost one may not have come
@@ -398,14 +478,18 @@ func (s *Session) wake(c frame.Class) {
 
 // enqueue puts a stream among those with something to send.
 func (s *Session) enqueue(st *Stream) {
-	if !st.queued && st.sendable() {
-		st.queued = true
+	if !st.queued && !st.sendable() {
+		return
+	}
+	now := time.Now()
+	if !st.queued {
+		st.queued, st.queuedAt = true, now
 		s.ready[st.class] = append(s.ready[st.class], st)
 	}
-	if st.queued {
-		s.active[st.class] = time.Now()
-		s.wake(st.class)
+	if st.class < frame.Bulk {
+		s.urgent.Store(now.UnixNano())
 	}
+	s.wake(st.class)
 }
 
 // say has the peer told what has come of a stream.
@@ -459,6 +543,10 @@ func (s *Session) known(id uint64, class frame.Class) (*Stream, error) {
 	st := newStream(s, id, class)
 	st.openSaid = true
 	s.streams[id] = st
+	if !st.charge(firstWindow, 1) {
+		s.refuse(st, "no more windows on this node")
+		return nil, nil
+	}
 	return st, nil
 }
 
@@ -521,7 +609,7 @@ func (s *Session) arrive(id uint64, p piece, open []byte, fin bool, class frame.
 }
 
 func (s *Session) refuse(st *Stream, why string) {
-	s.reset(st, frame.ResetBody{Stream: st.id, Code: CodeBusy, Text: why})
+	s.reset(st, frame.ResetBody{Stream: st.id, Code: CodeBusy, Retry: busyRetry, Text: why})
 }
 
 // reset ends a stream here and at the peer.
@@ -530,7 +618,7 @@ func (s *Session) reset(st *Stream, body frame.ResetBody) {
 		return
 	}
 	delete(s.streams, st.id)
-	st.fail(&ResetError{Code: body.Code, Text: body.Text})
+	st.fail(&ResetError{Code: body.Code, Text: body.Text, Retry: body.Retry})
 	r := &reset{body: body}
 	s.resets[st.id] = r
 	s.unsent = append(s.unsent, r)
@@ -553,9 +641,9 @@ func (s *Session) wasReset(b frame.ResetBody, answer bool) ([]byte, error) {
 	}
 	if st != nil {
 		delete(s.streams, st.id)
-		st.fail(&ResetError{Code: b.Code, Text: b.Text, Remote: true})
+		st.fail(&ResetError{Code: b.Code, Text: b.Text, Remote: true, Retry: b.Retry})
 	}
-	return frame.ResetBody{Stream: b.Stream, Code: b.Code}.Encode(frame.FlagAnswer), nil
+	return frame.ResetBody{Stream: b.Stream, Code: b.Code}.Encode(s.version, frame.FlagAnswer), nil
 }
 
 // acknowledged takes in a Window frame.
@@ -580,8 +668,9 @@ func (s *Session) acknowledged(es []frame.WindowEntry) error {
 // forget drops a stream of which both directions have ended and been
 // acknowledged.
 func (s *Session) forget(st *Stream) {
-	if st.over() && s.streams[st.id] == st {
+	if st.complete() && s.streams[st.id] == st {
 		delete(s.streams, st.id)
+		st.uncharge()
 		// The peer may not have heard that all has come.
 		s.final = append(s.final, st.entry())
 		s.wake(frame.Control)

@@ -38,6 +38,14 @@ func writeIn(c *Stream, b []byte, piece int) error {
 	return c.CloseWrite()
 }
 
+// pieces is a reader that gives so many bytes at a time.
+type pieces struct {
+	r io.Reader
+	n int
+}
+
+func (p *pieces) Read(b []byte) (int, error) { return p.r.Read(b[:min(len(b), p.n)]) }
+
 // TestEveryByteOnceInOrder runs streams of all classes both ways, while links
 // are cut and swallow what is sent over them.
 func TestEveryByteOnceInOrder(t *testing.T) {
@@ -59,8 +67,15 @@ func TestEveryByteOnceInOrder(t *testing.T) {
 					}
 					want, at := randomBytes(uint64(k), 1<<20+k), 1+r.IntN(200_000)
 					wg.Go(func() {
-						if err := writeIn(st, want, at); err != nil {
-							t.Errorf("write: %v", err)
+						if k < 3 {
+							if err := writeIn(st, want, at); err != nil {
+								t.Errorf("write: %v", err)
+							}
+						} else {
+							n, err := st.ReadFrom(&pieces{bytes.NewReader(want), at})
+							if err != nil || n != int64(len(want)) || st.CloseWrite() != nil {
+								t.Errorf("%d bytes were sent, %v", n, err)
+							}
 						}
 						if back, err := io.ReadAll(st); err != nil || string(back) != "thanks" {
 							t.Errorf("answer %q, %v", back, err)
@@ -74,9 +89,14 @@ func TestEveryByteOnceInOrder(t *testing.T) {
 							return
 						}
 						k := uint64(st.Header()[0])
-						got, err := io.ReadAll(st)
-						if err != nil || !bytes.Equal(got, randomBytes(k, 1<<20+int(k))) {
-							t.Errorf("stream %d: %d bytes, %v", k, len(got), err)
+						var got bytes.Buffer
+						if k%3 == 0 {
+							_, err = st.WriteTo(&got)
+						} else {
+							_, err = got.ReadFrom(st)
+						}
+						if err != nil || !bytes.Equal(got.Bytes(), randomBytes(k, 1<<20+int(k))) {
+							t.Errorf("stream %d: %d bytes, %v", k, got.Len(), err)
 						}
 						st.Write([]byte("thanks"))
 						st.Close()
@@ -461,6 +481,54 @@ func TestHostilePeer(t *testing.T) {
 	}
 }
 
+// TestManySmallFrames that nobody reads are held as their bytes, not as many
+// times as much.
+func TestManySmallFrames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(false, Options{})
+		a, b := line{}.connect()
+		if err := s.AddLink(b); err != nil {
+			t.Fatal(err)
+		}
+		go io.Copy(io.Discard, a)
+		const n = 20_000
+		for i := range uint64(n) {
+			head := make([]byte, frame.DataSize)
+			frame.PutData(head, 1, i)
+			h := frame.Head{Type: frame.Data, Class: frame.Bulk}
+			if i == 0 {
+				h.Flags, head = frame.FlagOpen, append(head, 0, 0)
+			}
+			a.Write(frame.Append(nil, h, head, []byte{byte(i)}))
+		}
+		st, err := s.Accept(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		s.mu.Lock()
+		held := 0
+		for _, p := range st.in {
+			held += cap(p.b)
+		}
+		if len(st.in) > 10 || held > 2*n || st.got != n {
+			t.Errorf("%d bytes in %d pieces of %d in all", st.got, len(st.in), held)
+		}
+		s.mu.Unlock()
+		got := make([]byte, n)
+		if _, err := io.ReadFull(st, got); err != nil {
+			t.Fatal(err)
+		}
+		for i, b := range got {
+			if b != byte(i) {
+				t.Fatalf("byte %d is %d", i, b)
+			}
+		}
+		s.Close()
+		a.Close()
+	})
+}
+
 // TestSilenceBeforeHello holds nothing for long.
 func TestSilenceBeforeHello(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -529,7 +597,9 @@ func FuzzSession(f *testing.F) {
 	frame.PutData(b, 1, 0)
 	f.Add(frame.Append(nil, frame.Head{Type: frame.Data, Flags: frame.FlagOpen | frame.FlagFin}, b, []byte{0, 1}, []byte("h"), []byte("payload")))
 	f.Add(frame.Append(nil, frame.Head{Type: frame.Window}, frame.AppendWindow(nil, frame.WindowEntry{Stream: 2, Received: 3, Limit: 4})))
-	f.Add(append(frame.ResetBody{Stream: 1, Code: 2}.Encode(0), frame.Number(frame.Ping, 1)...))
+	f.Add(append(frame.ResetBody{Stream: 1, Code: 2, Retry: 1}.Encode(2, 0), frame.Number(frame.Ping, 1)...))
+	f.Add(append(frame.Append(nil, frame.Head{Type: frame.Retire}), frame.Append(nil, frame.Head{Type: frame.Retire, Flags: frame.FlagAnswer})...))
+	f.Add(frame.Append(nil, frame.Head{Type: frame.Packets, Class: frame.Packet}, make([]byte, 16), []byte{0, 1, 9}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := New(false, Options{MaxStreams: 8, Backlog: 8})
 		near, far := net.Pipe()

@@ -67,6 +67,10 @@ func (w *way) write(p []byte, deadline time.Time) (n int, err error) {
 			w.mu.Unlock()
 			return n, nil
 		}
+		if w.queued < w.buffer {
+			w.mu.Unlock()
+			continue
+		}
 		wake := w.wake
 		w.mu.Unlock()
 		if err := await(wake, deadline); err != nil {
@@ -246,8 +250,13 @@ func (p *pair) swallow() {
 // inPair runs fn in a bubble of virtual time.
 func inPair(t *testing.T, l line, links int, o Options, fn func(t *testing.T, p *pair)) {
 	t.Helper()
+	inMixedPair(t, l, links, o, o, fn)
+}
+
+func inMixedPair(t *testing.T, l line, links int, client, server Options, fn func(t *testing.T, p *pair)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		p := &pair{t: t, line: l, client: NewEndpoint(o), server: NewEndpoint(o), fresh: make(chan *Session, 16)}
+		p := &pair{t: t, line: l, client: NewEndpoint(client), server: NewEndpoint(server), fresh: make(chan *Session, 16)}
 		var err error
 		if p.near, err = p.client.Dial(t.Context(), "server", links, p.dial); err != nil {
 			t.Fatal(err)

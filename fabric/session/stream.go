@@ -20,7 +20,11 @@ type Stream struct {
 	s      *Session
 	id     uint64
 	class  frame.Class
-	header []byte // what the peer opened it with
+	header []byte // what it was opened with
+	since  time.Time
+
+	inLimit, outLimit Limiter // nil: none
+	debt              int     // bytes read that inLimit has not let pass; st.reading guards it
 
 	reading sync.Mutex // held by who reads, and is taken before s.mu
 	writing sync.Mutex // likewise
@@ -46,6 +50,10 @@ type Stream struct {
 	last                 *link // over which something was sent last
 	noReader             bool
 	queued               bool // in s.ready
+	queuedAt             time.Time
+	sendWindow           uint64 // bytes that may be held until they are acknowledged
+	charged              int64  // bytes of the budget
+	over                 bool   // nothing is charged any more
 	writeAt              time.Time
 
 	// What is received: bytes to got have come, those to read are taken.
@@ -55,12 +63,12 @@ type Stream struct {
 	got, read uint64
 	finAt     uint64 // MaxUint64: not known
 	window    uint64
-	promised  uint64 // limit that the peer knows of
-	said      uint64 // what the peer knows has come
-	since     time.Time
-	sinceRead uint64
-	discard   bool // nobody reads
-	toSay     bool // in s.windows
+	promised  uint64    // limit that the peer knows of
+	said      uint64    // what the peer knows has come
+	halfAt    time.Time // when a half window was read last
+	sinceRead uint64    // bytes read since
+	discard   bool      // nobody reads
+	toSay     bool      // in s.windows
 	readAt    time.Time
 }
 
@@ -130,8 +138,9 @@ const headRoom = frame.HeadSize + frame.DataSize
 var pool = sync.Pool{New: func() any { return new([headRoom + quantum]byte) }}
 
 func newStream(s *Session, id uint64, class frame.Class) *Stream {
+	now := time.Now()
 	return &Stream{s: s, id: id, class: class, limit: firstWindow,
-		finAt: math.MaxUint64, window: firstWindow, promised: firstWindow, since: time.Now()}
+		finAt: math.MaxUint64, window: firstWindow, promised: firstWindow, sendWindow: firstWindow, since: now, halfAt: now}
 }
 
 // ID returns the stream's number in its session.
@@ -140,7 +149,7 @@ func (st *Stream) ID() uint64 { return st.id }
 // Class returns the stream's class.
 func (st *Stream) Class() frame.Class { return st.class }
 
-// Header returns what the peer opened the stream with.
+// Header returns what the stream was opened with.
 func (st *Stream) Header() []byte { return st.header }
 
 // remote reports whether the peer has opened the stream.
@@ -191,6 +200,7 @@ func (st *Stream) fail(err error) {
 	}
 	st.blocks, st.flights, st.again = nil, nil, nil
 	st.una, st.nxt = st.end, st.end
+	st.uncharge()
 	st.wakeAll()
 }
 
@@ -205,6 +215,15 @@ func (st *Stream) Write(p []byte) (n int, err error) {
 		room, err := st.room()
 		if err != nil || len(p) == 0 {
 			return n, err
+		}
+		if st.outLimit != nil {
+			room = min(room, MaxWait)
+			if err := st.held(st.outLimit, min(room, len(p)), st.writeAt); err != nil {
+				return n, err
+			}
+			if err := st.writable(); err != nil {
+				return n, err
+			}
 		}
 		k, err := st.put(p[:min(room, len(p))])
 		if err != nil {
@@ -234,7 +253,7 @@ func (st *Stream) room() (int, error) {
 // space returns how many bytes may be taken in: beyond what may be sent, and
 // beyond what can go out soon, little is held.
 func (st *Stream) space() int {
-	window := max(st.limit-min(st.limit, st.una), firstWindow) + 2*quantum
+	window := min(max(st.limit-min(st.limit, st.una), firstWindow), st.sendWindow) + 2*quantum
 	return int(min(int64(window)-int64(st.end-st.una), maxUnsent-int64(st.end-st.nxt)))
 }
 
@@ -349,6 +368,14 @@ func (st *Stream) putBlock(b *block) error {
 	if _, err := st.room(); err != nil {
 		return err
 	}
+	if st.outLimit != nil {
+		if err := st.held(st.outLimit, len(b.b)-headRoom, st.writeAt); err != nil {
+			return err
+		}
+		if err := st.writable(); err != nil {
+			return err
+		}
+	}
 	b.off = st.end
 	st.end = b.end()
 	st.blocks = append(st.blocks, b)
@@ -407,6 +434,9 @@ func (st *Stream) Read(p []byte) (n int, err error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	if err := st.payDebt(); err != nil {
+		return 0, err
+	}
 	if err := st.readable(); err != nil {
 		return 0, err
 	}
@@ -439,6 +469,9 @@ func (st *Stream) WriteTo(w io.Writer) (n int64, err error) {
 	st.s.mu.Lock()
 	defer st.s.mu.Unlock()
 	for {
+		if err := st.payDebt(); err != nil {
+			return n, err
+		}
 		if err := st.readable(); err == io.EOF {
 			return n, nil
 		} else if err != nil {
@@ -496,6 +529,9 @@ func (st *Stream) shift() piece {
 // taken counts bytes that were read.
 func (st *Stream) taken(n uint64) {
 	st.read += n
+	if st.inLimit != nil {
+		st.debt += int(n)
+	}
 	st.widen(n)
 }
 
@@ -505,10 +541,16 @@ func (st *Stream) widen(n uint64) {
 	st.sinceRead += n
 	if st.sinceRead >= st.window/2 {
 		now := time.Now()
-		if now.Sub(st.since) < 2*max(st.s.rtt(), time.Millisecond) {
-			st.window = min(2*st.window, uint64(st.s.o.MaxWindow))
+		if now.Sub(st.halfAt) < 2*max(st.s.rtt(), time.Millisecond) {
+			wider := 2 * st.window
+			if st.window < fastWindow {
+				wider = 4 * st.window
+			}
+			if wider = min(wider, uint64(st.s.o.MaxWindow)); wider > st.window && st.charge(wider-st.window, growth) {
+				st.window = wider
+			}
 		}
-		st.since, st.sinceRead = now, 0
+		st.halfAt, st.sinceRead = now, 0
 	}
 	if st.read+st.window-st.promised >= st.window/4 && st.got < st.finAt {
 		st.s.say(st)
@@ -649,6 +691,9 @@ func (st *Stream) acknowledged(e frame.WindowEntry) error {
 		}
 	} else if e.Limit > st.limit {
 		st.limit = e.Limit
+		if w := st.limit - st.una; w > st.sendWindow && st.charge(w-st.sendWindow, growth) {
+			st.sendWindow = w
+		}
 		st.wakeWriters()
 	}
 	return nil
@@ -662,8 +707,17 @@ func (b *block) free() {
 	b.b = nil
 }
 
-// over reports whether nothing of the stream is left to do.
-func (st *Stream) over() bool {
+// unsent returns how many bytes no link has taken.
+func (st *Stream) unsent() uint64 {
+	n := st.end - st.nxt
+	for _, sp := range st.again {
+		n += sp.end - min(sp.end, max(sp.off, st.una))
+	}
+	return n
+}
+
+// complete reports whether nothing of the stream is left to do.
+func (st *Stream) complete() bool {
 	return st.finAcked && (st.discard || st.got == st.finAt && st.read == st.finAt)
 }
 

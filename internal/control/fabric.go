@@ -16,6 +16,7 @@ import (
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/fabric"
+	"github.com/spacestore/space/fabric/admit"
 	"github.com/spacestore/space/internal/control/controlpb"
 )
 
@@ -25,6 +26,8 @@ type Fabric interface {
 	Nodes(ctx context.Context) ([]fabric.NodeState, error)
 	Tunnels(ctx context.Context) ([]fabric.TunnelState, error)
 	Routes(ctx context.Context) ([]fabric.RouteState, error)
+	// Usage lists what counts for whom, and the limits.
+	Usage(ctx context.Context) ([]FabricUsage, error)
 	// NewToken makes a join token, on the authority's node.
 	NewToken(ctx context.Context, req TokenRequest) (string, error)
 	// Revoke shuts a node out, by its ID or name, and returns its ID.
@@ -37,6 +40,26 @@ type Fabric interface {
 	VPN(ctx context.Context, req VPNRequest, tell func(JobEvent) error) error
 	Send(ctx context.Context, req SendRequest, tell func(JobEvent) error) error
 	Receive(ctx context.Context, req ReceiveRequest, tell func(JobEvent) error) error
+}
+
+// FabricUsage is what the node, or one route, pool, organization or service, has
+// in use, and may have.
+type FabricUsage struct {
+	Scope   string        `json:"scope"`
+	Name    string        `json:"name,omitempty"`
+	Used    admit.Numbers `json:"used"`
+	Limit   FabricLimit   `json:"limit"`
+	Refused int64         `json:"refused"` // ever
+}
+
+// FabricLimit is an admit.Limit; 0: none.
+type FabricLimit struct {
+	Sessions int64 `json:"sessions"`
+	Tunnels  int64 `json:"tunnels"`
+	Streams  int64 `json:"streams"`
+	Window   int64 `json:"window_bytes"`
+	Rate     int64 `json:"bytes_per_second"`
+	Burst    int64 `json:"burst_bytes"`
 }
 
 // TokenRequest asks for a join token.
@@ -157,6 +180,10 @@ func (s fabricServer) Tunnels(_ *controlpb.FabricRequest, stream grpc.ServerStre
 
 func (s fabricServer) Routes(_ *controlpb.FabricRequest, stream grpc.ServerStreamingServer[controlpb.FabricItem]) error {
 	return sendItems(stream, s.fabric.Routes)
+}
+
+func (s fabricServer) Usage(_ *controlpb.FabricRequest, stream grpc.ServerStreamingServer[controlpb.FabricItem]) error {
+	return sendItems(stream, s.fabric.Usage)
 }
 
 func sendItems[T any](stream grpc.ServerStreamingServer[controlpb.FabricItem], list func(context.Context) ([]T, error)) error {
@@ -315,6 +342,11 @@ func (c *FabricClient) Tunnels(ctx context.Context) ([]fabric.TunnelState, error
 // Routes implements Fabric.
 func (c *FabricClient) Routes(ctx context.Context) ([]fabric.RouteState, error) {
 	return receiveItems[fabric.RouteState](ctx, c, c.fabric.Routes)
+}
+
+// Usage implements Fabric.
+func (c *FabricClient) Usage(ctx context.Context) ([]FabricUsage, error) {
+	return receiveItems[FabricUsage](ctx, c, c.fabric.Usage)
 }
 
 func receiveItems[T any](ctx context.Context, c *FabricClient,

@@ -272,12 +272,11 @@ func TestFabricRevocation(t *testing.T) {
 		return nil
 	})
 	a.mustFail([]int{exitNotFound, exitRefused}, "fabric", "forward", "0", "echo", "--wait", "100ms")
-	eventually(t, "the revoked node is alone", func() error {
-		if n := b.fabricStatus().Sessions; n > 0 {
-			return fmt.Errorf("%d sessions", n)
-		}
-		return nil
-	})
+	// It begins anew, and nobody lets it in: what it asks for fails.
+	r := b.run(nil, "fabric", "forward", "0", "nothing", "--wait", "100ms")
+	if n := a.fabricStatus().Sessions; n > 0 || r.code == 0 {
+		t.Errorf("the revoked node came back: %d sessions, %v", n, r)
+	}
 }
 
 // TestFabricTokens joins with tokens that are no good.
@@ -345,7 +344,7 @@ func TestFabricErrors(t *testing.T) {
 		"expose:\n    - {pool: web}":               "space.yaml:4: expose wants",
 		"expose:\n    - {pool: a b, address: x:1}": "space.yaml:4: pool",
 		"forward:\n    - {listen: x, pool: web}":   "space.yaml:4: listen",
-		"limits: {tunnels: -1}":                    "space.yaml:3: tunnels",
+		"limits: {node: {tunnels: -1}}":            "space.yaml:3: tunnels",
 		"vpn:\n    - {exit: true}":                 "space.yaml:4: vpn",
 		"share: [{name: x}]":                       "space.yaml:3: share",
 		"relay: perhaps":                           "space.yaml:3: relay",
@@ -367,6 +366,33 @@ func TestFabricErrors(t *testing.T) {
 	if code := s.stop(unix.SIGTERM); code != 0 {
 		t.Errorf("fabric serve ended with %d", code)
 	}
+}
+
+// TestFabricLimits asks a node for more than it gives.
+func TestFabricLimits(t *testing.T) {
+	t.Parallel()
+	a, _ := authority(t)
+	b := joined(a, "second")
+	write(t, filepath.Join(b.home, "space.yaml"), []byte("fabric:\n  limits:\n    named: [{scope: pool, name: web, tunnels: 1}]\n  expose: [{pool: web, address: \""+web(t, "here")+"\"}]\n"))
+	b.fabric()
+	at, stop := a.job("fabric", "forward", "0", "web", "--wait", hung.String())
+	if r := a.mustFail([]int{exitConflict}, "fabric", "forward", "0", "web"); !strings.Contains(r.err, "pool web") || !strings.Contains(r.err, "try again") {
+		t.Errorf("said: %v", r)
+	}
+	if got, err := ask(at, nil); err != nil || got != "here" {
+		t.Errorf("the one that was let in: %q, %v", got, err)
+	}
+	if out := b.must("fabric", "limits"); !strings.Contains(out, "1 of 1") {
+		t.Errorf("limits:\n%s", out)
+	}
+	stop(unix.SIGTERM)
+	eventually(t, "room again", func() error {
+		if out := b.must("fabric", "limits"); !strings.Contains(out, "0 of 1") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	a.job("fabric", "forward", "0", "web", "--wait", hung.String())
 }
 
 // TestFabricSocket looks at who can ask a node, and that one that was killed

@@ -14,6 +14,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/fabric/admit"
 	"github.com/spacestore/space/fabric/forward"
 	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/internal/control"
@@ -31,7 +32,7 @@ type FabricConfig struct {
 	Seeds        []string // beside those that the join token had
 	Relay        bool
 	HTTPSWeb     bool // servers that are dialed over https show certificates of the web, not of the fabric
-	Limits       FabricLimits
+	Limits       admit.Config
 
 	Expose  []control.ExposeRequest
 	Forward []control.ForwardRequest
@@ -50,12 +51,6 @@ type FabricListen struct {
 // DefaultFabricListen is where a node listens that is not told: others have to
 // reach it.
 const DefaultFabricListen = "tls://:7420"
-
-// FabricLimits bound what others can have of a node; 0: as the fabric has it.
-type FabricLimits struct {
-	Sessions, Tunnels, Streams int
-	Rate                       int64 // bytes a second
-}
 
 // Bounds of the section.
 const (
@@ -292,13 +287,65 @@ func setSize(p *int64) func(string) error {
 	}
 }
 
-func (s section) fabricLimits(l *FabricLimits, n *yaml.Node) error {
-	return s.mapping(n, "limits", map[string]func(*yaml.Node) error{
-		"sessions": s.value("sessions", setCount(&l.Sessions, 1, 1<<20)),
-		"tunnels":  s.value("tunnels", setCount(&l.Tunnels, 1, 1<<24)),
-		"streams":  s.value("streams", setCount(&l.Streams, 1, 1<<24)),
+// limitScopes are what limits can be for: each of a kind, or, under named, one.
+var limitScopes = map[string]admit.Scope{"node": admit.NodeScope, "route": admit.Route, "pool": admit.Pool,
+	"organization": admit.Organization, "service": admit.Service}
+
+func (s section) fabricLimits(c *admit.Config, n *yaml.Node) error {
+	keys := map[string]func(*yaml.Node) error{"named": s.list("named", maxFabricJobs, func(n *yaml.Node) error { return s.namedLimit(c, n) })}
+	for name, scope := range limitScopes {
+		keys[name] = func(n *yaml.Node) error { return s.mapping(n, name, s.limit(&c.Each[scope])) }
+	}
+	return s.mapping(n, "limits", keys)
+}
+
+// limit returns the keys of one limit.
+func (s section) limit(l *admit.Limit) map[string]func(*yaml.Node) error {
+	number := func(p *int64) func(string) error {
+		return func(text string) (err error) {
+			if *p, err = strconv.ParseInt(text, 10, 64); err != nil || *p < 1 {
+				err = errors.New("want a number from 1 on")
+			}
+			return err
+		}
+	}
+	return map[string]func(*yaml.Node) error{
+		"sessions": s.value("sessions", number(&l.Sessions)),
+		"tunnels":  s.value("tunnels", number(&l.Tunnels)),
+		"streams":  s.value("streams", number(&l.Streams)),
+		"window":   s.value("window", setSize(&l.Window)),
 		"rate":     s.value("rate", setSize(&l.Rate)),
+		"burst":    s.value("burst", setSize(&l.Burst)),
+	}
+}
+
+// namedLimit reads a limit of one route, pool, organization or service.
+func (s section) namedLimit(c *admit.Config, n *yaml.Node) error {
+	var l admit.Limit
+	k := admit.Key{Scope: admit.Scopes}
+	keys := s.limit(&l)
+	keys["name"] = s.value("name", setText(&k.Name))
+	keys["scope"] = s.value("scope", func(text string) error {
+		scope, ok := limitScopes[text]
+		if k.Scope = scope; !ok || scope == admit.NodeScope {
+			return errors.New("want route, pool, organization or service")
+		}
+		return nil
 	})
+	if err := s.mapping(n, "named", keys); err != nil {
+		return err
+	}
+	if k.Scope == admit.Scopes || k.Name == "" {
+		return s.errorf(n, "a limit under named wants a scope and a name")
+	}
+	if _, twice := c.Named[k]; twice {
+		return s.errorf(n, "the %s %s has two limits", k.Scope, k.Name)
+	}
+	if c.Named == nil {
+		c.Named = map[admit.Key]admit.Limit{}
+	}
+	c.Named[k] = l
+	return nil
 }
 
 func (s section) expose(c *FabricConfig, n *yaml.Node) error {

@@ -149,7 +149,7 @@ func fabricStartError(err error) error {
 // fabricOptions puts together what the fabric is told.
 func fabricOptions(cfg FabricConfig, id *identity.Node, authority *identity.Authority, self fabricSelf, log *slog.Logger) (fabric.Options, error) {
 	o := fabric.Options{Identity: id, Authority: authority, Name: cfg.Name, Area: cfg.Area, Organization: cfg.Organization,
-		Seeds: append(cfg.Seeds[:len(cfg.Seeds):len(cfg.Seeds)], self.Seeds...), Relay: cfg.Relay, Log: log}
+		Seeds: append(cfg.Seeds[:len(cfg.Seeds):len(cfg.Seeds)], self.Seeds...), Relay: cfg.Relay, Limits: cfg.Limits, Log: log}
 	if o.Name == "" {
 		o.Name = self.Name
 	}
@@ -210,6 +210,17 @@ func (f *fabricNode) Tunnels(context.Context) ([]fabric.TunnelState, error) {
 // Routes implements control.Fabric.
 func (f *fabricNode) Routes(context.Context) ([]fabric.RouteState, error) {
 	return f.Node.Routes(), nil
+}
+
+// maxUsage bounds the accounts of each scope that are shown.
+const maxUsage = 1000
+
+// Usage implements control.Fabric.
+func (f *fabricNode) Usage(context.Context) (list []control.FabricUsage, _ error) {
+	for _, u := range f.Node.Usage(maxUsage) {
+		list = append(list, control.FabricUsage{Scope: u.Scope.String(), Name: u.Name, Used: u.Used, Limit: control.FabricLimit(u.Limit), Refused: u.Refused})
+	}
+	return list, nil
 }
 
 // NewToken implements control.Fabric.

@@ -33,7 +33,7 @@ func fabricError(err error) error {
 		if refused.Retry > 0 {
 			when = fmt.Sprintf("try again in %v", max(refused.Retry.Round(time.Second), time.Second))
 		}
-		return capsule.Errorf(capsule.Conflict, "refused, for %s are at their limit; %s", refused.Limit, when)
+		return capsule.Errorf(capsule.Conflict, "refused, for the limit is %s; %s", refused.Limit, when)
 	case errors.Is(err, identity.ErrToken), errors.Is(err, identity.ErrRevoked):
 		kind = capsule.Denied
 	case errors.Is(err, identity.ErrExists):

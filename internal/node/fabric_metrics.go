@@ -8,6 +8,7 @@ import (
 
 	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/forward"
+	"github.com/spacestore/space/fabric/session"
 )
 
 // fabricCounts are what a node of the fabric counts beside the fabric itself.
@@ -90,11 +91,17 @@ var (
 	fabricPassed    = fabricGauge("relayed_links", "Links of other nodes that pass through this one.")
 	fabricFailovers = fabricCounter("failovers_total", "Tunnels that went on with another node.")
 	fabricRefused   = fabricCounter("refused_total", "Tunnels and streams that were refused for a limit.")
+	fabricRefusals  = fabricCounter("limit_refusals_total", "Refusals, by whose limit it was, and of what.", "scope", "what")
 	fabricRenewal   = fabricGauge("certificate_renewal_seconds", "When the node asks for its next certificate, in seconds since 1970.")
 
 	classSent     = fabricCounter("sent_bytes_total", "Bytes sent, by traffic class.", "class")
 	classReceived = fabricCounter("received_bytes_total", "Bytes received, by traffic class.", "class")
 	classDropped  = fabricCounter("dropped_total", "Frames of packets that were dropped because the way was too slow, by traffic class.", "class")
+	classQueued   = fabricGauge("queued_bytes", "Bytes that no link has taken yet, by traffic class.", "class")
+	classDelay    = fabricMetric{prometheus.NewDesc("space_fabric_delay_seconds", "How long frames waited for their turn at a link, by traffic class.", []string{"class"}, nil), 0}
+
+	fabricWindows     = fabricGauge("window_bytes", "Bytes that windows of streams take.")
+	fabricWindowLimit = fabricGauge("window_limit_bytes", "Bytes that windows of streams may take together.")
 
 	routeUp         = fabricGauge("route_up", "1 if the route to a peer works now.", "peer", "name", "carrier", "via")
 	routeLinks      = fabricGauge("route_links", "Links to a peer.", "peer")
@@ -116,8 +123,8 @@ var (
 	transfersTotal  = fabricCounter("transfers_total", "Transfers of files that have ended, by direction and result.", "direction", "result")
 	transferredByte = fabricCounter("transferred_bytes_total", "Bytes of files that transfers have moved, by direction.", "direction")
 
-	fabricMetrics = []fabricMetric{fabricInfo, fabricNodes, fabricSessions, fabricTunnels, fabricStreams, fabricPassed, fabricFailovers, fabricRefused,
-		fabricRenewal, classSent, classReceived, classDropped, routeUp, routeLinks, routeTunnels, routeRTT, routeLoss, routeThroughput, routeLost,
+	fabricMetrics = []fabricMetric{fabricInfo, fabricNodes, fabricSessions, fabricTunnels, fabricStreams, fabricPassed, fabricFailovers, fabricRefused, fabricRefusals,
+		fabricRenewal, classSent, classReceived, classDropped, classQueued, classDelay, fabricWindows, fabricWindowLimit, routeUp, routeLinks, routeTunnels, routeRTT, routeLoss, routeThroughput, routeLost,
 		routeGeneration, tunnelsAsked, routeChanges, forwardActive, forwardTotal, forwardFailed, forwardBytes, transfersNow, transfersTotal, transferredByte}
 )
 
@@ -151,12 +158,21 @@ func (c fabricCollector) Collect(ch chan<- prometheus.Metric) {
 	send(fabricPassed, float64(st.PassedOn))
 	send(fabricFailovers, float64(st.Failovers))
 	send(fabricRefused, float64(st.Refused))
+	for _, t := range c.f.Node.Totals() {
+		for what, n := range t.Refused {
+			send(fabricRefusals, float64(n), t.Scope.String(), what)
+		}
+	}
 	send(fabricRenewal, float64(st.CertRenewal.Unix()))
+	send(fabricWindows, float64(st.Windows))
+	send(fabricWindowLimit, float64(st.WindowLimit))
 	for _, class := range st.Classes {
 		name := class.Class.String()
 		send(classSent, float64(class.Sent), name)
 		send(classReceived, float64(class.Received), name)
 		send(classDropped, float64(class.Dropped), name)
+		send(classQueued, float64(class.Queued), name)
+		ch <- delays(class.Delay, name)
 	}
 	sent := map[string]bool{} // a peer may have more than one session
 	for _, r := range c.f.Node.Routes() {
@@ -183,6 +199,18 @@ func (c fabricCollector) Collect(ch chan<- prometheus.Metric) {
 		send(transfersTotal, float64(t.failed.Load()), direction, "failed")
 		send(transferredByte, float64(t.bytes.Load()), direction)
 	}
+}
+
+// delays makes a histogram of a class's delays.
+func delays(d fabric.DelayState, class string) prometheus.Metric {
+	buckets, count := map[float64]uint64{}, uint64(0)
+	for i, n := range d.Buckets {
+		count += uint64(n)
+		if i < len(session.DelayBounds) {
+			buckets[session.DelayBounds[i].Seconds()] = count
+		}
+	}
+	return prometheus.MustNewConstHistogram(classDelay.desc, count, d.Sum.Seconds(), buckets, class)
 }
 
 func (c fabricCollector) route(send func(fabricMetric, float64, ...string), peer string, r fabric.RouteState) {

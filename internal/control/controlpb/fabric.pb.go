@@ -60,7 +60,7 @@ func (*FabricRequest) Descriptor() ([]byte, []int) {
 	return file_fabric_proto_rawDescGZIP(), []int{0}
 }
 
-// FabricItem is the node's state, or one node, tunnel or route, in JSON with the
+// FabricItem is the node's state, or one node, tunnel, route or usage, in JSON with the
 // names that `-o json` shows.
 type FabricItem struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -910,12 +910,13 @@ const file_fabric_proto_rawDesc = "" +
 	"\x05total\x18\x02 \x01(\x03R\x05total\x12\x18\n" +
 	"\aresumed\x18\x03 \x01(\x03R\aresumed\x12\x14\n" +
 	"\x05files\x18\x04 \x01(\x03R\x05files\x12\x12\n" +
-	"\x04text\x18\x05 \x01(\tR\x04text2\xbc\x06\n" +
+	"\x04text\x18\x05 \x01(\tR\x04text2\x86\a\n" +
 	"\x06Fabric\x12G\n" +
 	"\x06Status\x12\x1f.space.control.v1.FabricRequest\x1a\x1c.space.control.v1.FabricItem\x12H\n" +
 	"\x05Nodes\x12\x1f.space.control.v1.FabricRequest\x1a\x1c.space.control.v1.FabricItem0\x01\x12J\n" +
 	"\aTunnels\x12\x1f.space.control.v1.FabricRequest\x1a\x1c.space.control.v1.FabricItem0\x01\x12I\n" +
-	"\x06Routes\x12\x1f.space.control.v1.FabricRequest\x1a\x1c.space.control.v1.FabricItem0\x01\x12O\n" +
+	"\x06Routes\x12\x1f.space.control.v1.FabricRequest\x1a\x1c.space.control.v1.FabricItem0\x01\x12H\n" +
+	"\x05Usage\x12\x1f.space.control.v1.FabricRequest\x1a\x1c.space.control.v1.FabricItem0\x01\x12O\n" +
 	"\bNewToken\x12$.space.control.v1.FabricTokenRequest\x1a\x1d.space.control.v1.FabricToken\x12P\n" +
 	"\x06Revoke\x12%.space.control.v1.FabricRevokeRequest\x1a\x1f.space.control.v1.FabricRevoked\x12G\n" +
 	"\x06Expose\x12\x1f.space.control.v1.ExposeRequest\x1a\x1a.space.control.v1.JobEvent0\x01\x12I\n" +
@@ -958,26 +959,28 @@ var file_fabric_proto_depIdxs = []int32{
 	0,  // 2: space.control.v1.Fabric.Nodes:input_type -> space.control.v1.FabricRequest
 	0,  // 3: space.control.v1.Fabric.Tunnels:input_type -> space.control.v1.FabricRequest
 	0,  // 4: space.control.v1.Fabric.Routes:input_type -> space.control.v1.FabricRequest
-	2,  // 5: space.control.v1.Fabric.NewToken:input_type -> space.control.v1.FabricTokenRequest
-	4,  // 6: space.control.v1.Fabric.Revoke:input_type -> space.control.v1.FabricRevokeRequest
-	6,  // 7: space.control.v1.Fabric.Expose:input_type -> space.control.v1.ExposeRequest
-	7,  // 8: space.control.v1.Fabric.Forward:input_type -> space.control.v1.ForwardRequest
-	8,  // 9: space.control.v1.Fabric.VPN:input_type -> space.control.v1.VPNRequest
-	9,  // 10: space.control.v1.Fabric.Send:input_type -> space.control.v1.SendRequest
-	10, // 11: space.control.v1.Fabric.Receive:input_type -> space.control.v1.ReceiveRequest
-	1,  // 12: space.control.v1.Fabric.Status:output_type -> space.control.v1.FabricItem
-	1,  // 13: space.control.v1.Fabric.Nodes:output_type -> space.control.v1.FabricItem
-	1,  // 14: space.control.v1.Fabric.Tunnels:output_type -> space.control.v1.FabricItem
-	1,  // 15: space.control.v1.Fabric.Routes:output_type -> space.control.v1.FabricItem
-	3,  // 16: space.control.v1.Fabric.NewToken:output_type -> space.control.v1.FabricToken
-	5,  // 17: space.control.v1.Fabric.Revoke:output_type -> space.control.v1.FabricRevoked
-	11, // 18: space.control.v1.Fabric.Expose:output_type -> space.control.v1.JobEvent
-	11, // 19: space.control.v1.Fabric.Forward:output_type -> space.control.v1.JobEvent
-	11, // 20: space.control.v1.Fabric.VPN:output_type -> space.control.v1.JobEvent
-	11, // 21: space.control.v1.Fabric.Send:output_type -> space.control.v1.JobEvent
-	11, // 22: space.control.v1.Fabric.Receive:output_type -> space.control.v1.JobEvent
-	12, // [12:23] is the sub-list for method output_type
-	1,  // [1:12] is the sub-list for method input_type
+	0,  // 5: space.control.v1.Fabric.Usage:input_type -> space.control.v1.FabricRequest
+	2,  // 6: space.control.v1.Fabric.NewToken:input_type -> space.control.v1.FabricTokenRequest
+	4,  // 7: space.control.v1.Fabric.Revoke:input_type -> space.control.v1.FabricRevokeRequest
+	6,  // 8: space.control.v1.Fabric.Expose:input_type -> space.control.v1.ExposeRequest
+	7,  // 9: space.control.v1.Fabric.Forward:input_type -> space.control.v1.ForwardRequest
+	8,  // 10: space.control.v1.Fabric.VPN:input_type -> space.control.v1.VPNRequest
+	9,  // 11: space.control.v1.Fabric.Send:input_type -> space.control.v1.SendRequest
+	10, // 12: space.control.v1.Fabric.Receive:input_type -> space.control.v1.ReceiveRequest
+	1,  // 13: space.control.v1.Fabric.Status:output_type -> space.control.v1.FabricItem
+	1,  // 14: space.control.v1.Fabric.Nodes:output_type -> space.control.v1.FabricItem
+	1,  // 15: space.control.v1.Fabric.Tunnels:output_type -> space.control.v1.FabricItem
+	1,  // 16: space.control.v1.Fabric.Routes:output_type -> space.control.v1.FabricItem
+	1,  // 17: space.control.v1.Fabric.Usage:output_type -> space.control.v1.FabricItem
+	3,  // 18: space.control.v1.Fabric.NewToken:output_type -> space.control.v1.FabricToken
+	5,  // 19: space.control.v1.Fabric.Revoke:output_type -> space.control.v1.FabricRevoked
+	11, // 20: space.control.v1.Fabric.Expose:output_type -> space.control.v1.JobEvent
+	11, // 21: space.control.v1.Fabric.Forward:output_type -> space.control.v1.JobEvent
+	11, // 22: space.control.v1.Fabric.VPN:output_type -> space.control.v1.JobEvent
+	11, // 23: space.control.v1.Fabric.Send:output_type -> space.control.v1.JobEvent
+	11, // 24: space.control.v1.Fabric.Receive:output_type -> space.control.v1.JobEvent
+	13, // [13:25] is the sub-list for method output_type
+	1,  // [1:13] is the sub-list for method input_type
 	1,  // [1:1] is the sub-list for extension type_name
 	1,  // [1:1] is the sub-list for extension extendee
 	0,  // [0:1] is the sub-list for field type_name

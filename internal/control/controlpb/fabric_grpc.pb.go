@@ -26,6 +26,7 @@ const (
 	Fabric_Nodes_FullMethodName    = "/space.control.v1.Fabric/Nodes"
 	Fabric_Tunnels_FullMethodName  = "/space.control.v1.Fabric/Tunnels"
 	Fabric_Routes_FullMethodName   = "/space.control.v1.Fabric/Routes"
+	Fabric_Usage_FullMethodName    = "/space.control.v1.Fabric/Usage"
 	Fabric_NewToken_FullMethodName = "/space.control.v1.Fabric/NewToken"
 	Fabric_Revoke_FullMethodName   = "/space.control.v1.Fabric/Revoke"
 	Fabric_Expose_FullMethodName   = "/space.control.v1.Fabric/Expose"
@@ -43,6 +44,7 @@ type FabricClient interface {
 	Nodes(ctx context.Context, in *FabricRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FabricItem], error)
 	Tunnels(ctx context.Context, in *FabricRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FabricItem], error)
 	Routes(ctx context.Context, in *FabricRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FabricItem], error)
+	Usage(ctx context.Context, in *FabricRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FabricItem], error)
 	NewToken(ctx context.Context, in *FabricTokenRequest, opts ...grpc.CallOption) (*FabricToken, error)
 	Revoke(ctx context.Context, in *FabricRevokeRequest, opts ...grpc.CallOption) (*FabricRevoked, error)
 	// These are jobs: each runs as long as its stream, and no longer. The stream's
@@ -129,6 +131,25 @@ func (c *fabricClient) Routes(ctx context.Context, in *FabricRequest, opts ...gr
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Fabric_RoutesClient = grpc.ServerStreamingClient[FabricItem]
 
+func (c *fabricClient) Usage(ctx context.Context, in *FabricRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FabricItem], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[3], Fabric_Usage_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[FabricRequest, FabricItem]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Fabric_UsageClient = grpc.ServerStreamingClient[FabricItem]
+
 func (c *fabricClient) NewToken(ctx context.Context, in *FabricTokenRequest, opts ...grpc.CallOption) (*FabricToken, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(FabricToken)
@@ -151,7 +172,7 @@ func (c *fabricClient) Revoke(ctx context.Context, in *FabricRevokeRequest, opts
 
 func (c *fabricClient) Expose(ctx context.Context, in *ExposeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[3], Fabric_Expose_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[4], Fabric_Expose_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +191,7 @@ type Fabric_ExposeClient = grpc.ServerStreamingClient[JobEvent]
 
 func (c *fabricClient) Forward(ctx context.Context, in *ForwardRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[4], Fabric_Forward_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[5], Fabric_Forward_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +210,7 @@ type Fabric_ForwardClient = grpc.ServerStreamingClient[JobEvent]
 
 func (c *fabricClient) VPN(ctx context.Context, in *VPNRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[5], Fabric_VPN_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[6], Fabric_VPN_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -208,7 +229,7 @@ type Fabric_VPNClient = grpc.ServerStreamingClient[JobEvent]
 
 func (c *fabricClient) Send(ctx context.Context, in *SendRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[6], Fabric_Send_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[7], Fabric_Send_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -227,7 +248,7 @@ type Fabric_SendClient = grpc.ServerStreamingClient[JobEvent]
 
 func (c *fabricClient) Receive(ctx context.Context, in *ReceiveRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[7], Fabric_Receive_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[8], Fabric_Receive_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -252,6 +273,7 @@ type FabricServer interface {
 	Nodes(*FabricRequest, grpc.ServerStreamingServer[FabricItem]) error
 	Tunnels(*FabricRequest, grpc.ServerStreamingServer[FabricItem]) error
 	Routes(*FabricRequest, grpc.ServerStreamingServer[FabricItem]) error
+	Usage(*FabricRequest, grpc.ServerStreamingServer[FabricItem]) error
 	NewToken(context.Context, *FabricTokenRequest) (*FabricToken, error)
 	Revoke(context.Context, *FabricRevokeRequest) (*FabricRevoked, error)
 	// These are jobs: each runs as long as its stream, and no longer. The stream's
@@ -282,6 +304,9 @@ func (UnimplementedFabricServer) Tunnels(*FabricRequest, grpc.ServerStreamingSer
 }
 func (UnimplementedFabricServer) Routes(*FabricRequest, grpc.ServerStreamingServer[FabricItem]) error {
 	return status.Error(codes.Unimplemented, "method Routes not implemented")
+}
+func (UnimplementedFabricServer) Usage(*FabricRequest, grpc.ServerStreamingServer[FabricItem]) error {
+	return status.Error(codes.Unimplemented, "method Usage not implemented")
 }
 func (UnimplementedFabricServer) NewToken(context.Context, *FabricTokenRequest) (*FabricToken, error) {
 	return nil, status.Error(codes.Unimplemented, "method NewToken not implemented")
@@ -375,6 +400,17 @@ func _Fabric_Routes_Handler(srv interface{}, stream grpc.ServerStream) error {
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Fabric_RoutesServer = grpc.ServerStreamingServer[FabricItem]
+
+func _Fabric_Usage_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(FabricRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(FabricServer).Usage(m, &grpc.GenericServerStream[FabricRequest, FabricItem]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Fabric_UsageServer = grpc.ServerStreamingServer[FabricItem]
 
 func _Fabric_NewToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(FabricTokenRequest)
@@ -501,6 +537,11 @@ var Fabric_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Routes",
 			Handler:       _Fabric_Routes_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Usage",
+			Handler:       _Fabric_Usage_Handler,
 			ServerStreams: true,
 		},
 		{

@@ -141,6 +141,9 @@ func NewTCP(tb testing.TB, target string) *TCP {
 	return p
 }
 
+// Target is where connections go on to.
+func (p *TCP) Target() string { return p.target }
+
 // Addr is where to connect to.
 func (p *TCP) Addr() string { return p.l.Addr().String() }
 

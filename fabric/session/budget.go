@@ -1,0 +1,103 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync/atomic"
+	"time"
+)
+
+// Budget bounds the windows of all streams of a node together. Every stream
+// takes a first window of 64 KiB from it; where there is none, it is refused.
+// What it receives into, and what it keeps until the peer has it, grow as long as
+// no more than three quarters are taken, so that new streams find some.
+type Budget struct {
+	limit int64
+	used  atomic.Int64
+}
+
+// growth is the part of a budget beyond which windows grow no more.
+const growth = 0.75
+
+// NewBudget returns a budget of so many bytes, for the Options of any number of
+// endpoints and sessions.
+func NewBudget(bytes int64) *Budget { return &Budget{limit: bytes} }
+
+// Limit returns the budget's bytes.
+func (b *Budget) Limit() int64 { return b.limit }
+
+// Used returns how many bytes are taken.
+func (b *Budget) Used() int64 { return b.used.Load() }
+
+// take takes n bytes if no more than a part of the budget is taken then.
+func (b *Budget) take(n int64, part float64) bool {
+	if b.used.Add(n) > int64(float64(b.limit)*part) {
+		b.used.Add(-n)
+		return false
+	}
+	return true
+}
+
+// charge takes n bytes of the node's budget for the stream.
+func (st *Stream) charge(n uint64, part float64) bool {
+	b := st.s.o.Budget
+	if b == nil {
+		return true
+	}
+	if st.over || !b.take(int64(n), part) {
+		return false
+	}
+	st.charged += int64(n)
+	return true
+}
+
+// uncharge gives back what the stream has of the budget, for good.
+func (st *Stream) uncharge() {
+	st.over = true
+	if b := st.s.o.Budget; b != nil {
+		b.used.Add(-st.charged)
+		st.charged = 0
+	}
+}
+
+// Limiter holds back the bytes of streams: of a tunnel, a route, a pool, all of
+// whose streams share it. A *rate.Limiter of golang.org/x/time, with a burst of
+// at least MaxWait, is one.
+type Limiter interface {
+	// WaitN returns when n more bytes, at most MaxWait, may pass, or with an
+	// error when ctx is done.
+	WaitN(ctx context.Context, n int) error
+}
+
+// MaxWait is how many bytes a Limiter is asked for at most, at a time.
+const MaxWait = 64 << 10
+
+// held waits, without the session's lock, until a limiter lets n bytes pass.
+func (st *Stream) held(l Limiter, n int, at time.Time) error {
+	st.s.mu.Unlock()
+	defer st.s.mu.Lock()
+	ctx := st.s.life
+	if !at.IsZero() {
+		var stop context.CancelFunc
+		ctx, stop = context.WithDeadline(ctx, at)
+		defer stop()
+	}
+	err := l.WaitN(ctx, n)
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return os.ErrDeadlineExceeded
+	}
+	return err
+}
+
+// payDebt waits until the stream's limiter has let pass what was read before.
+func (st *Stream) payDebt() error {
+	for st.debt > 0 {
+		n := min(st.debt, MaxWait)
+		if err := st.held(st.inLimit, n, st.readAt); err != nil {
+			return err
+		}
+		st.debt -= n
+	}
+	return nil
+}

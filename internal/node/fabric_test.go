@@ -1,0 +1,236 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/fabric"
+	"github.com/spacestore/space/internal/control"
+)
+
+// fabricHung bounds waits; no assertion depends on it.
+const fabricHung = 2 * time.Minute
+
+// newFabricNode runs the fabric's node at home.
+func newFabricNode(t *testing.T, home string, cfg FabricConfig) (*fabricNode, *prometheus.Registry) {
+	t.Helper()
+	if cfg.Listen == nil {
+		cfg.Listen = []FabricListen{{Carrier: "tls", Address: "127.0.0.1:0"}}
+	}
+	reg := prometheus.NewRegistry()
+	f, err := startFabric(Target{Home: home, Config: Config{Fabric: &cfg}}, reg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), fabricHung)
+		defer cancel()
+		if err := f.close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return f, reg
+}
+
+// Two nodes: what is exposed at one is forwarded to at the other, and metrics
+// and spans tell of it.
+func TestFabricServices(t *testing.T) {
+	spans := make(chan string, 100)
+	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		spans <- string(body)
+	}))
+	defer collector.Close()
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL)
+	endTraces, err := startTracing(t.Context(), "v1", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer otel.SetTracerProvider(noop.NewTracerProvider())
+
+	homes := []string{t.TempDir(), t.TempDir()}
+	if _, err := InitFabric(homes[0], "first", ""); err != nil {
+		t.Fatal(err)
+	}
+	first, reg := newFabricNode(t, homes[0], FabricConfig{Organization: "ops"})
+	ctx, cancel := context.WithTimeout(t.Context(), fabricHung)
+	defer cancel()
+	token, err := first.NewToken(ctx, control.TokenRequest{Life: time.Hour, Uses: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	member, err := JoinFabric(ctx, homes[1], token, "second", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	echo, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer echo.Close()
+	go func() {
+		for {
+			c, err := echo.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				io.Copy(c, c)
+			}()
+		}
+	}()
+	newFabricNode(t, homes[1], FabricConfig{Expose: []control.ExposeRequest{{Pool: "echo", Address: echo.Addr().String()}}})
+
+	// A command asks over the socket.
+	c, err := ConnectFabric(ctx, Target{Home: homes[0]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	at := make(chan string, 1)
+	done := make(chan error, 1)
+	job, end := context.WithCancel(ctx)
+	defer end()
+	go func() {
+		done <- c.Forward(job, control.ForwardRequest{Listen: "127.0.0.1:0", Pool: "echo", Wait: fabricHung}, func(e control.JobEvent) error {
+			at <- e.Ready
+			return nil
+		})
+	}()
+	var conn net.Conn
+	select {
+	case addr := <-at:
+		if conn, err = net.Dial("tcp", addr); err != nil {
+			t.Fatal(err)
+		}
+	case err := <-done:
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(fabricHung))
+	fmt.Fprint(conn, "hello")
+	got := make([]byte, 5)
+	if _, err := io.ReadFull(conn, got); err != nil || string(got) != "hello" {
+		t.Fatalf("%q: %v", got, err)
+	}
+
+	st, err := c.Status(ctx)
+	if err != nil || st.Name != "first" || !st.Authority || st.Area != DefaultArea || st.Tunnels != 1 {
+		t.Errorf("status %+v: %v", st, err)
+	}
+	tunnels, err := c.Tunnels(ctx)
+	if err != nil || len(tunnels) != 1 || tunnels[0].Contract.PoolID != "echo" || tunnels[0].Peer != member.Node || tunnels[0].Sent != 5 {
+		t.Errorf("tunnels %+v: %v", tunnels, err)
+	}
+	routes, err := c.Routes(ctx)
+	if err != nil || len(routes) == 0 || routes[0].Peer.String() != member.Node {
+		t.Errorf("routes %+v: %v", routes, err)
+	}
+	nodes, err := c.Nodes(ctx)
+	if err != nil || len(nodes) != 2 {
+		t.Errorf("nodes %+v: %v", nodes, err)
+	}
+	metrics := gathered(t, reg)
+	for _, want := range []string{
+		`space_fabric_info{area="default",fabric="` + member.Fabric + `",name="first",node="` + st.Node.String() + `"} 1`,
+		"space_fabric_tunnels 1", `space_fabric_forward_connections{side="forward"} 1`, `space_fabric_forward_bytes_total{direction="in",side="forward"} 5`,
+		`space_fabric_route_up{carrier="tls",name="second",peer="` + member.Node + `",via=""} 1`, `space_fabric_sent_bytes_total{class="interactive"} `,
+		`space_fabric_tunnels_asked_total{result="opened"} 1`, `space_fabric_delay_seconds_bucket{class="interactive",le="+Inf"} `,
+		`space_fabric_queued_bytes{class="bulk"} 0`, "space_fabric_window_limit_bytes ",
+	} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("metrics lack %s", want)
+		}
+	}
+
+	// The command goes, and with it the job and its tunnel.
+	end()
+	if err := <-done; err == nil {
+		t.Error("a job that was cut off says that it is done")
+	}
+	for {
+		if list, err := c.Tunnels(ctx); err != nil {
+			t.Fatal(err)
+		} else if len(list) == 0 {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	endTraces()
+	close(spans)
+	all := ""
+	for body := range spans {
+		all += body
+	}
+	for _, want := range []string{"fabric.tunnel.open", "fabric.pool", "echo"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("spans lack %q", want)
+		}
+	}
+	if m := gathered(t, reg); !strings.Contains(m, `space_fabric_forward_connections_total{side="forward"} 1`) {
+		t.Error("what ended is no longer counted")
+	}
+}
+
+func gathered(t *testing.T, reg *prometheus.Registry) string {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	addr, wait, err := serveMetrics(ctx, "127.0.0.1:0", reg, func() error { return nil }, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wait()
+	defer cancel()
+	resp, err := http.Get("http://" + addr.String() + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %v", resp.Status, err)
+	}
+	return string(text)
+}
+
+// Errors of the fabric come with a kind, and say what to do.
+func TestFabricErrorKinds(t *testing.T) {
+	for _, one := range []struct {
+		err  error
+		kind capsule.ErrorKind
+		says string
+	}{
+		{&fabric.RefusedError{Limit: "streams of pool build", Retry: 1500 * time.Millisecond}, capsule.Conflict, "try again in 2s"},
+		{&fabric.RefusedError{Limit: "tunnels"}, capsule.Conflict, "try again later"},
+		{fmt.Errorf("x: %w", fabric.ErrNoProvider), capsule.NotFound, "provides"},
+		{fabric.ErrNoAuthority, capsule.Unsupported, "do this there"},
+		{fabric.ErrClosed, capsule.Unavailable, "closed"},
+		{&net.OpError{Op: "dial", Err: io.EOF}, capsule.Unavailable, "dial"},
+		{io.EOF, capsule.Other, "EOF"},
+	} {
+		if err := fabricError(one.err); capsule.KindOf(err) != one.kind || !strings.Contains(err.Error(), one.says) {
+			t.Errorf("%v became %v, kind %v", one.err, err, capsule.KindOf(err))
+		}
+	}
+	err := noProvider("web", "tcp-forward", []fabric.NodeState{{Name: "b"}, {Name: "a", Services: []fabric.ServiceState{{Pool: "ssh", Kind: "tcp-forward"}, {Pool: "x", Kind: "y"}}}})
+	if want := "no node provides the pool web (tcp-forward) now; nodes that are known: a, b; pools of that kind: ssh"; err.Error() != want {
+		t.Errorf("%v", err)
+	}
+	if l := firstOf(strings.Fields("l k j i h g f e d c b a")); len(l) != 11 || l[10] != "and 2 more" {
+		t.Errorf("%q", l)
+	}
+}
