@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/zeebo/blake3"
@@ -56,7 +57,8 @@ const (
 	partSuffix = ".space-part"
 	maxStarts  = 3 // of a share that changes while it is received
 	showEvery  = 200 * time.Millisecond
-	streams    = 2 // of contents, for each mirror
+	mirrorWait = 3 * time.Second // for the other mirrors, when one has answered
+	streams    = 2               // of contents, for each mirror
 )
 
 // Names in the hidden directory.
@@ -213,31 +215,47 @@ func (r *receiver) receive(ctx context.Context) error {
 }
 
 // manifest fetches what the share consists of. The mirrors that have no such
-// share, or another one, are left out from the beginning.
+// share, or another one, or do not answer soon after the first one, are left out.
 func (r *receiver) manifest(ctx context.Context) (*manifest, []byte, []Mirror, error) {
-	var first *manifest
-	var bytes []byte
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type answer struct {
+		m   *manifest
+		b   []byte
+		err error
+	}
+	answers := make([]answer, len(r.o.Mirrors))
+	var wg sync.WaitGroup
+	for i, mirror := range r.o.Mirrors {
+		wg.Go(func() {
+			a := &answers[i]
+			var w whole
+			a.err = bulk.Start(ctx, bulk.Options{Name: manifestName, Mirrors: []bulk.Mirror{r.mirror(mirror)}, Sink: &w, Streams: 1, GiveUp: time.Minute}).Wait()
+			if a.b = w.b; a.err == nil {
+				a.m, a.err = decodeManifest(w.b)
+			}
+			if a.err == nil {
+				time.AfterFunc(mirrorWait, cancel)
+			}
+		})
+	}
+	wg.Wait()
+	var first *answer
 	var good []Mirror
 	var errs error
-	for _, mirror := range r.o.Mirrors {
-		var w whole
-		t := bulk.Start(ctx, bulk.Options{Name: manifestName, Mirrors: []bulk.Mirror{r.mirror(mirror)}, Sink: &w, Streams: 1, GiveUp: time.Minute})
-		err := t.Wait()
-		var m *manifest
-		if err == nil {
-			m, err = decodeManifest(w.b)
+	for i := range answers {
+		a := &answers[i]
+		if a.err == nil && first != nil && !a.m.sameLayout(first.m) {
+			a.err = errors.New("it shares something else under this name")
 		}
-		if err == nil && first != nil && !m.sameLayout(first) {
-			err = errors.New("it shares something else under this name")
-		}
-		if err != nil {
-			errs = errors.Join(errs, fmt.Errorf("%s: %w", mirror.Name, err))
+		if a.err != nil {
+			errs = errors.Join(errs, fmt.Errorf("%s: %w", r.o.Mirrors[i].Name, a.err))
 			continue
 		}
 		if first == nil {
-			first, bytes = m, w.b
+			first = a
 		}
-		good = append(good, mirror)
+		good = append(good, r.o.Mirrors[i])
 	}
 	if first == nil {
 		if errs == nil {
@@ -245,7 +263,7 @@ func (r *receiver) manifest(ctx context.Context) (*manifest, []byte, []Mirror, e
 		}
 		return nil, nil, nil, errs
 	}
-	return first, bytes, good, nil
+	return first.m, first.b, good, nil
 }
 
 // adopt sees that what is in the hidden directory is of this share.
