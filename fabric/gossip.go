@@ -119,8 +119,9 @@ func (n *Node) tellNews() {
 	}
 }
 
-// directoryNews returns a channel that is closed when the directory changes.
-func (n *Node) directoryNews() <-chan struct{} {
+// Changed returns a channel that is closed when the directory is no longer what
+// it was: where there was no provider, there may be one. Take it before asking.
+func (n *Node) Changed() <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.dir.news

@@ -46,7 +46,9 @@ const (
 	maxPending         = 1024
 	maxHandshakes      = 64 // tunnels being opened at a time
 	maxHops            = 3  // nodes that pass a link on
+	maxServed          = 64 // calls, and handshakes of links that were passed on, of one session
 	controlQueue       = 2048
+	controlBytes       = 8 << 20
 )
 
 // gate lets so many in at a time.

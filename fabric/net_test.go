@@ -25,7 +25,6 @@ type network struct {
 	conns     map[*memConn]struct{}   // the dialers' ends
 	down      map[string]bool         // carrier://addr, or a host: dialing it is refused
 	hole      map[string]bool         // a host, or "a|b": what is sent vanishes
-	next      int
 }
 
 func newNetwork(delay time.Duration) *network {

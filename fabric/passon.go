@@ -70,20 +70,42 @@ func foreign(err error) error {
 	return errors.New(err.Error())
 }
 
-// passOn serves a stream with which a peer asks to be passed on, or which has
-// been passed on to this node.
+// passOn serves a stream with which a peer asks to be passed on.
 func (n *Node) passOn(r *route, h streamHead, st *session.Stream) {
-	if h.to == n.id {
-		n.passedHere(r, st)
-		return
+	grant, err := n.mayPass(r, h)
+	if err == nil && !n.run(func() { n.passOver(r, h, st, grant) }) {
+		err = ErrClosed
 	}
-	next, done, err := n.nextHop(r, h, st.Class())
+	if err != nil {
+		st.Reset(codeNoWay, err.Error())
+	}
+}
+
+// mayPass admits a link that is to be passed on.
+func (n *Node) mayPass(from *route, h streamHead) (*grant, error) {
+	if !n.o.Relay || n.draining.Load() {
+		return nil, fmt.Errorf("%w: node %s passes nothing on", errNoPass, n.o.Name)
+	}
+	if h.hops == 0 || h.hops > maxHops {
+		return nil, fmt.Errorf("%w: it went through %d nodes already", errNoPass, maxHops)
+	}
+	grant, refused := n.admitPass(from)
+	if refused != nil {
+		return nil, refused
+	}
+	return grant, nil
+}
+
+func (n *Node) passOver(r *route, h streamHead, st *session.Stream, grant *grant) {
+	defer grant.release()
+	n.passed.Add(1)
+	defer n.passed.Add(-1)
+	next, err := n.nextHop(r, h, st.Class())
 	if err != nil {
 		n.log.Debug("not passed on", "from", r.p.id.String(), "to", h.to.String(), "error", err)
 		st.Reset(codeNoWay, err.Error())
 		return
 	}
-	defer done()
 	relayed := make(chan struct{})
 	go func() {
 		defer close(relayed)
@@ -109,17 +131,7 @@ func splice(to, from *session.Stream) {
 }
 
 // nextHop opens the stream that goes on towards the node.
-func (n *Node) nextHop(from *route, h streamHead, class frame.Class) (*session.Stream, func(), error) {
-	if !n.o.Relay || n.draining.Load() {
-		return nil, nil, fmt.Errorf("%w: node %s passes nothing on", errNoPass, n.o.Name)
-	}
-	if h.hops == 0 {
-		return nil, nil, fmt.Errorf("%w: it went through %d nodes already", errNoPass, maxHops)
-	}
-	grant, refused := n.admitPass(from)
-	if refused != nil {
-		return nil, nil, refused
-	}
+func (n *Node) nextHop(from *route, h streamHead, class frame.Class) (*session.Stream, error) {
 	ctx, cancel := context.WithTimeout(n.ctx, wayTime)
 	defer cancel()
 	var errs []error
@@ -129,16 +141,14 @@ func (n *Node) nextHop(from *route, h streamHead, class frame.Class) (*session.S
 		}
 		next, err := n.hop(ctx, via, h.to, h.hops-1, class)
 		if err == nil {
-			n.passed.Add(1)
-			return next, func() { n.passed.Add(-1); grant.release() }, nil
+			return next, nil
 		}
 		errs = append(errs, err)
 	}
-	grant.release()
 	if len(errs) == 0 {
-		errs = append(errs, fmt.Errorf("%w: no way to node %s is known here", errNoPass, n.nameOf(h.to)))
+		return nil, fmt.Errorf("%w: no way to node %s is known here", errNoPass, n.nameOf(h.to))
 	}
-	return nil, nil, errors.Join(errs...)
+	return nil, errors.Join(errs...)
 }
 
 // passedHere takes in a link that was passed on to this node: TLS with the node

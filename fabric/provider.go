@@ -82,15 +82,20 @@ func (n *Node) Provide(s Service) (*Provider, error) {
 
 // Accept returns the next tunnel that somebody has asked for.
 func (p *Provider) Accept(ctx context.Context) (*Tunnel, error) {
-	select {
-	case t := <-p.tunnels:
-		return t, nil
-	case <-p.done:
-		return nil, ErrClosed
-	case <-p.n.ctx.Done():
-		return nil, ErrClosed
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	for {
+		select {
+		case t := <-p.tunnels:
+			if t.gaveUp() {
+				continue // its opener did not wait
+			}
+			return t, nil
+		case <-p.done:
+			return nil, ErrClosed
+		case <-p.n.ctx.Done():
+			return nil, ErrClosed
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
 }
 

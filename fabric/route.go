@@ -10,6 +10,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spacestore/space/fabric/frame"
@@ -27,7 +28,9 @@ type route struct {
 	ready  chan struct{}    // closed when the peer has said hello
 	out    chan message     // to the control stream
 	grant  *grant           // set by start
-	notice chan struct{}    // holds one token when there is something in closed or moved
+	served gate
+	queued atomic.Int64  // bytes in out
+	notice chan struct{} // holds one token when there is something in closed or moved
 	began  time.Time
 
 	mu       sync.Mutex
@@ -62,7 +65,7 @@ type route struct {
 
 func newRoute(p *peer, dialed bool) *route {
 	now := time.Now()
-	r := &route{n: p.n, p: p, dialed: dialed, ready: make(chan struct{}), out: make(chan message, controlQueue), notice: make(chan struct{}, 1), began: now,
+	r := &route{n: p.n, p: p, dialed: dialed, ready: make(chan struct{}), out: make(chan message, controlQueue), served: make(gate, maxServed), notice: make(chan struct{}, 1), began: now,
 		tunnels: map[tunnelKey]*Tunnel{}, moved: map[TunnelID]uint64{}, pending: map[uint64]chan<- any{}, used: now,
 		climbAt: now.Add(firstClimbRest), expires: now.Add(leaseLife), renewAt: now.Add(leaseLife / 3)}
 	if dialed {
@@ -159,7 +162,7 @@ func (r *route) write() {
 		var err error
 		select {
 		case m := <-r.out:
-			_, err = r.control.Write(m.encode())
+			err = r.writeQueued(m)
 		case <-r.notice:
 			err = r.writeNotices()
 		case <-r.s.Done():
@@ -176,7 +179,7 @@ func (r *route) write() {
 // queued before.
 func (r *route) writeNotices() error {
 	for n := len(r.out); n > 0; n-- {
-		if _, err := r.control.Write((<-r.out).encode()); err != nil {
+		if err := r.writeQueued(<-r.out); err != nil {
 			return err
 		}
 	}
@@ -199,6 +202,12 @@ func (r *route) writeNotices() error {
 		}
 	}
 	return nil
+}
+
+func (r *route) writeQueued(m message) error {
+	_, err := r.control.Write(m.encode())
+	r.queued.Add(-int64(len(m.body)))
+	return err
 }
 
 func (r *route) writeCommand(kind string, body any) error {
@@ -229,12 +238,15 @@ func (r *route) noteAll() {
 
 // send queues a message for the peer.
 func (r *route) send(m message) error {
-	select {
-	case r.out <- m:
-		return nil
-	default:
-		return errors.New("fabric: the peer does not read its control stream")
+	if r.queued.Add(int64(len(m.body))) <= controlBytes {
+		select {
+		case r.out <- m:
+			return nil
+		default:
+		}
 	}
+	r.queued.Add(-int64(len(m.body)))
+	return errors.New("fabric: the peer does not read its control stream")
 }
 
 // command sends a signed command.
@@ -455,11 +467,29 @@ func (r *route) accept() {
 		case streamTunnel:
 			r.n.incoming(r, h, st)
 		case streamPass:
-			r.n.run(func() { r.n.passOn(r, h, st) })
+			if h.to == r.n.id {
+				r.serve(st, func() { r.n.passedHere(r, st) })
+			} else {
+				r.n.passOn(r, h, st)
+			}
 		case streamCall:
-			r.n.run(func() { r.n.serveCall(r, string(h.rest), st) })
+			r.serve(st, func() { r.n.serveCall(r, string(h.rest), st) })
 		}
 	}
+}
+
+// serve runs fn for a stream, if not too many are being served.
+func (r *route) serve(st *session.Stream, fn func()) {
+	select {
+	case r.served <- struct{}{}:
+	default:
+		st.Reset(codeRefused, fmt.Sprintf("%d requests of one session are under way", maxServed))
+		return
+	}
+	r.n.run(func() {
+		defer r.served.give()
+		fn()
+	})
 }
 
 // isReady reports whether the session can be used.

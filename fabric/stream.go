@@ -1,6 +1,7 @@
 package fabric
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"net"
@@ -67,21 +68,35 @@ func (s *stream) Read(p []byte) (int, error) {
 	s.got.Add(int64(n))
 	s.pace(n)
 	if err != nil {
-		s.broke(err)
+		err = s.broke(err)
 	}
 	return n, err
 }
 
-// broke takes note of an error that is the stream's end.
-func (s *stream) broke(err error) {
+// broke takes note of an error that is the stream's end, and returns it as
+// callers know it.
+func (s *stream) broke(err error) error {
 	var reset *session.ResetError
 	switch {
 	case errors.Is(err, io.EOF):
 		s.eof.Store(true)
-	case errors.As(err, &reset) || s.t.n.ctx.Err() != nil:
+	case errors.As(err, &reset), s.t.n.ctx.Err() != nil:
 		s.forget()
 	}
+	return known(err)
 }
+
+// known returns an error as callers know it.
+func known(err error) error {
+	var reset *session.ResetError
+	if errors.As(err, &reset) && reset.Remote && (reset.Code == codeRefused || reset.Code == session.CodeBusy) {
+		return &RefusedError{Limit: reset.Text, Retry: cmp.Or(reset.Retry, refusedRetry)}
+	}
+	return err
+}
+
+// refusedRetry is when one whose stream was refused may come back.
+const refusedRetry = time.Second
 
 // Write implements net.Conn.
 func (s *stream) Write(p []byte) (int, error) {
@@ -89,7 +104,7 @@ func (s *stream) Write(p []byte) (int, error) {
 	s.sent.Add(int64(n))
 	s.pace(n)
 	if err != nil {
-		s.broke(err)
+		err = s.broke(err)
 	}
 	return n, err
 }
@@ -98,22 +113,16 @@ func (s *stream) Write(p []byte) (int, error) {
 // copy.
 func (s *stream) ReadFrom(r io.Reader) (int64, error) {
 	n, err := s.st.ReadFrom(&countedReader{r, s})
-	if err != nil {
-		s.broke(err)
-	}
-	return n, err
+	return n, known(err) // it may be r's: it is not for s to end for it
 }
 
 // WriteTo implements io.WriterTo, as the session's stream does, without a copy.
 func (s *stream) WriteTo(w io.Writer) (int64, error) {
 	n, err := s.st.WriteTo(&countedWriter{w, s})
 	if err == nil {
-		err = io.EOF
+		s.eof.Store(true)
 	}
-	if s.broke(err); errors.Is(err, io.EOF) {
-		err = nil
-	}
-	return n, err
+	return n, known(err)
 }
 
 // countedReader counts while a long copy is under way.

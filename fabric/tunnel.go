@@ -69,7 +69,9 @@ func (t *Tunnel) ID() TunnelID { return t.id }
 func (t *Tunnel) Contract() Contract {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.contract
+	c := t.contract
+	c.TrafficClasses = slices.Clone(c.TrafficClasses)
+	return c
 }
 
 // Peer returns the node at the other end, now.
@@ -394,7 +396,7 @@ func (t *Tunnel) reopen(peer identity.NodeID, old *route, how seekHow) {
 	}()
 	log := t.n.log.With("tunnel", t.id.String(), "kind", t.ask.kind)
 	for rest := firstReopenRest; ctx.Err() == nil; rest = min(2*rest, lastReopenRest) {
-		news := t.n.directoryNews()
+		news := t.n.Changed()
 		err := t.tryReopen(ctx, peer, how)
 		if err == nil {
 			t.reopened(log, peer, old)
@@ -466,13 +468,6 @@ func (t *Tunnel) reopened(log *slog.Logger, peer identity.NodeID, old *route) {
 	for _, s := range stranded {
 		s.st.Reset(codeNoTunnel, "the node at the other end can't be reached")
 	}
-}
-
-// route returns the route of this moment, or nil.
-func (t *Tunnel) route() *route {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.r
 }
 
 // Close ends the tunnel at both ends. What was written to streams still goes
@@ -571,9 +566,10 @@ func (t *Tunnel) Open(ctx context.Context, class frame.Class, header []byte) (St
 				return t.add(r, st, true, header, grant), nil
 			}
 			grant.release()
-			if errors.Is(err, session.ErrBusy) {
+			var busy *session.BusyError
+			if errors.As(err, &busy) {
 				t.n.refused.Add(1)
-				return nil, &RefusedError{Limit: fmt.Sprintf("%d streams with one node", maxSessionStreams), Retry: time.Second}
+				return nil, &RefusedError{Limit: busy.Limit, Retry: busy.Retry}
 			}
 			// The session has ended; the tunnel will know in a moment.
 		}
@@ -614,6 +610,13 @@ func (t *Tunnel) Accept(ctx context.Context) (Stream, error) {
 	}
 }
 
+// gaveUp reports whether the tunnel has ended and left nothing to accept.
+func (t *Tunnel) gaveUp() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.err != nil && len(t.accept) == 0
+}
+
 // offer wakes one who accepts. t.mu is held.
 func (t *Tunnel) offer() {
 	select {
@@ -635,7 +638,7 @@ func (n *Node) incoming(r *route, h streamHead, st *session.Stream) {
 	}
 	grant, refused := n.admitStream(t, r)
 	if refused != nil {
-		st.Reset(codeRefused, refused.Error())
+		st.Reset(codeRefused, refused.Limit)
 		return
 	}
 	t.mu.Lock()
