@@ -210,6 +210,9 @@ run nvme read "$(head -n 1 "$tmp/forward.out")" --length 16MiB --out "$tmp/far.o
 cmp "$tmp/net.img" "$tmp/far.out"
 run --home "$tmp/one" fabric tunnels
 run project unmount --lazy "$nqn#1"
+job send one fabric send "$tmp/go.tar"
+run --home "$tmp/two" fabric receive go.tar --out "$tmp/received.tar" --wait 60s
+cmp "$tmp/go.tar" "$tmp/received.tar"
 ok "a tunnel asks for a pool, not for an address; all of it is TLS 1.3 with certificates of the fabric's own"
 
 printf '\nAll of it held. Nothing is left behind: %s is removed.\n' "$tmp"

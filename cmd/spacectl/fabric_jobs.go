@@ -188,7 +188,6 @@ type transferDone struct {
 
 func newFabricSend(a *app) *cobra.Command {
 	var r control.SendRequest
-	var limit string
 	cmd := &cobra.Command{
 		Use:   "send PATH",
 		Short: "Offer a file or directory to other nodes, for `fabric receive`",
@@ -203,9 +202,6 @@ that offer the same content under one name are mirrors of each other.`,
 			}
 			if r.Name == "" {
 				r.Name = filepath.Base(r.Path)
-			}
-			if r.Rate, err = rateFlag(limit); err != nil {
-				return err
 			}
 			if _, err := os.Lstat(r.Path); err != nil {
 				return transfer.FileError(err, "fabric send")
@@ -236,7 +232,6 @@ that offer the same content under one name are mirrors of each other.`,
 	f := cmd.Flags()
 	f.StringVar(&r.Name, "name", "", "the name under which it is offered (default: the last part of PATH)")
 	f.IntVar(&r.Times, "times", 1, "end when so many nodes have received it whole; 0: never")
-	f.StringVar(&limit, "rate", "", "bytes a second at most, such as 50MB (default: as fast as it goes)")
 	return cmd
 }
 

@@ -105,8 +105,7 @@ type VPNRequest struct {
 type SendRequest struct {
 	Path  string // absolute
 	Name  string
-	Times int   // how many have to receive it whole; 0: it is offered until ctx ends
-	Rate  int64 // bytes a second at most; 0: as fast as it goes
+	Times int // how many have to receive it whole; 0: it is offered until ctx ends
 }
 
 // ReceiveRequest fetches what is offered under a name.
@@ -246,10 +245,10 @@ func (s fabricServer) VPN(req *controlpb.VPNRequest, stream grpc.ServerStreaming
 }
 
 func (s fabricServer) Send(req *controlpb.SendRequest, stream grpc.ServerStreamingServer[controlpb.JobEvent]) error {
-	if err := checkTransfer(req.GetPath(), req.GetRate()); err != nil {
+	if err := checkTransfer(req.GetPath(), 0); err != nil {
 		return err
 	}
-	return runJob(stream, s.fabric.Send, SendRequest{Path: req.GetPath(), Name: req.GetName(), Times: int(req.GetTimes()), Rate: req.GetRate()}, req.GetName())
+	return runJob(stream, s.fabric.Send, SendRequest{Path: req.GetPath(), Name: req.GetName(), Times: int(req.GetTimes())}, req.GetName())
 }
 
 func (s fabricServer) Receive(req *controlpb.ReceiveRequest, stream grpc.ServerStreamingServer[controlpb.JobEvent]) error {
@@ -406,7 +405,7 @@ func (c *FabricClient) VPN(ctx context.Context, req VPNRequest, tell func(JobEve
 
 // Send implements Fabric.
 func (c *FabricClient) Send(ctx context.Context, req SendRequest, tell func(JobEvent) error) error {
-	return followJob(ctx, c, c.fabric.Send, &controlpb.SendRequest{Path: req.Path, Name: req.Name, Times: uint32(max(req.Times, 0)), Rate: req.Rate}, tell)
+	return followJob(ctx, c, c.fabric.Send, &controlpb.SendRequest{Path: req.Path, Name: req.Name, Times: uint32(max(req.Times, 0))}, tell)
 }
 
 // Receive implements Fabric.

@@ -103,7 +103,7 @@ func serveFabric(t *testing.T, f Fabric) *FabricClient {
 // What a command asks for arrives as it is, and so does the answer.
 func TestFabricOverSocket(t *testing.T) {
 	f := &fakeFabric{events: []JobEvent{{Ready: "at"}, {Note: "by the way"}, {Progress: &JobProgress{Done: 1, Total: -1, Resumed: 2, Files: 3, Text: "f"}}}}
-	f.tunnels = make([]fabric.TunnelState, 300)
+	f.tunnels = make([]fabric.TunnelState, 160)
 	for i := range f.tunnels {
 		f.tunnels[i] = fabric.TunnelState{Peer: "p", Contract: fabric.Contract{TunnelID: fabric.TunnelID{byte(i)}, TrafficClasses: []frame.Class{frame.Bulk}},
 			Streams: make([]fabric.StreamState, fabric.MaxRegistered)}
@@ -159,7 +159,7 @@ func jobs(c Fabric) []fabricJob {
 	e := ExposeRequest{Pool: "p", Address: "a:1", Allow: []string{"b:*"}, Peers: []string{"c"}, ProxyProtocol: true, Connections: 5}
 	f := ForwardRequest{Listen: "l:1", Pool: "p", Kind: "k", Target: "t:1", Bulk: true, Wait: time.Second}
 	v := VPNRequest{Exit: true, Network: "n", Device: "d", MTU: 1500, Pool: "p", Routes: []string{"r"}, Bypass: []string{"b"}, Wait: time.Second}
-	s := SendRequest{Path: "/p", Name: "n", Times: 2, Rate: 3}
+	s := SendRequest{Path: "/p", Name: "n", Times: 2}
 	r := ReceiveRequest{Name: "n", Target: "/t", Rate: 3, Mirrors: 4, Wait: time.Second}
 	return []fabricJob{
 		{e, func(ctx context.Context, tell func(JobEvent) error) error { return c.Expose(ctx, e, tell) }},

@@ -566,3 +566,119 @@ func TestFabricPostgreSQL(t *testing.T) {
 		t.Errorf("%d transactions of 60", n)
 	}
 }
+
+// received is what fabric receive prints.
+type received struct {
+	Bytes   int64 `json:"bytes"`
+	Resumed int64 `json:"resumed_bytes"`
+	Files   int64 `json:"files"`
+}
+
+func (b *box) receive(args ...string) (r received) {
+	b.t.Helper()
+	text := b.must(append([]string{"fabric", "receive", "-o", "json", "--wait", hung.String()}, args...)...)
+	if err := json.Unmarshal([]byte(text), &r); err != nil {
+		b.t.Fatalf("%v: %.500s", err, text)
+	}
+	return r
+}
+
+// underWay waits until a part of what is received has been noted.
+func underWay(t testing.TB, target string) {
+	t.Helper()
+	eventually(t, "a part of it", func() error {
+		journals, err := filepath.Glob(target + ".partial/journal-*")
+		for _, j := range journals {
+			if st, err := os.Stat(j); err == nil && st.Size() > 200 {
+				return nil
+			}
+		}
+		return fmt.Errorf("nothing in %s.partial: %q, %v", target, journals, err)
+	})
+}
+
+// TestFabricTransfer sends a file and a directory, while the receiving node, and
+// one of two that offer it, are killed.
+func TestFabricTransfer(t *testing.T) {
+	t.Parallel()
+	a, s := authority(t)
+	data := random(54, 24<<20)
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "file"), data)
+	share := []byte("fabric:\n  share: [{name: file, path: \"" + filepath.Join(dir, "file") + "\"}]\n")
+	var senders []*server
+	for _, name := range []string{"left", "right"} {
+		b := joined(a, name)
+		write(t, filepath.Join(b.home, "space.yaml"), share)
+		senders = append(senders, b.fabric())
+	}
+	target := filepath.Join(dir, "got")
+	// Slowly, and the node that receives is killed.
+	slow := func() (*exec.Cmd, *bytes.Buffer) {
+		cmd := a.command(context.Background(), "fabric", "receive", "file", "--out", target, "--rate", "8MB", "--wait", hung.String())
+		errs := &bytes.Buffer{}
+		cmd.Stderr = errs
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill() })
+		return cmd, errs
+	}
+	cmd, _ := slow()
+	underWay(t, target)
+	s.stop(unix.SIGKILL)
+	if cmd.Wait(); cmd.ProcessState.ExitCode() != exitUnavailable {
+		t.Errorf("receive ended with %d when its node was killed", cmd.ProcessState.ExitCode())
+	}
+	if _, err := os.Stat(target); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a part of the file has its name: %v", err)
+	}
+	a.fabric()
+	// Again, and one of those that send is.
+	before, _ := filepath.Glob(target + ".partial/journal-*")
+	cmd, errs := slow()
+	eventually(t, "more of it", func() error {
+		if out := a.must("fabric", "tunnels"); strings.Count(out, "file/files") == 0 {
+			return errors.New(out)
+		}
+		return nil
+	})
+	senders[0].stop(unix.SIGKILL)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("receive with one of two senders killed: %v\n%s", err, errs.String())
+	}
+	if got, err := os.ReadFile(target); err != nil || !bytes.Equal(got, data) || len(before) == 0 {
+		t.Errorf("%d bytes of %d, journals %q: %v", len(got), len(data), before, err)
+	}
+	if left, _ := filepath.Glob(target + ".partial*"); len(left) > 0 {
+		t.Errorf("left over: %q", left)
+	}
+
+	// A directory, once; the sender is told, and ends.
+	tree := filepath.Join(dir, "tree")
+	for i := range 40 {
+		write(t, filepath.Join(tree, fmt.Sprint("dir", i%5), fmt.Sprint("file", i)), random(uint64(100+i), i*i*37))
+	}
+	write(t, filepath.Join(tree, "empty"), nil)
+	if err := errors.Join(os.Symlink("dir1/none", filepath.Join(tree, "soft")), os.Chmod(filepath.Join(tree, "dir2"), 0o500),
+		os.Chtimes(filepath.Join(tree, "empty"), time.Unix(1, 2), time.Unix(3, 4)), unix.Mkfifo(filepath.Join(tree, "fifo"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	b := joined(a, "third")
+	b.fabric()
+	name, stop := b.job("fabric", "send", tree)
+	if name != "tree" {
+		t.Errorf("send printed %q", name)
+	}
+	if r := a.receive("tree", "--out", filepath.Join(dir, "copy")); r.Files != 41 || r.Resumed != 0 {
+		t.Errorf("received %+v", r)
+	}
+	if code := stop(0); code != 0 {
+		t.Errorf("send ended with %d", code)
+	}
+	out := a.sh(dir, "rm tree/fifo; diff -r --no-dereference tree copy && stat -c '%a %Y %F' tree/dir2 tree/empty tree/soft > x; stat -c '%a %Y %F' copy/dir2 copy/empty copy/soft > y; cmp <(grep -v link x) <(grep -v link y)")
+	if out != "" {
+		t.Errorf("the copy is another one:\n%s", out)
+	}
+	a.mustFail([]int{exitExists}, "fabric", "receive", "tree", "--out", filepath.Join(dir, "copy"))
+}

@@ -571,7 +571,6 @@ type SendRequest struct {
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // absolute
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Times         uint32                 `protobuf:"varint,3,opt,name=times,proto3" json:"times,omitempty"` // end when so many have received it; 0: never
-	Rate          int64                  `protobuf:"varint,4,opt,name=rate,proto3" json:"rate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -623,13 +622,6 @@ func (x *SendRequest) GetName() string {
 func (x *SendRequest) GetTimes() uint32 {
 	if x != nil {
 		return x.Times
-	}
-	return 0
-}
-
-func (x *SendRequest) GetRate() int64 {
-	if x != nil {
-		return x.Rate
 	}
 	return 0
 }
@@ -889,12 +881,11 @@ const file_fabric_proto_rawDesc = "" +
 	"\x04pool\x18\x05 \x01(\tR\x04pool\x12\x16\n" +
 	"\x06routes\x18\x06 \x03(\tR\x06routes\x12\x16\n" +
 	"\x06bypass\x18\a \x03(\tR\x06bypass\x12\x1b\n" +
-	"\twait_nano\x18\b \x01(\x03R\bwaitNano\"_\n" +
+	"\twait_nano\x18\b \x01(\x03R\bwaitNano\"K\n" +
 	"\vSendRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
-	"\x05times\x18\x03 \x01(\rR\x05times\x12\x12\n" +
-	"\x04rate\x18\x04 \x01(\x03R\x04rate\"\x87\x01\n" +
+	"\x05times\x18\x03 \x01(\rR\x05times\"\x87\x01\n" +
 	"\x0eReceiveRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x12\n" +
