@@ -74,12 +74,12 @@ func (k Key) String() string {
 
 // Limit is what an account may have at a time; 0: no limit.
 type Limit struct {
-	Sessions int64
-	Tunnels  int64
-	Streams  int64
-	Window   int64 // bytes
-	Rate     int64 // bytes a second
-	Burst    int64 // bytes at once; 0: what Rate gives in a tenth of a second
+	Sessions int64 `json:"sessions,omitempty"`
+	Tunnels  int64 `json:"tunnels,omitempty"`
+	Streams  int64 `json:"streams,omitempty"`
+	Window   int64 `json:"window_bytes,omitempty"`
+	Rate     int64 `json:"rate_bytes,omitempty"`  // a second
+	Burst    int64 `json:"burst_bytes,omitempty"` // at once; 0: what Rate gives in a tenth of a second
 }
 
 func (l *Limit) of(w What) int64 {
@@ -269,7 +269,8 @@ type Lease struct {
 	done bool
 }
 
-// Acquire takes n of something, or says whose limit is in the way.
+// Acquire takes n of something, or says whose limit is in the way. After Close
+// it refuses.
 func (g *Group) Acquire(w What, n int64) (*Lease, *Refusal) {
 	if w >= counted || n < 0 {
 		panic(fmt.Sprintf("admit: %d of %v can't be acquired", n, w))
@@ -277,7 +278,7 @@ func (g *Group) Acquire(w What, n int64) (*Lease, *Refusal) {
 	g.mu.Lock()
 	if g.closed {
 		g.mu.Unlock()
-		panic("admit: the group was closed")
+		return nil, &Refusal{What: w, Limit: "nothing more for what was closed"}
 	}
 	g.leases++
 	g.mu.Unlock()

@@ -150,6 +150,9 @@ func TestLeasesGrowAndShrink(t *testing.T) {
 	if u := usage(c, Node()); u.Used.Window != 10 {
 		t.Error("closing the group has taken the lease")
 	}
+	if _, refused := g.Acquire(Window, 1); refused == nil || usage(c, Node()).Used.Window != 10 {
+		t.Error("a group that was closed acquires")
+	}
 	l.Release()
 	if refused := l.Resize(50); refused != nil || usage(c, Node()).Used.Window != 0 {
 		t.Error("a lease that was given back counts")

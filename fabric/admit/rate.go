@@ -23,6 +23,9 @@ func (l *Limit) bucket(n int64) (cost, burst int64) {
 
 // timeOf returns how long n bytes take, in nanoseconds, rounded up.
 func timeOf(n, rate int64) int64 {
+	if n < 0 {
+		panic(fmt.Sprintf("admit: %d bytes", n))
+	}
 	hi, lo := bits.Mul64(uint64(n), uint64(time.Second))
 	lo, carry := bits.Add64(lo, uint64(rate-1), 0)
 	hi += carry

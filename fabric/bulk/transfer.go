@@ -44,6 +44,12 @@ type Options struct {
 	Mirrors []Mirror
 	Sink    Sink
 	Journal *Journal // nil: nothing is remembered
+	// KeepJournal leaves the journal where it is when the transfer is done, for a
+	// caller that has something left to do before nothing can be lost any more.
+	KeepJournal bool
+	// AnyVersion goes on with what the journal has whatever version of the payload
+	// is offered now, such as by other mirrors than before: the hashes tell.
+	AnyVersion bool
 	Want    *Hash    // the root, where it is known beforehand
 	Streams int      // for each mirror; 0: 2
 	Rate    int64    // bytes a second at most; 0: as fast as it goes
@@ -71,6 +77,7 @@ type MirrorState struct {
 	Corrupt int    // chunks that were wrong
 	Failed  int    // streams that broke, stalled or could not be opened
 	Out     string // why it is not asked any more; "": it is
+	Changed bool   // it is out because its payload is another one now
 }
 
 const (
@@ -300,7 +307,11 @@ func (t *Transfer) outcome(ctx context.Context) error {
 		return t.keep(err)
 	}
 	if t.o.Journal != nil {
-		if err := t.o.Journal.Remove(); err != nil {
+		end := t.o.Journal.Remove
+		if t.o.KeepJournal {
+			end = t.o.Journal.Close
+		}
+		if err := end(); err != nil {
 			return fmt.Errorf("bulk: the transfer is done, but its journal: %w", err)
 		}
 	}
@@ -350,7 +361,7 @@ func (t *Transfer) begin(m *mirror, i info) error {
 		switch {
 		case t.o.Want != nil:
 			known.Version = string(t.o.Want[:])
-		case len(t.mirrors) > 1: // each names versions as it likes; the hashes tell
+		case t.o.AnyVersion || len(t.mirrors) > 1: // each names versions as it likes; the hashes tell
 			known.Version = ""
 		}
 		var err error

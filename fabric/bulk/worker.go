@@ -33,6 +33,7 @@ func (w *worker) run(ctx context.Context) {
 			var remote *RemoteError
 			if errors.As(err, &remote) && (remote.Code == CodeNotFound || remote.Code == CodeChanged) || errors.Is(err, errProtocol) {
 				w.m.state.Out = err.Error()
+				w.m.state.Changed = remote != nil && remote.Code == CodeChanged
 			}
 		}
 		over := err == nil || ctx.Err() != nil || w.t.failure != nil || w.t.finished || w.m.state.Out != "" || w.t.draining

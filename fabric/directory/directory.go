@@ -447,6 +447,11 @@ func (d *Directory) wants(it item) bool {
 		return it.Serial > d.serial
 	}
 	now := d.clock.Now()
+	if it.kind == kindSummary {
+		if _, ok := d.rank(it, now); !ok {
+			return false
+		}
+	}
 	return !d.knows(it) && now.Before(it.Expires) && !it.Expires.After(now.Add(MaxLife+skew)) && !d.id.Revoked(it.Node)
 }
 
@@ -488,7 +493,13 @@ func (d *Directory) keep(e *entry, now time.Time) bool {
 	kept, news := false, true
 	switch {
 	case e.kind == kindSummary:
-		kept = d.rank(e) && d.summaries.put(e)
+		var replaced *entry
+		if replaced, kept = d.rank(e.item, now); kept {
+			if replaced != nil {
+				d.summaries.drop(replaced.Node)
+			}
+			kept = d.summaries.put(e)
+		}
 	case e.Area == d.area:
 		if kept = d.members.put(e); kept {
 			d.guests.drop(e.Node)
@@ -537,26 +548,23 @@ func (d *Directory) clean(e *entry, now time.Time) {
 }
 
 // rank reports whether a summary is among those of its area that are kept, and
-// makes room for it.
-func (d *Directory) rank(e *entry) bool {
+// which one it replaces there; nil: none.
+func (d *Directory) rank(it item, now time.Time) (replaced *entry, ok bool) {
 	var others []*entry
 	for n, s := range d.summaries.m {
-		if n != e.Node && s.Area == e.Area {
+		if n != it.Node && s.Area == it.Area && d.live(s, now) {
 			others = append(others, s)
 		}
 	}
-	if len(others) == 0 && d.areas() >= d.limits.Areas {
-		return false
+	if len(others) == 0 {
+		old := d.summaries.m[it.Node]
+		return nil, old != nil && old.Area == it.Area || d.areas() < d.limits.Areas
 	}
 	if len(others) < SummariesPerArea {
-		return true
+		return nil, true
 	}
 	highest := slices.MaxFunc(others, func(a, b *entry) int { return slices.Compare(a.Node[:], b.Node[:]) })
-	if slices.Compare(e.Node[:], highest.Node[:]) > 0 {
-		return false
-	}
-	d.summaries.drop(highest.Node)
-	return true
+	return highest, slices.Compare(it.Node[:], highest.Node[:]) < 0
 }
 
 // areas returns of how many areas there are summaries.

@@ -325,7 +325,7 @@ func TestNewsAreToldOnce(t *testing.T) {
 		t.Error("nothing has changed, and there are news")
 	}
 	tell(t, c, a)
-	news, mark = a.News("x", mark)
+	news, _ = a.News("x", mark)
 	if ok, err := b.Merge(news); !ok || err != nil || len(b.All()) != 3 {
 		t.Fatal(ok, err)
 	}
@@ -354,5 +354,41 @@ func TestOwnRecordIsChecked(t *testing.T) {
 	}
 	if _, err := d.Missing([]byte{1, 0}); !errors.Is(err, ErrMalformed) {
 		t.Error(err)
+	}
+}
+
+// TestOneSummaryPerSigner: a node that speaks for one area after the other has
+// one place, and can't take others'.
+func TestOneSummaryPerSigner(t *testing.T) {
+	f := newFabric(t)
+	honest, asker := f.directory("x", true, build), f.directory("y", false)
+	tell(t, honest, asker)
+	liar := f.node()
+	for i := range 10 {
+		f.clock.advance(time.Second)
+		d := f.of(liar, []string{"x", fmt.Sprint("made up ", i)}[i%2], true, Service{"fake", "fake", ""})
+		tell(t, d, asker)
+	}
+	signers := map[identity.NodeID]int{}
+	for _, s := range asker.Summaries() {
+		signers[s.Node]++
+	}
+	if len(signers) != 2 || signers[honest.id.ID()] != 1 || signers[liar.ID()] != 1 {
+		t.Errorf("%v", signers)
+	}
+	if where := asker.Where("build", "artifact-store", ""); len(where) != 1 || where[0].Node != honest.id.ID() {
+		t.Errorf("%+v", where)
+	}
+	// One whose summary has ended makes room for others of its area.
+	f.clock.advance(summaryLife)
+	f.set(asker, false)
+	if where := asker.Summaries(); len(where) != 0 {
+		t.Errorf("%+v", where)
+	}
+	for range SummariesPerArea {
+		tell(t, f.directory("x", true), asker)
+	}
+	if n := len(asker.Summary("x")); n != SummariesPerArea {
+		t.Errorf("%d summaries", n)
 	}
 }

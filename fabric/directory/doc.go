@@ -26,8 +26,9 @@
 // that, as they must for certificates. Nothing has to be remembered of what has
 // ended, since it can't come back.
 //
-// What a summary says of services is its signer's word, and other signers of the
-// area have theirs. A node has one place for a summary, whatever areas it speaks
+// Which area a node is in is its own word: areas bound what a node holds, and
+// keep nobody out. What a summary says of services is its signer's word, and other
+// signers of the area have theirs. A node has one place for a summary, whatever areas it speaks
 // for, and everything has a bound, see [Limits].
 //
 // # How it spreads

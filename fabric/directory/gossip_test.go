@@ -224,20 +224,18 @@ func TestHundredAreas(t *testing.T) {
 	var all []*Directory // that pass links on
 	for a := range areas {
 		area := fmt.Sprintf("area %d", a)
-		nobody := (&digest{area: area}).encode()
 		var relays []*Directory
 		for range SummariesPerArea {
 			relays = append(relays, f.directory(area, true, Service{fmt.Sprintf("pool %d", a), "kind", ""}))
 		}
 		for i := SummariesPerArea; i < size; i++ {
 			d := f.of(ids[i], area, false, Service{fmt.Sprintf("pool %d", a), fmt.Sprintf("kind %d", i%10), ""})
-			b, err := d.Missing(nobody)
-			if err != nil {
-				t.Fatal(err)
+			if a == 0 {
+				tell(t, d, relays[0])
+				continue
 			}
-			if news, err := relays[0].Merge(b); !news || err != nil {
-				t.Fatal(news, err)
-			}
+			// Signatures are checked in the own area; 10,000 take long.
+			relays[0].members.put(d.members.m[ids[i].ID()])
 		}
 		for _, r := range relays[1:] {
 			tell(t, r, relays[0])

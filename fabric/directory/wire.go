@@ -18,7 +18,7 @@ const (
 	MaxName    = 256      // bytes of each name
 	MaxAddr    = 1 << 10  // bytes of an address
 	MaxAddrs   = 32       // of a node
-	MaxItem    = 32 << 10 // bytes of a record or summary, signed
+	MaxItem    = 64 << 10 // bytes of a record or summary, signed
 	MaxBatch   = 1 << 20  // bytes of what News, Missing and Answer return and Merge takes
 	MaxDigest  = 1 << 20  // bytes of a digest
 	maxListed  = 1 << 10  // services in a record or summary

@@ -35,7 +35,7 @@ func TestRouteIsCut(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer p.Close()
-			const size = 48 << 20
+			const size = 32 << 20
 			big, back := randomBytes(1, size), randomBytes(2, size)
 			var work sync.WaitGroup // of the service and its client
 			work.Add(1)

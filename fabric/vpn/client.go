@@ -62,11 +62,7 @@ func (c *Client) Run(ctx context.Context, t Tunnel) error {
 	stop := context.AfterFunc(ctx, func() { c.dev.Close() })
 	s := &sender{t: t}
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		if err := c.receive(s); err != nil {
-			cancel(err)
-		}
-	})
+	wg.Go(func() { cancel(c.receive(s)) })
 	wg.Go(func() {
 		if err := c.feed(ctx.Done()); err != nil {
 			cancel(err)
@@ -95,7 +91,7 @@ func (c *Client) take(packets [][]byte) {
 	c.end.take(packets, func(p packet) bool { return addr != nil && p.dst == *addr })
 }
 
-// receive sends what the host gives to the device.
+// receive sends what the host gives to the device, until the device fails.
 func (c *Client) receive(s *sender) error {
 	for {
 		packets, err := c.dev.Receive()

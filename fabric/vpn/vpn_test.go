@@ -24,7 +24,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience bounds hangs, nothing else.
-const patience = 2 * time.Minute
+const patience = 5 * time.Minute
 
 // paper is a Device in memory.
 type paper struct {

@@ -1,0 +1,484 @@
+package files
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/zeebo/blake3"
+	"golang.org/x/time/rate"
+
+	"github.com/spacestore/space/fabric"
+	"github.com/spacestore/space/fabric/bulk"
+)
+
+// What a stream is for, the first byte of its header.
+const (
+	forPayload = 'p' // package bulk's conversation
+	forDone    = 'd' // the receiver has all of it, durably; nothing follows
+)
+
+// Names of the two payloads.
+const (
+	manifestName = "manifest"
+	contentsName = "contents"
+)
+
+// maxStreams is how many streams of one tunnel are served at a time.
+const maxStreams = 64
+
+// quantum is how many bytes a rate limit counts at a time, at most.
+const quantum = 64 << 10
+
+// Share is a file or directory that is offered. It may be served to many at once.
+type Share struct {
+	path  string
+	chunk int
+	limit *rate.Limiter // nil: none
+	sent  atomic.Int64
+	done  func()
+
+	mu     sync.Mutex
+	now    *offer // what is there, as it was when it was looked at
+	closed bool
+}
+
+// ShareOptions are for NewShare; the zero value is usable.
+type ShareOptions struct {
+	Rate int64 // bytes a second that are sent at most, to all together; 0: as fast as it goes
+	// Done is called when somebody has received it whole.
+	Done func()
+
+	chunk int // bytes of a chunk; 0: bulk.ChunkSize
+}
+
+// NewShare offers what is at path. Close it.
+func NewShare(path string, o ShareOptions) (*Share, error) {
+	s := &Share{path: path, chunk: o.chunk, done: o.Done}
+	if o.Rate > 0 {
+		s.limit = rate.NewLimiter(rate.Limit(o.Rate), quantum)
+	}
+	if s.done == nil {
+		s.done = func() {}
+	}
+	_, err := s.offer(true)
+	return s, err
+}
+
+// Close frees what the share holds. Nobody is served any more.
+func (s *Share) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	if s.now == nil {
+		return nil
+	}
+	s.now.retire()
+	s.now = nil
+	return nil
+}
+
+// Sent returns how many bytes of payload were sent so far.
+func (s *Share) Sent() int64 { return s.sent.Load() }
+
+// Size returns how many bytes and files the share has, and how many things in it
+// are left out because they are no file, directory or symbolic link.
+func (s *Share) Size() (size, files int64, skipped int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now == nil {
+		return 0, 0, 0
+	}
+	return s.now.m.size, s.now.m.files, s.now.skipped
+}
+
+// offer returns what is there. fresh: if it has changed since it was looked at, it
+// is looked at again.
+func (s *Share) offer(fresh bool) (*offer, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, errors.New("files: the share is closed")
+	}
+	if s.now != nil {
+		if !fresh {
+			return s.now, nil
+		}
+		if v, err := s.now.Version(); err == nil && v == s.now.version {
+			return s.now, nil
+		}
+	}
+	next, err := look(s.path, s.chunk)
+	if err != nil {
+		return nil, err
+	}
+	if s.now != nil {
+		s.now.retire()
+	}
+	s.now = next
+	return next, nil
+}
+
+// Serve gives the share to the other end of a tunnel, until ctx ends or the tunnel.
+func (s *Share) Serve(ctx context.Context, t fabric.Accepter) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var streams sync.WaitGroup
+	defer streams.Wait()
+	defer cancel()
+	slots := make(chan struct{}, maxStreams)
+	for {
+		st, err := t.Accept(ctx)
+		if err != nil {
+			return err
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			st.Reset(uint32(bulk.CodeRefused), "too many streams for one share")
+			continue
+		}
+		streams.Add(1)
+		go func() {
+			defer func() { <-slots; streams.Done() }()
+			s.serve(ctx, st)
+		}()
+	}
+}
+
+func (s *Share) serve(ctx context.Context, st fabric.Stream) {
+	h := st.Header()
+	switch {
+	case bytes.Equal(h, []byte{forDone}):
+		s.done()
+		st.Close()
+	case bytes.Equal(h, []byte{forPayload}):
+		// What went wrong the receiver is told by bulk.
+		_ = bulk.Serve(ctx, &metered{st, ctx, s}, s.find)
+	default:
+		st.Reset(uint32(bulk.CodeNotFound), "this is a share of files; the stream is for something else")
+	}
+}
+
+// find is bulk.Serve's.
+func (s *Share) find(name string) (*bulk.Offer, error) {
+	if name != manifestName && name != contentsName {
+		return nil, &bulk.RemoteError{Code: bulk.CodeNotFound, Text: "a share has no such payload"}
+	}
+	// Who begins with the manifest gets what is there now; contents are those of
+	// the manifest that was given, or the receiver is told that they have changed.
+	o, err := s.offer(name == manifestName)
+	if err != nil {
+		return nil, &bulk.RemoteError{Code: bulk.CodeFailed, Text: "what is shared can't be read any more"}
+	}
+	if name == manifestName {
+		return o.manifest, nil
+	}
+	return o.contents, nil
+}
+
+// metered is a stream whose bytes are counted and paced.
+type metered struct {
+	fabric.Stream
+	ctx   context.Context
+	share *Share
+}
+
+// Write implements io.Writer.
+func (m *metered) Write(p []byte) (n int, err error) {
+	for len(p) > 0 && err == nil {
+		part := p
+		if l := m.share.limit; l != nil {
+			part = p[:min(len(p), quantum)]
+			if err = l.WaitN(m.ctx, len(part)); err != nil {
+				break
+			}
+		}
+		var k int
+		k, err = m.Stream.Write(part)
+		n += k
+		p = p[k:]
+		m.share.sent.Add(int64(k))
+	}
+	return n, err
+}
+
+// offer is what was there when somebody looked, and the source of its contents.
+type offer struct {
+	m        *manifest
+	stats    []stat // of the entries
+	root     *os.Root
+	base     string // of the share in root
+	version  string
+	skipped  int
+	handles  *handles
+	manifest *bulk.Offer
+	contents *bulk.Offer
+
+	mu      sync.Mutex
+	reading int
+	retired bool
+}
+
+// stat tells whether a file is still what it was.
+type stat struct {
+	ino          uint64
+	mtime, ctime syscall.Timespec
+	size         int64
+}
+
+func statOf(fi fs.FileInfo) stat {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return stat{size: fi.Size(), mtime: syscall.NsecToTimespec(fi.ModTime().UnixNano())}
+	}
+	return stat{st.Ino, st.Mtim, st.Ctim, fi.Size()}
+}
+
+func changed(path string) error {
+	return &bulk.RemoteError{Code: bulk.CodeChanged, Text: fmt.Sprintf("%.200q has changed while it was sent", path)}
+}
+
+// look makes an offer of what is at path.
+func look(path string, chunk int) (*offer, error) {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, fmt.Errorf("files: %w", err)
+	}
+	root, err := os.OpenRoot(filepath.Dir(path))
+	if err != nil {
+		return nil, fmt.Errorf("files: %w", err)
+	}
+	o := &offer{root: root, base: filepath.Base(path)}
+	o.handles = newHandles(o.open)
+	if err := o.walk(); err != nil {
+		root.Close()
+		return nil, fmt.Errorf("files: %w", err)
+	}
+	o.version = o.sum(func(i int) (stat, error) { return o.stats[i], nil })
+	b := o.m.encode()
+	if len(b) > maxManifest {
+		root.Close()
+		return nil, fmt.Errorf("files: %s has too many files for one share", path)
+	}
+	sum := blake3.Sum256(b)
+	o.manifest, err = bulk.NewOffer(&text{bytes.NewReader(b), hex.EncodeToString(sum[:16])}, 0)
+	if err == nil {
+		o.contents, err = bulk.NewOffer(o, chunk)
+	}
+	if err != nil {
+		root.Close()
+		return nil, err
+	}
+	return o, nil
+}
+
+// walk fills in the manifest.
+func (o *offer) walk() error {
+	o.m = &manifest{}
+	err := fs.WalkDir(o.root.FS(), o.base, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		fi, err := d.Info()
+		if errors.Is(err, fs.ErrNotExist) && p != o.base {
+			return nil // removed while we looked
+		}
+		if err != nil {
+			return err
+		}
+		rel := strings.TrimPrefix(strings.TrimPrefix(p, o.base), "/")
+		e := entry{path: rel, perm: fi.Mode() & (fs.ModePerm | fs.ModeSticky), mtime: fi.ModTime().UnixNano()}
+		switch {
+		case fi.Mode().IsRegular():
+			e.kind, e.size = regular, fi.Size()
+		case fi.IsDir():
+			e.kind = directory
+		case fi.Mode()&fs.ModeSymlink != 0:
+			e.kind = symlink
+			if e.target, err = o.root.Readlink(p); err != nil {
+				return err
+			}
+		default:
+			if p == o.base {
+				return errors.New("only files and directories can be shared")
+			}
+			o.skipped++
+			return nil
+		}
+		if len(rel) > maxPath || len(e.target) > maxPath || len(o.m.entries) == MaxEntries {
+			return fmt.Errorf("%s: its path is too long, or there are too many files for one share", p)
+		}
+		o.m.entries = append(o.m.entries, e)
+		o.stats = append(o.stats, statOf(fi))
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	// WalkDir goes by names, directory by directory: "a", "a/b", "a-b". A manifest
+	// is in the order of paths, by which it can be checked.
+	order := make([]int, len(o.m.entries))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return strings.Compare(o.m.entries[a].path, o.m.entries[b].path) })
+	entries, stats := make([]entry, len(order)), make([]stat, len(order))
+	for i, k := range order {
+		entries[i], stats[i] = o.m.entries[k], o.stats[k]
+	}
+	o.m.entries, o.stats = entries, stats
+	o.m.number()
+	return nil
+}
+
+// sum names what is there by what of tells of each entry.
+func (o *offer) sum(of func(i int) (stat, error)) string {
+	h := blake3.New()
+	var b []byte
+	for i := range o.m.entries {
+		e := &o.m.entries[i]
+		if e.kind != regular {
+			continue // the manifest has all of it
+		}
+		st, err := of(i)
+		if err != nil {
+			h.WriteString("gone")
+			continue
+		}
+		b = append(b[:0], e.path...)
+		for _, n := range []int64{0, int64(st.ino), st.mtime.Nano(), st.ctime.Nano(), st.size} {
+			b = binary.BigEndian.AppendUint64(b, uint64(n))
+		}
+		h.Write(b)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:24])
+}
+
+// Size implements bulk.Source.
+func (o *offer) Size() int64 { return o.m.size }
+
+// Version implements bulk.Source: it looks at every file.
+func (o *offer) Version() (string, error) {
+	return o.sum(func(i int) (stat, error) {
+		fi, err := o.root.Lstat(o.name(i))
+		if err != nil {
+			return stat{}, err
+		}
+		return statOf(fi), nil
+	}), nil
+}
+
+// ReadAt implements bulk.Source.
+func (o *offer) ReadAt(p []byte, off int64) (int, error) {
+	if !o.begin() {
+		return 0, changed(o.base)
+	}
+	defer o.end()
+	n := 0
+	err := o.m.each(off, len(p), func(i int, at int64, from, to int) error {
+		return o.handles.use(i, func(f *os.File) error {
+			if _, err := f.ReadAt(p[from:to], at); errors.Is(err, io.EOF) {
+				return changed(o.name(i))
+			} else if err != nil {
+				return err
+			}
+			// Bytes of a file that is being written to would look corrupt to the
+			// receiver, who would blame us.
+			fi, err := f.Stat()
+			if err == nil && statOf(fi) != o.stats[i] {
+				err = changed(o.name(i))
+			}
+			if err == nil {
+				n = to
+			}
+			return err
+		})
+	})
+	return n, err
+}
+
+func (o *offer) name(i int) string {
+	if p := o.m.entries[i].path; p != "" {
+		return o.base + "/" + p
+	}
+	return o.base
+}
+
+// open opens a file if it is the one that was looked at.
+func (o *offer) open(i int) (*os.File, error) {
+	name := o.name(i)
+	f, err := o.root.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ELOOP) {
+			return nil, changed(name)
+		}
+		return nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && statOf(fi) != o.stats[i] {
+		err = changed(name)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// begin and end are around reads, so that an offer that another one has replaced
+// is closed after the last.
+func (o *offer) begin() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.retired {
+		return false
+	}
+	o.reading++
+	return true
+}
+
+func (o *offer) end() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.reading--; o.retired && o.reading == 0 {
+		o.free()
+	}
+}
+
+func (o *offer) retire() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.retired {
+		return
+	}
+	if o.retired = true; o.reading == 0 {
+		o.free()
+	}
+}
+
+// free closes what was only read: an error has nothing to say.
+func (o *offer) free() {
+	o.handles.close()
+	o.root.Close()
+}
+
+// text is a payload in memory.
+type text struct {
+	*bytes.Reader
+	version string
+}
+
+// Version implements bulk.Source.
+func (t *text) Version() (string, error) { return t.version, nil }
