@@ -50,9 +50,9 @@ type Options struct {
 	// AnyVersion goes on with what the journal has whatever version of the payload
 	// is offered now, such as by other mirrors than before: the hashes tell.
 	AnyVersion bool
-	Want    *Hash    // the root, where it is known beforehand
-	Streams int      // for each mirror; 0: 2
-	Rate    int64    // bytes a second at most; 0: as fast as it goes
+	Want       *Hash // the root, where it is known beforehand
+	Streams    int   // for each mirror; 0: 2
+	Rate       int64 // bytes a second at most; 0: as fast as it goes
 	// Stall is how long a mirror may give nothing before another one goes on
 	// in its place; 0: 600 ms. Where there is no other, it is a minute.
 	Stall time.Duration

@@ -457,7 +457,7 @@ func TestHostileManifests(t *testing.T) {
 		dir := t.TempDir()
 		m := &manifest{entries: entries}
 		err := Receive(timeout(t), ReceiveOptions{Target: filepath.Join(dir, "dst"), Mirrors: []Mirror{{hostile(t, m.encode()), "m"}}})
-		if !errors.Is(err, errManifest) {
+		if !errors.Is(err, ErrManifest) {
 			t.Errorf("%s: %v", what, err)
 		}
 		if _, err := os.Lstat(filepath.Join(dir, "dst")); err == nil {

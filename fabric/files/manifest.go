@@ -82,20 +82,21 @@ func permBits(m fs.FileMode) uint32 {
 
 const entryHead = 1 + 2 + 8 + 8 + 2 + 2
 
-var errManifest = errors.New("files: the manifest is not valid")
+// ErrManifest is of a share that can't be made below one directory, or is not one.
+var ErrManifest = errors.New("files: the manifest is not valid")
 
 // decodeManifest reads a manifest of somebody else's, and checks that what it
 // says can be made below one directory.
 func decodeManifest(b []byte) (*manifest, error) {
 	rest, ok := strings.CutPrefix(string(b), manifestMagic) // paths share this one copy
 	if !ok {
-		return nil, fmt.Errorf("%w: it does not begin as one", errManifest)
+		return nil, fmt.Errorf("%w: it does not begin as one", ErrManifest)
 	}
 	m := &manifest{}
 	dirs := map[string]bool{}
 	for last := ""; rest != ""; {
 		if len(rest) < entryHead || len(m.entries) == MaxEntries {
-			return nil, fmt.Errorf("%w: entry %d", errManifest, len(m.entries))
+			return nil, fmt.Errorf("%w: entry %d", ErrManifest, len(m.entries))
 		}
 		h := []byte(rest[:entryHead])
 		perm := binary.BigEndian.Uint16(h[1:])
@@ -106,17 +107,17 @@ func decodeManifest(b []byte) (*manifest, error) {
 		size := binary.BigEndian.Uint64(h[11:])
 		np, nt := int(binary.BigEndian.Uint16(h[19:])), int(binary.BigEndian.Uint16(h[21:]))
 		if rest = rest[entryHead:]; len(rest) < np+nt {
-			return nil, fmt.Errorf("%w: entry %d is cut off", errManifest, len(m.entries))
+			return nil, fmt.Errorf("%w: entry %d is cut off", ErrManifest, len(m.entries))
 		}
 		e.path, e.target, rest = rest[:np], rest[np:np+nt], rest[np+nt:]
 		first := len(m.entries) == 0
 		switch {
 		case first != (e.path == ""), !first && !validPath(e.path), !first && e.path <= last, !first && !dirs[parent(e.path)],
 			np > maxPath, nt > maxPath:
-			return nil, fmt.Errorf("%w: path %.80q", errManifest, e.path)
+			return nil, fmt.Errorf("%w: path %.80q", ErrManifest, e.path)
 		case e.kind == regular && (size > maxSize || nt > 0), e.kind != regular && size > 0,
 			e.kind == directory && nt > 0, e.kind == symlink && (nt == 0 || strings.ContainsRune(e.target, 0)), e.kind < regular || e.kind > symlink:
-			return nil, fmt.Errorf("%w: %.80q: kind %d, %d bytes", errManifest, e.path, e.kind, size)
+			return nil, fmt.Errorf("%w: %.80q: kind %d, %d bytes", ErrManifest, e.path, e.kind, size)
 		}
 		last = e.path
 		if e.kind == directory {
@@ -127,13 +128,13 @@ func decodeManifest(b []byte) (*manifest, error) {
 			m.size += e.size
 			m.files++
 			if m.size > maxSize {
-				return nil, fmt.Errorf("%w: it is too large", errManifest)
+				return nil, fmt.Errorf("%w: it is too large", ErrManifest)
 			}
 		}
 		m.entries = append(m.entries, e)
 	}
 	if len(m.entries) == 0 {
-		return nil, fmt.Errorf("%w: it is empty", errManifest)
+		return nil, fmt.Errorf("%w: it is empty", ErrManifest)
 	}
 	return m, nil
 }

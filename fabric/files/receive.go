@@ -406,7 +406,7 @@ type whole struct{ b []byte }
 func (w *whole) WriteAt(p []byte, off int64) (int, error) {
 	end := off + int64(len(p))
 	if end > maxManifest {
-		return 0, fmt.Errorf("%w: it is larger than %d bytes", errManifest, maxManifest)
+		return 0, fmt.Errorf("%w: it is larger than %d bytes", ErrManifest, maxManifest)
 	}
 	if int64(len(w.b)) < end {
 		w.b = append(w.b, make([]byte, end-int64(len(w.b)))...)

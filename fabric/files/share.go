@@ -18,7 +18,6 @@ import (
 	"syscall"
 
 	"github.com/zeebo/blake3"
-	"golang.org/x/time/rate"
 
 	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/bulk"
@@ -39,14 +38,10 @@ const (
 // maxStreams is how many streams of one tunnel are served at a time.
 const maxStreams = 64
 
-// quantum is how many bytes a rate limit counts at a time, at most.
-const quantum = 64 << 10
-
 // Share is a file or directory that is offered. It may be served to many at once.
 type Share struct {
 	path  string
 	chunk int
-	limit *rate.Limiter // nil: none
 	sent  atomic.Int64
 	done  func()
 
@@ -57,7 +52,6 @@ type Share struct {
 
 // ShareOptions are for NewShare; the zero value is usable.
 type ShareOptions struct {
-	Rate int64 // bytes a second that are sent at most, to all together; 0: as fast as it goes
 	// Done is called when somebody has received it whole.
 	Done func()
 
@@ -67,9 +61,6 @@ type ShareOptions struct {
 // NewShare offers what is at path. Close it.
 func NewShare(path string, o ShareOptions) (*Share, error) {
 	s := &Share{path: path, chunk: o.chunk, done: o.Done}
-	if o.Rate > 0 {
-		s.limit = rate.NewLimiter(rate.Limit(o.Rate), quantum)
-	}
 	if s.done == nil {
 		s.done = func() {}
 	}
@@ -165,7 +156,7 @@ func (s *Share) serve(ctx context.Context, st fabric.Stream) {
 		st.Close()
 	case bytes.Equal(h, []byte{forPayload}):
 		// What went wrong the receiver is told by bulk.
-		_ = bulk.Serve(ctx, &metered{st, ctx, s}, s.find)
+		_ = bulk.Serve(ctx, &counted{st, &s.sent}, s.find)
 	default:
 		st.Reset(uint32(bulk.CodeNotFound), "this is a share of files; the stream is for something else")
 	}
@@ -188,29 +179,16 @@ func (s *Share) find(name string) (*bulk.Offer, error) {
 	return o.contents, nil
 }
 
-// metered is a stream whose bytes are counted and paced.
-type metered struct {
+// counted is a stream whose bytes are counted.
+type counted struct {
 	fabric.Stream
-	ctx   context.Context
-	share *Share
+	sent *atomic.Int64
 }
 
 // Write implements io.Writer.
-func (m *metered) Write(p []byte) (n int, err error) {
-	for len(p) > 0 && err == nil {
-		part := p
-		if l := m.share.limit; l != nil {
-			part = p[:min(len(p), quantum)]
-			if err = l.WaitN(m.ctx, len(part)); err != nil {
-				break
-			}
-		}
-		var k int
-		k, err = m.Stream.Write(part)
-		n += k
-		p = p[k:]
-		m.share.sent.Add(int64(k))
-	}
+func (c *counted) Write(p []byte) (int, error) {
+	n, err := c.Stream.Write(p)
+	c.sent.Add(int64(n))
 	return n, err
 }
 

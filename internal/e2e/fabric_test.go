@@ -583,17 +583,20 @@ func (b *box) receive(args ...string) (r received) {
 	return r
 }
 
+// partOf is where what has been received of a target is.
+func partOf(target string) string {
+	return filepath.Join(filepath.Dir(target), "."+filepath.Base(target)+".space-part")
+}
+
 // underWay waits until a part of what is received has been noted.
 func underWay(t testing.TB, target string) {
 	t.Helper()
 	eventually(t, "a part of it", func() error {
-		journals, err := filepath.Glob(target + ".partial/journal-*")
-		for _, j := range journals {
-			if st, err := os.Stat(j); err == nil && st.Size() > 200 {
-				return nil
-			}
+		st, err := os.Stat(filepath.Join(partOf(target), "journal"))
+		if err == nil && st.Size() < 120 {
+			err = errors.New("nothing is noted")
 		}
-		return fmt.Errorf("nothing in %s.partial: %q, %v", target, journals, err)
+		return err
 	})
 }
 
@@ -635,7 +638,7 @@ func TestFabricTransfer(t *testing.T) {
 	}
 	a.fabric()
 	// Again, and one of those that send is.
-	before, _ := filepath.Glob(target + ".partial/journal-*")
+	before, _ := filepath.Glob(filepath.Join(partOf(target), "journal"))
 	cmd, errs := slow()
 	eventually(t, "more of it", func() error {
 		if out := a.must("fabric", "tunnels"); strings.Count(out, "file/files") == 0 {
@@ -650,7 +653,7 @@ func TestFabricTransfer(t *testing.T) {
 	if got, err := os.ReadFile(target); err != nil || !bytes.Equal(got, data) || len(before) == 0 {
 		t.Errorf("%d bytes of %d, journals %q: %v", len(got), len(data), before, err)
 	}
-	if left, _ := filepath.Glob(target + ".partial*"); len(left) > 0 {
+	if left, _ := filepath.Glob(partOf(target)); len(left) > 0 {
 		t.Errorf("left over: %q", left)
 	}
 
