@@ -159,7 +159,7 @@ func (n *Node) opened(r *route, o *openBody) openedBody {
 	}
 	p := n.service(serviceKey{o.Pool, o.Kind, o.Role})
 	if p == nil {
-		return failed(fmt.Sprintf("it does not provide %s in pool %s", o.Kind, o.Pool))
+		return openedBody{ID: o.ID, Absent: true, Error: fmt.Sprintf("it does not provide %s in pool %s", o.Kind, o.Pool)}
 	}
 	t := n.newTunnel(o.Tunnel, false, ask{
 		profile: Profile{Class: o.Class, Plane: o.Plane, Classes: o.Classes, Shards: o.Shards, Failover: o.Failover},

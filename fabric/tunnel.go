@@ -282,6 +282,8 @@ func (t *Tunnel) agreeOnce(ctx context.Context, id identity.NodeID) error {
 	case o.Limit != "":
 		t.n.refused.Add(1)
 		return &RefusedError{Limit: o.Limit, Retry: o.Retry}
+	case o.Absent:
+		return fmt.Errorf("%w: node %s: %s", ErrNoProvider, t.n.nameOf(id), o.Error)
 	case o.Error != "":
 		return fmt.Errorf("fabric: node %s: %s", t.n.nameOf(id), o.Error)
 	}

@@ -204,7 +204,8 @@ type openedBody struct {
 	Service string        `json:"service"`
 	Limit   string        `json:"limit,omitempty"` // refused: which limit
 	Retry   time.Duration `json:"retry,omitempty"`
-	Error   string        `json:"error,omitempty"` // refused: anything else
+	Error   string        `json:"error,omitempty"`  // refused: anything else
+	Absent  bool          `json:"absent,omitempty"` // the service is not provided there (any more)
 }
 
 // closeBody ends tunnels at the other end. Their IDs have their sender's side.
