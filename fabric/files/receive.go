@@ -43,8 +43,6 @@ type ReceiveOptions struct {
 	Rate    int64 // bytes a second at most; 0: as fast as it goes
 	// Progress is called now and then; nil: nobody wants to know.
 	Progress func(Progress)
-
-	syncBytes int64
 }
 
 // Progress is how far a transfer is.
