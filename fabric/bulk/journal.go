@@ -201,6 +201,21 @@ func (j *Journal) synced(mark int) error {
 	return j.err
 }
 
+// lost says that a sync of the sink has failed: what was noted since the last one
+// may be gone, though the machine has not been off.
+func (j *Journal) lost() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.write(appendRecord(nil, recBoot, make([]byte, len(BootID{}))))
+	if j.err != nil {
+		return errors.Join(j.err, j.fs.Remove(j.path))
+	}
+	if err := j.f.Sync(); err != nil {
+		j.err = fmt.Errorf("bulk: journal: %w", err)
+	}
+	return j.err
+}
+
 func (j *Journal) write(b []byte) {
 	if j.err == nil {
 		if _, err := j.f.Write(b); err != nil {

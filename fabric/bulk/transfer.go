@@ -616,6 +616,9 @@ func (t *Transfer) sync() error {
 		mark = t.o.Journal.mark()
 	}
 	if err := t.o.Sink.Sync(); err != nil {
+		if t.o.Journal != nil {
+			err = errors.Join(err, t.o.Journal.lost())
+		}
 		return fmt.Errorf("%w: %w", errSink, err)
 	}
 	if t.o.Journal != nil {

@@ -2,6 +2,7 @@ package files
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,6 +10,8 @@ import (
 	"path"
 	"strings"
 	"time"
+
+	"github.com/zeebo/blake3"
 )
 
 // Limits of a share.
@@ -174,6 +177,18 @@ func (m *manifest) sameLayout(o *manifest) bool {
 		}
 	}
 	return true
+}
+
+// contentsName is the name of the payload with the contents of a share of this
+// form. So nobody takes the contents of one for those of another.
+func (m *manifest) contentsName() string {
+	h := blake3.New()
+	for i := range m.entries {
+		e := &m.entries[i]
+		b := append([]byte{byte(e.kind)}, e.path...)
+		h.Write(binary.BigEndian.AppendUint64(append(b, 0), uint64(e.size)))
+	}
+	return contentsPrefix + hex.EncodeToString(h.Sum(nil)[:16])
 }
 
 // at returns the index of the regular file that has the byte at offset off of the

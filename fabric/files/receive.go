@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/zeebo/blake3"
@@ -128,6 +129,9 @@ func (r *receiver) begin() error {
 	if err == nil && !fi.IsDir() {
 		err = fmt.Errorf("%s is in the way", r.part)
 	}
+	if err == nil && fi.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) { // who could change what has come
+		err = fmt.Errorf("%s is somebody else's", r.part)
+	}
 	if err == nil {
 		r.lock, err = os.OpenFile(filepath.Join(r.part, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
 	}
@@ -195,6 +199,7 @@ func (r *receiver) receive(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer s.dir.Close()
 	err = r.contents(ctx, m, s, mirrors)
 	if cerr := s.close(); err == nil {
 		err = cerr
@@ -208,7 +213,7 @@ func (r *receiver) receive(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.thank(ctx)
+	r.thank(ctx, mirrors)
 	return nil
 }
 
@@ -268,7 +273,8 @@ func (r *receiver) manifest(ctx context.Context) (*manifest, []byte, []Mirror, e
 func (r *receiver) adopt(m *manifest, b []byte) error {
 	path := filepath.Join(r.part, manifestFile)
 	old, err := os.ReadFile(path)
-	if err == nil {
+	// Without its tree, which has perhaps become the target, the journal lies.
+	if _, lost := os.Lstat(filepath.Join(r.part, treeName)); err == nil && !errors.Is(lost, fs.ErrNotExist) {
 		if was, derr := decodeManifest(old); derr == nil && was.sameLayout(m) {
 			if string(old) != string(b) { // such as: other times
 				return vfs.WriteFileAtomic(vfs.OS(), path, b)
@@ -276,7 +282,7 @@ func (r *receiver) adopt(m *manifest, b []byte) error {
 			return nil
 		}
 		r.restart = "something else is shared now under this name"
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("files: %w", err)
 	}
 	if err := r.clear(); err != nil {
@@ -298,7 +304,7 @@ func (r *receiver) contents(ctx context.Context, m *manifest, s *sink, mirrors [
 	if err != nil {
 		return err
 	}
-	o := bulk.Options{Name: contentsName, Sink: s, Journal: j, KeepJournal: true, AnyVersion: true, Streams: streams, Rate: r.o.Rate}
+	o := bulk.Options{Name: m.contentsName(), Sink: s, Journal: j, KeepJournal: true, AnyVersion: true, Streams: streams, Rate: r.o.Rate}
 	for _, mirror := range mirrors {
 		o.Mirrors = append(o.Mirrors, r.mirror(mirror))
 	}
@@ -365,11 +371,11 @@ func (r *receiver) publish(top *entry) error {
 	return nil
 }
 
-// thank tells the mirrors that all of it is here. It is only a courtesy.
-func (r *receiver) thank(ctx context.Context) {
+// thank tells the mirrors that gave it that all of it is here. It is only a courtesy.
+func (r *receiver) thank(ctx context.Context, mirrors []Mirror) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	for _, m := range r.o.Mirrors {
+	for _, m := range mirrors {
 		st, err := m.Open(ctx, frame.Interactive, []byte{forDone})
 		if err != nil {
 			continue

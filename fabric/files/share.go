@@ -29,10 +29,10 @@ const (
 	forDone    = 'd' // the receiver has all of it, durably; nothing follows
 )
 
-// Names of the two payloads.
+// Names of the two payloads; see manifest.contentsName.
 const (
-	manifestName = "manifest"
-	contentsName = "contents"
+	manifestName   = "manifest"
+	contentsPrefix = "contents/"
 )
 
 // maxStreams is how many streams of one tunnel are served at a time.
@@ -107,7 +107,7 @@ func (s *Share) offer(fresh bool) (*offer, error) {
 		if !fresh {
 			return s.now, nil
 		}
-		if v, err := s.now.Version(); err == nil && v == s.now.version {
+		if s.now.same(s.path) {
 			return s.now, nil
 		}
 	}
@@ -164,7 +164,7 @@ func (s *Share) serve(ctx context.Context, st fabric.Stream) {
 
 // find is bulk.Serve's.
 func (s *Share) find(name string) (*bulk.Offer, error) {
-	if name != manifestName && name != contentsName {
+	if name != manifestName && !strings.HasPrefix(name, contentsPrefix) {
 		return nil, &bulk.RemoteError{Code: bulk.CodeNotFound, Text: "a share has no such payload"}
 	}
 	// Who begins with the manifest gets what is there now; contents are those of
@@ -175,6 +175,9 @@ func (s *Share) find(name string) (*bulk.Offer, error) {
 	}
 	if name == manifestName {
 		return o.manifest, nil
+	}
+	if name != o.contentsName {
+		return nil, &bulk.RemoteError{Code: bulk.CodeChanged, Text: "what is shared has changed"}
 	}
 	return o.contents, nil
 }
@@ -197,12 +200,15 @@ type offer struct {
 	m        *manifest
 	stats    []stat // of the entries
 	root     *os.Root
+	path     string // of the share, without symbolic links
 	base     string // of the share in root
 	version  string
 	skipped  int
 	handles  *handles
 	manifest *bulk.Offer
 	contents *bulk.Offer
+
+	contentsName string
 
 	mu      sync.Mutex
 	reading int
@@ -238,12 +244,13 @@ func look(path string, chunk int) (*offer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("files: %w", err)
 	}
-	o := &offer{root: root, base: filepath.Base(path)}
+	o := &offer{root: root, path: path, base: filepath.Base(path)}
 	o.handles = newHandles(o.open)
 	if err := o.walk(); err != nil {
 		root.Close()
 		return nil, fmt.Errorf("files: %w", err)
 	}
+	o.contentsName = o.m.contentsName()
 	o.version = o.sum(func(i int) (stat, error) { return o.stats[i], nil })
 	b := o.m.encode()
 	if len(b) > maxManifest {
@@ -342,6 +349,19 @@ func (o *offer) sum(of func(i int) (stat, error)) string {
 		h.Write(b)
 	}
 	return hex.EncodeToString(h.Sum(nil)[:24])
+}
+
+// same reports whether all is as it was, directories and links too.
+func (o *offer) same(path string) bool {
+	if p, err := filepath.EvalSymlinks(path); err != nil || p != o.path {
+		return false
+	}
+	for i := range o.m.entries {
+		if fi, err := o.root.Lstat(o.name(i)); err != nil || statOf(fi) != o.stats[i] {
+			return false
+		}
+	}
+	return true
 }
 
 // Size implements bulk.Source.

@@ -77,12 +77,12 @@ func (s *sink) open(i int) (*os.File, error) {
 func (s *sink) WriteAt(p []byte, off int64) (int, error) {
 	n := 0
 	err := s.m.each(off, len(p), func(i int, at int64, from, to int) error {
-		s.mu.Lock()
-		s.dirty[i] = true
-		s.mu.Unlock()
 		return s.handles.use(i, func(f *os.File) error {
 			k, err := f.WriteAt(p[from:to], at)
 			n += k
+			s.mu.Lock() // after writing: a sync that begins before may not have it
+			s.dirty[i] = true
+			s.mu.Unlock()
 			return err
 		})
 	})
@@ -137,7 +137,6 @@ func (s *sink) close() error {
 // finish makes what has no contents, gives everything its permissions and times,
 // and makes all of it durable.
 func (s *sink) finish() error {
-	defer s.dir.Close()
 	for i := range s.m.entries { // files whose contents are all there
 		if e := &s.m.entries[i]; e.kind == regular {
 			if err := s.settle(i); err != nil {
@@ -182,7 +181,8 @@ func (s *sink) finish() error {
 	return nil
 }
 
-// settle gives a file its size, if it ends with nothing, its time and permissions.
+// settle gives a file its time and permissions, after a look whether its contents
+// are as long as they should be. One without contents is made.
 func (s *sink) settle(i int) (err error) {
 	e := &s.m.entries[i]
 	f, err := s.open(i)
@@ -195,8 +195,10 @@ func (s *sink) settle(i int) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := f.Truncate(e.size); err != nil {
+	if fi, err := f.Stat(); err != nil {
 		return err
+	} else if fi.Size() != e.size {
+		return fmt.Errorf("%w: %.200q has %d bytes, not %d", bulk.ErrRoot, e.path, fi.Size(), e.size)
 	}
 	ts := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.NsecToTimespec(e.mtime)}
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), ts, 0); err != nil {

@@ -41,14 +41,19 @@ func Pair(t testing.TB, o session.Options) (near, far *Tunnel) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	near, far = newTunnel(true, o), newTunnel(false, o)
-	for tunnel, conn := range map[*Tunnel]net.Conn{near: c, far: s} {
-		if err := tunnel.AddLink(conn); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { tunnel.Close() })
+	return End(t, c, true, o), End(t, s, false, o)
+}
+
+// End is one end of a tunnel over a connection, such as to another process. One of
+// the two is the initiator.
+func End(t testing.TB, c net.Conn, initiator bool, o session.Options) *Tunnel {
+	t.Helper()
+	tunnel := newTunnel(initiator, o)
+	if err := tunnel.AddLink(c); err != nil {
+		t.Fatal(err)
 	}
-	return near, far
+	t.Cleanup(func() { tunnel.Close() })
+	return tunnel
 }
 
 func newTunnel(initiator bool, o session.Options) *Tunnel {

@@ -1,0 +1,122 @@
+package files
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/spacestore/space/fabric/bulk"
+)
+
+// TestKilledAfterRename has a journal that says all is there, of a target that was
+// renamed, and is gone: what a kill between the rename and the removal leaves.
+func TestKilledAfterRename(t *testing.T) {
+	t.Parallel()
+	src, dir := filepath.Join(t.TempDir(), "src"), t.TempDir()
+	dst, part := filepath.Join(dir, "dst"), filepath.Join(dir, ".dst"+partSuffix)
+	put(t, src, payload(1, 5*testChunk), 0o644)
+	_, near := share(t, src, ShareOptions{})
+	kept := map[string][]byte{}
+	o := ReceiveOptions{Target: dst, Mirrors: []Mirror{{near, "m"}}, Progress: func(p Progress) {
+		for _, name := range []string{manifestFile, journalFile} {
+			if b, err := os.ReadFile(filepath.Join(part, name)); err == nil && p.Bytes.Done == p.Bytes.Size {
+				kept[name] = b
+			}
+		}
+	}}
+	if err := Receive(timeout(t), o); err != nil {
+		t.Fatal(err)
+	}
+	if len(kept) != 2 {
+		t.Fatal("no journal was seen")
+	}
+	// Without the tree, and with a file in it that has lost its bytes.
+	for _, empty := range []bool{false, true} {
+		if err := os.Remove(dst); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Mkdir(part, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for name, b := range kept {
+			put(t, filepath.Join(part, name), b, 0o600)
+		}
+		if empty {
+			put(t, filepath.Join(part, treeName), nil, 0o600)
+		}
+		if err := Receive(timeout(t), ReceiveOptions{Target: dst, Mirrors: o.Mirrors}); err != nil {
+			t.Fatal(err)
+		}
+		same(t, dst, src)
+	}
+}
+
+// TestSyncDuringWrite has a sync that begins while bytes are written: the next one
+// covers them.
+func TestSyncDuringWrite(t *testing.T) {
+	t.Parallel()
+	root, err := os.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	s, err := newSink(root, &manifest{entries: []entry{{kind: regular, size: 3}}, size: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.dir.Close()
+	defer s.close()
+	s.handles.open = func(i int) (*os.File, error) {
+		s.dirty = map[int]bool{} // as Sync takes it
+		return s.open(i)
+	}
+	if _, err := s.WriteAt([]byte("abc"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if !s.dirty[0] {
+		t.Error("what was written will not be synced")
+	}
+}
+
+// TestAnotherForm changes a share, to one as large, between a receiver's manifest
+// and its contents.
+func TestAnotherForm(t *testing.T) {
+	t.Parallel()
+	src, dst := filepath.Join(t.TempDir(), "src"), filepath.Join(t.TempDir(), "dst")
+	put(t, src+"/a", []byte("1"), 0o644)
+	put(t, src+"/b", []byte("22"), 0o644)
+	s, near := share(t, src, ShareOptions{})
+	name := s.now.contentsName
+	if err := os.Rename(src+"/a", src+"/c"); err != nil {
+		t.Fatal(err)
+	}
+	put(t, src+"/new", nil, 0o600)
+	if _, err := s.find(manifestName); err != nil { // another receiver's
+		t.Fatal(err)
+	}
+	var remote *bulk.RemoteError
+	if _, err := s.find(name); !errors.As(err, &remote) || remote.Code != bulk.CodeChanged {
+		t.Errorf("contents of another form: %v", err)
+	}
+	if err := Receive(timeout(t), ReceiveOptions{Target: dst, Mirrors: []Mirror{{near, "m"}}}); err != nil {
+		t.Fatal(err)
+	}
+	same(t, dst, src)
+}
+
+// TestNewFile adds an empty directory and a link, and nothing else, to a share.
+func TestNewFile(t *testing.T) {
+	t.Parallel()
+	src := filepath.Join(t.TempDir(), "src")
+	put(t, src+"/a", []byte("1"), 0o644)
+	_, near := share(t, src, ShareOptions{})
+	if err := errors.Join(os.Mkdir(src+"/d", 0o700), os.Symlink("a", src+"/l")); err != nil {
+		t.Fatal(err)
+	}
+	dst := filepath.Join(t.TempDir(), "dst")
+	if err := Receive(timeout(t), ReceiveOptions{Target: dst, Mirrors: []Mirror{{near, "m"}}}); err != nil {
+		t.Fatal(err)
+	}
+	same(t, dst, src)
+}
