@@ -12,8 +12,16 @@ cd "$(dirname "$0")/.."
 # The race detector needs a C compiler; the tests mount (FUSE, tmpfs, ext4) and
 # limit (prlimit), and do what people do with rsync, databases, git and ssh.
 scripts/need.sh gcc:gcc /usr/include/stdlib.h:libc6-dev fusermount3:fuse3 mkfs.ext4:e2fsprogs mount:mount prlimit:util-linux diff:diffutils \
-	rsync:rsync setfacl:acl sqlite3:sqlite3 python3:python3 git:git ssh:openssh-client /usr/sbin/sshd:openssh-server
-# PostgreSQL's package starts a server, which nobody here wants.
+	rsync:rsync setfacl:acl sqlite3:sqlite3 python3:python3 git:git ssh:openssh-client
+# The packages of sshd and PostgreSQL start a server, which nobody here wants.
+if [[ ! -x /usr/sbin/sshd ]]; then
+	scripts/need.sh /usr/sbin/sshd:openssh-server
+	if [[ -d /run/systemd/system ]]; then
+		systemctl disable --now ssh.socket ssh.service || true # not every release has both
+	elif service ssh status >/dev/null 2>&1; then
+		service ssh stop || true
+	fi
+fi
 if ! command -v pg_ctlcluster >/dev/null; then
 	scripts/need.sh pg_ctlcluster:postgresql
 	pg_lsclusters -h | while read -r version name _; do

@@ -37,4 +37,7 @@
 //
 // A client that routes everything into the tunnel has to leave out the addresses
 // over which the fabric itself reaches its nodes: see [Config.Bypass].
+//
+// Links, addresses and routes are set by rtnetlink, with github.com/vishvananda/netlink:
+// so no ip(8) need be installed, and errors are the kernel's own, not a program's text.
 package vpn
