@@ -559,12 +559,12 @@ func TestNewerPeer(t *testing.T) {
 		hello = append(hello, "more"...)
 		hello[7] += 4
 		a.Write(hello)
-		go func() {
+		go func(a net.Conn) {
 			if h, _, err := frame.ReadHello(a); err != nil || h.Max != frame.MaxVersion {
 				t.Errorf("%+v, %v", h, err)
 			}
 			io.Copy(io.Discard, a)
-		}()
+		}(a)
 		s, err := e.Serve(b, "x")
 		if err != nil {
 			t.Fatal(err)
