@@ -84,11 +84,43 @@ func (a *acceptor) take(c net.Conn) {
 		return
 	}
 	if len(a.strangers) >= maxStrangers {
-		a.strangers[0].Close() // its handshake fails
-		a.strangers = append(a.strangers[:0], a.strangers[1:]...)
+		i := excess(a.strangers)
+		a.strangers[i].Close() // its handshake fails
+		a.strangers = append(a.strangers[:i], a.strangers[i+1:]...)
 	}
 	a.strangers = append(a.strangers, c)
 	a.wg.Go(func() { a.meet(c) })
+}
+
+// excess returns which connection makes room for another: the oldest of the
+// source that has the most, so that a crowd from one place keeps nobody else out.
+// conns are the oldest first.
+func excess(conns []net.Conn) int {
+	count, first := map[string]int{}, map[string]int{}
+	most := sourceOf(conns[0].RemoteAddr())
+	for i, c := range conns {
+		s := sourceOf(c.RemoteAddr())
+		if count[s]++; count[s] == 1 {
+			first[s] = i
+		}
+		if count[s] > count[most] || count[s] == count[most] && first[s] < first[most] {
+			most = s
+		}
+	}
+	return first[most]
+}
+
+// sourceOf returns whom an address belongs to: a host, or an IPv6 network. A
+// relayed connection says nothing of where it comes from.
+func sourceOf(addr net.Addr) string {
+	a, ok := addr.(*net.TCPAddr)
+	if !ok {
+		return ""
+	}
+	if a.IP.To4() != nil {
+		return a.IP.String()
+	}
+	return a.IP.Mask(net.CIDRMask(64, 128)).String()
 }
 
 func (a *acceptor) meet(c net.Conn) {

@@ -522,7 +522,7 @@ func (s *Session) look(now time.Time) time.Duration {
 	}
 	defer s.mu.Unlock()
 	next := pingIdle
-	busy := false
+	busy := s.higherActive() // such as by packets, which are not acknowledged
 	for _, st := range s.streams {
 		if len(st.flights) > 0 || !st.openAcked && !st.remote() {
 			busy = true

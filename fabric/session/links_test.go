@@ -175,3 +175,34 @@ func TestEndWhoseAnswerIsLost(t *testing.T) {
 		}
 	})
 }
+
+// TestSilentCutUnderPackets: packets are not acknowledged, but a link that
+// carries them and falls silent is given up as soon as one with streams, also
+// where it was idle before.
+func TestSilentCutUnderPackets(t *testing.T) {
+	for _, before := range []time.Duration{0, 20 * time.Second} { // of packets, until the cut
+		inPair(t, line{delay: 5 * time.Millisecond}, 1, Options{}, func(t *testing.T, p *pair) {
+			time.Sleep(time.Minute + time.Second) // idle
+			send := func() {
+				if err := p.near.SendPackets([16]byte{7}, [][]byte{[]byte("packet")}); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			for start := time.Now(); time.Since(start) < before; {
+				send()
+			}
+			if n := p.near.Stats().LostLinks; n != 0 {
+				t.Fatalf("%d links lost before the cut", n)
+			}
+			p.swallow()
+			start := time.Now()
+			for p.near.Stats().LostLinks == 0 && time.Since(start) < time.Minute {
+				send()
+			}
+			if d := time.Since(start); d > 6*time.Second {
+				t.Errorf("the cut was noticed after %s", d)
+			}
+		})
+	}
+}

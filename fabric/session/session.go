@@ -367,7 +367,7 @@ func (s *Session) SendPackets(tunnel [16]byte, packets [][]byte) error {
 			s.packets = s.packets[1:]
 		}
 	}
-	s.urgent.Store(now.UnixNano())
+	s.haste(now)
 	s.wake(frame.Packet)
 	return nil
 }
@@ -416,6 +416,11 @@ func (s *Session) share() {
 	}
 	close(s.changed)
 	s.changed = make(chan struct{})
+	s.recheck()
+}
+
+// recheck has the links looked at now.
+func (s *Session) recheck() {
 	select {
 	case s.rekeep <- struct{}{}:
 	default:
@@ -487,9 +492,17 @@ func (s *Session) enqueue(st *Stream) {
 		s.ready[st.class] = append(s.ready[st.class], st)
 	}
 	if st.class < frame.Bulk {
-		s.urgent.Store(now.UnixNano())
+		s.haste(now)
 	}
 	s.wake(st.class)
+}
+
+// haste notes that a class above bulk has something to send. Links that were
+// idle are watched closely from then on.
+func (s *Session) haste(now time.Time) {
+	if now.UnixNano()-s.urgent.Swap(now.UnixNano()) >= int64(activeFor) {
+		s.recheck()
+	}
 }
 
 // say has the peer told what has come of a stream.

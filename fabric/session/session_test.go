@@ -559,12 +559,13 @@ func TestNewerPeer(t *testing.T) {
 		hello = append(hello, "more"...)
 		hello[7] += 4
 		a.Write(hello)
-		go func() {
+		answered := make(chan struct{})
+		go func(a net.Conn) {
+			defer close(answered)
 			if h, _, err := frame.ReadHello(a); err != nil || h.Max != frame.MaxVersion {
 				t.Errorf("%+v, %v", h, err)
 			}
-			io.Copy(io.Discard, a)
-		}()
+		}(a)
 		s, err := e.Serve(b, "x")
 		if err != nil {
 			t.Fatal(err)
@@ -577,6 +578,7 @@ func TestNewerPeer(t *testing.T) {
 		if err != nil || string(st.Header()) != "h" {
 			t.Fatalf("%v", err)
 		}
+		<-answered
 		a.Close()
 		// And one that speaks newer versions alone is told.
 		a, b = line{}.connect()
