@@ -70,6 +70,10 @@ func (n *NS) init() error {
 	return n.nl.LinkSetUp(lo)
 }
 
+// Path returns the namespace as a file, for nsenter(1), as long as this process
+// lives.
+func (n *NS) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd()) }
+
 // Do runs f in the namespace: sockets and processes that f makes itself are
 // there, and stay. Goroutines that f starts are not.
 func (n *NS) Do(f func() error) error {
