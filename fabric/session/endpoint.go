@@ -84,6 +84,24 @@ func (e *Endpoint) add(k sessionKey) (*Session, error) {
 	return s, nil
 }
 
+// meet has all sessions with a peer know which life it is in. Those that it has
+// outlived end when they have no link any more, instead of waiting for one.
+func (e *Endpoint) meet(peer string, life [16]byte) {
+	e.mu.Lock()
+	var all []*Session
+	for k, s := range e.sessions {
+		if k.peer == peer {
+			all = append(all, s)
+		}
+	}
+	e.mu.Unlock()
+	for _, s := range all {
+		if s.knows() {
+			s.meet(life)
+		}
+	}
+}
+
 // Serve takes in a link that a peer has dialed, and gives it to its session.
 // fresh is the session where it is a new one, else nil. peer is who the link's
 // certificate says it is.
@@ -112,6 +130,7 @@ func (e *Endpoint) serve(c net.Conn, peer string) (fresh *Session, err error) {
 	if err != nil {
 		return nil, refuse(1, err)
 	}
+	e.meet(peer, h.Life)
 	k := sessionKey{peer, h.Session, false}
 	e.mu.Lock()
 	s := e.sessions[k]
@@ -123,6 +142,7 @@ func (e *Endpoint) serve(c net.Conn, peer string) (fresh *Session, err error) {
 		if s, err = e.add(k); err != nil {
 			return nil, err
 		}
+		s.meet(h.Life)
 		fresh = s
 	}
 	_, err = c.Write(frame.HelloBody{Min: frame.MinVersion, Max: max, Session: h.Session, Life: e.life}.Encode(0))
@@ -230,6 +250,8 @@ func (m *maintainer) linkBy(ctx context.Context, dial Dialer, n int, flags uint8
 		c.Close()
 		return err
 	}
+	m.s.meet(h.Life)
+	m.e.meet(m.k.peer, h.Life)
 	return m.s.addLink(c, version)
 }
 

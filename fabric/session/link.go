@@ -513,9 +513,11 @@ func (s *Session) keep() {
 func (s *Session) look(now time.Time) time.Duration {
 	s.mu.Lock()
 	if len(s.links) == 0 {
-		left := s.o.Resume - now.Sub(s.alone)
+		left, outlived := s.o.Resume-now.Sub(s.alone), s.outlived
 		s.mu.Unlock()
-		if left <= 0 {
+		if outlived {
+			s.end(fmt.Errorf("%w: it has restarted", ErrLost), nil)
+		} else if left <= 0 {
 			s.end(ErrLost, nil)
 		}
 		return max(left, 0)

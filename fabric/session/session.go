@@ -138,23 +138,26 @@ type Session struct {
 	alone   time.Time                           // since when there has been no link
 	redial  func(context.Context, Dialer) error // of a session that was dialed here
 	gone    func()                              // called once, when it has ended
-	streams map[uint64]*Stream
-	next    uint64              // ID of the next stream to open
-	highest uint64              // of the peer's streams that have been heard of
-	skipped map[uint64]struct{} // below highest, and not yet heard of
-	turns   int
-	ready   [frame.Classes][]*Stream // with something to send, each once
-	windows []*Stream                // of which to say what has come
-	final   []frame.WindowEntry      // of streams that are forgotten here
-	resets  map[uint64]*reset
-	unsent  []*reset
-	command [][]byte
-	packets []packetFrame
-	queued  int // bytes of them
-	stats   Stats
-	lazy    *time.Timer // runs while windows are to be told that need no hurry
-	rekeep  chan struct{}
-	changed chan struct{} // closed and made anew when the links change
+
+	peerLife [16]byte // as the peer's first Hello has it; zero: not known
+	outlived bool     // the peer has another life now, which knows nothing of the session
+	streams  map[uint64]*Stream
+	next     uint64              // ID of the next stream to open
+	highest  uint64              // of the peer's streams that have been heard of
+	skipped  map[uint64]struct{} // below highest, and not yet heard of
+	turns    int
+	ready    [frame.Classes][]*Stream // with something to send, each once
+	windows  []*Stream                // of which to say what has come
+	final    []frame.WindowEntry      // of streams that are forgotten here
+	resets   map[uint64]*reset
+	unsent   []*reset
+	command  [][]byte
+	packets  []packetFrame
+	queued   int // bytes of them
+	stats    Stats
+	lazy     *time.Timer // runs while windows are to be told that need no hurry
+	rekeep   chan struct{}
+	changed  chan struct{} // closed and made anew when the links change
 }
 
 // packetFrame is a whole Packets frame that waits.
@@ -427,6 +430,34 @@ func (s *Session) recheck() {
 	}
 }
 
+// meet takes note of the peer's life, as a Hello has it: the session's own, which is
+// the first one, or another one, with which the peer has forgotten the session. When
+// it has no link then, nothing is left to wait for.
+func (s *Session) meet(life [16]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.peerLife == ([16]byte{}) {
+		s.peerLife = life
+	}
+	s.outlived = s.peerLife != life
+	s.keepNow()
+}
+
+// knows reports whether the session has met its peer.
+func (s *Session) knows() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.peerLife != [16]byte{}
+}
+
+// keepNow has the session looked after at once.
+func (s *Session) keepNow() {
+	select {
+	case s.rekeep <- struct{}{}:
+	default:
+	}
+}
+
 // lose takes a link out. What was sent over it and is not acknowledged is sent
 // again over others.
 func (s *Session) lose(l *link, err error) {
@@ -451,6 +482,7 @@ func (s *Session) lose(l *link, err error) {
 		}
 		if len(s.links) == 0 {
 			s.alone = time.Now()
+			s.keepNow()
 		}
 		s.share()
 		for _, st := range s.streams {

@@ -185,6 +185,54 @@ func TestPeerRestarts(t *testing.T) {
 	})
 }
 
+// TestDialerRestarts: nobody will ever come back to the sessions that it had
+// dialed. They end as soon as it is heard of again, and not a minute later; a
+// session that has a link is left alone.
+func TestDialerRestarts(t *testing.T) {
+	inPair(t, line{delay: 5 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
+		_, far := p.stream(p.near, p.far)
+		p.mu.Lock()
+		p.down = true // what it was can't dial
+		p.mu.Unlock()
+		again := func(context.Context, int) (net.Conn, error) {
+			a, b := p.line.connect()
+			p.mu.Lock()
+			p.wires = append(p.wires, a)
+			p.mu.Unlock()
+			go func() {
+				if s, err := p.server.Serve(b, "client"); err == nil && s != nil {
+					p.fresh <- s
+				}
+			}()
+			return a, nil
+		}
+		dial := func() *Session {
+			e := NewEndpoint(Options{})
+			t.Cleanup(func() { e.Close() })
+			s, err := e.Dial(t.Context(), "server", 1, again)
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-p.fresh
+			return s
+		}
+		dial()
+		time.Sleep(10 * time.Second)
+		if err := p.far.Err(); err != nil {
+			t.Fatalf("a session with links has ended: %v", err)
+		}
+		p.cutAll()
+		start := time.Now()
+		dial()
+		if _, err := far.Read(make([]byte, 1)); !errors.Is(err, ErrLost) {
+			t.Errorf("read: %v", err)
+		}
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("the session was kept for %s", d)
+		}
+	})
+}
+
 func TestHalfCloseAndClose(t *testing.T) {
 	inPair(t, line{delay: 5 * time.Millisecond}, 1, Options{}, func(t *testing.T, p *pair) {
 		near, far := p.stream(p.near, p.far)
