@@ -3,6 +3,7 @@ package fabric
 import (
 	"context"
 	"errors"
+	"io"
 	"testing"
 	"time"
 
@@ -72,5 +73,54 @@ func TestCarriers(t *testing.T) {
 				t.Errorf("route %+v", r)
 			}
 		})
+	}
+}
+
+// BenchmarkBulk sends over one stream of a tunnel, over TLS on the loopback.
+func BenchmarkBulk(b *testing.B) {
+	w := newWorld(b, 0)
+	defer w.close()
+	tls := func(seeds []string, listen bool) func(*Options) {
+		return func(o *Options) {
+			c := carrier.NewTLS(o.Identity, carrier.TLSOptions{})
+			o.Dial, o.Seeds, o.Listen = []carrier.Carrier{c}, seeds, nil
+			if listen {
+				o.Listen = []Listen{{Carrier: c, Addr: "127.0.0.1:0"}}
+			}
+		}
+	}
+	far := w.node(b, "far", "one", tls(nil, true))
+	near := w.node(b, "near", "one", tls(far.Addrs(), false))
+	p, err := far.Provide(Service{Profile: testProfile, Pool: "pool", Kind: "echo"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	tun := w.open(b, near, testProfile, "pool")
+	other, err := p.Accept(context.Background())
+	if err != nil {
+		b.Fatal(err)
+	}
+	st, err := tun.Open(context.Background(), frame.Bulk, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	block := payload(1, 1<<20)
+	b.SetBytes(int64(len(block)))
+	done := make(chan error, 1)
+	go func() {
+		in, err := other.Accept(context.Background())
+		if err == nil {
+			_, err = io.CopyN(io.Discard, in, int64(b.N)*int64(len(block)))
+		}
+		done <- err
+	}()
+	b.ResetTimer()
+	for range b.N {
+		if _, err := st.Write(block); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := <-done; err != nil {
+		b.Fatal(err)
 	}
 }

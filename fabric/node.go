@@ -189,7 +189,7 @@ func (n *Node) Close() error {
 		errs = append(errs, l.Close())
 	}
 	for _, t := range n.allTunnels() {
-		t.end(fmt.Errorf("%w: the node ends", ErrClosed), true)
+		t.end(errNodeEnds, false) // its streams end with their sessions, so none looks whole that is not
 	}
 	for _, p := range peers {
 		p.drop()

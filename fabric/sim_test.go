@@ -619,3 +619,45 @@ func TestNewsSpreads(t *testing.T) {
 		}
 	})
 }
+
+// A node that ends, politely but with tunnels, ends none of them at the other
+// end: that goes on with another node, or with the same one when it is back.
+func TestNodeCloses(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a := w.node(t, "seed", "one")
+		for _, name := range []string{"b", "c"} {
+			echo(t, w.node(t, name, "one"), "pool")
+		}
+		waitFor(t, "both providers", func() bool { return len(a.dir.d.Find("pool", "echo", "")) == 2 })
+		stays := w.open(t, a, testProfile, "pool")
+		name := say(t, stays, payload(1, 1000))
+		var moves []*Tunnel
+		for range 20 {
+			moves = append(moves, w.open(t, a, failing(testProfile), "pool"))
+		}
+		st, err := stays.Open(context.Background(), frame.Interactive, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(st, make([]byte, 2)); err != nil {
+			t.Fatal(err)
+		}
+		w.stop(name, false)
+		if _, err := io.ReadAll(st); err == nil {
+			t.Error("a stream that its node has not ended looks whole")
+		}
+		st.Close()
+		for _, tun := range moves {
+			if got := say(t, tun, payload(2, 1000)); got == name {
+				t.Errorf("%s has answered, which is closed", got)
+			}
+		}
+		if err := stays.Err(); err != nil {
+			t.Errorf("the tunnel has ended with its node: %v", err)
+		}
+		echo(t, w.node(t, name, "one"), "pool")
+		if got := say(t, stays, payload(3, 1000)); got != name {
+			t.Errorf("%q has answered", got)
+		}
+	})
+}

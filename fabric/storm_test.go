@@ -10,7 +10,7 @@ import (
 	"github.com/spacestore/space/fabric/frame"
 )
 
-var stormSeeds = flag.Int("storm-seeds", 2, "simulated storms")
+var stormSeeds = flag.Int("storm-seeds", 1, "simulated storms")
 
 // Connections are cut, carriers refused, hosts parted for a while and relays
 // killed, at random, while streams of two classes flow through tunnels between

@@ -59,6 +59,7 @@ type ask struct {
 // Errors of tunnels.
 var (
 	errPeerClosed = fmt.Errorf("%w: the peer has closed the tunnel", ErrClosed)
+	errNodeEnds   = fmt.Errorf("%w: the node ends", ErrClosed)
 	errAbandoned  = errors.New("fabric: the node that had opened the tunnel has not come back")
 )
 
@@ -514,7 +515,9 @@ func (t *Tunnel) end(why error, local bool) {
 	t.n.mu.Unlock()
 	if r != nil {
 		r.detach(t)
-		if !errors.Is(why, errPeerClosed) {
+		// A node that goes does not end its tunnels at the other end: that looks
+		// for another route, or waits for the node.
+		if !errors.Is(why, errPeerClosed) && !errors.Is(why, errNodeEnds) {
 			r.noteClosed(t)
 		}
 	}
