@@ -238,7 +238,7 @@ func (f *soakFlow) run() error {
 			return err
 		default:
 		}
-		if errors.Is(err, errWrongBytes) || err != nil && !f.mayEnd.Load() {
+		if errors.Is(err, errWrongBytes) || errors.Is(err, ErrClosed) || err != nil && !f.mayEnd.Load() {
 			return err
 		}
 	}

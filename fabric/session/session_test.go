@@ -191,6 +191,12 @@ func TestPeerRestarts(t *testing.T) {
 func TestDialerRestarts(t *testing.T) {
 	inPair(t, line{delay: 5 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
 		_, far := p.stream(p.near, p.far)
+		var lives []*Endpoint
+		defer func() {
+			for _, e := range lives {
+				e.Close()
+			}
+		}()
 		p.mu.Lock()
 		p.down = true // what it was can't dial
 		p.mu.Unlock()
@@ -208,7 +214,7 @@ func TestDialerRestarts(t *testing.T) {
 		}
 		dial := func() *Session {
 			e := NewEndpoint(Options{})
-			t.Cleanup(func() { e.Close() })
+			lives = append(lives, e)
 			s, err := e.Dial(t.Context(), "server", 1, again)
 			if err != nil {
 				t.Fatal(err)
