@@ -21,7 +21,7 @@ import (
 )
 
 var (
-	soakTunnels = flag.Int("soak-tunnels", 300, "tunnels of TestSoak")
+	soakTunnels = flag.Int("soak-tunnels", 200, "tunnels of TestSoak")
 	soakRounds  = flag.Int("soak-rounds", 1, "rounds of faults of TestSoak")
 )
 
@@ -104,7 +104,7 @@ func TestSoak(t *testing.T) {
 
 	var nodesEnd atomic.Bool // from now on streams may end early
 	var flows []*soakFlow
-	for i := range 12 {
+	for i := range 6 {
 		class := []frame.Class{frame.Bulk, frame.Interactive}[i%2]
 		f := &soakFlow{tun: tunnels[rng.IntN(len(tunnels))], class: class, mayEnd: &nodesEnd, quit: make(chan struct{}), done: make(chan error, 1)}
 		go func() { f.done <- f.run() }()
@@ -157,7 +157,7 @@ func TestSoak(t *testing.T) {
 // flowing waits until each flow has moved on.
 func (s *soak) flowing(flows []*soakFlow) {
 	s.t.Helper()
-	end := time.Now().Add(2 * time.Minute)
+	end := time.Now().Add(5 * time.Minute)
 	for i, f := range flows {
 		for from := f.moved.Load(); f.moved.Load() < from+256<<10; time.Sleep(5 * time.Millisecond) {
 			select {
