@@ -9,32 +9,11 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/spacestore/space/internal/testenv/manualclock"
 	"github.com/spacestore/space/internal/testenv/seed"
 )
 
 func init() { seed.Rapid() }
-
-// testClock is a clock that a test sets.
-type testClock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func (c *testClock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *testClock) After(time.Duration) <-chan time.Time { panic("nothing here waits") }
-
-func (c *testClock) advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
-
-func newClock() *testClock { return &testClock{now: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)} }
 
 func group(t testing.TB, c *Controller, keys ...Key) *Group {
 	t.Helper()
@@ -60,7 +39,7 @@ var (
 )
 
 func TestAllOrNone(t *testing.T) {
-	c := New(Config{Each: [Scopes]Limit{NodeScope: {Streams: 10}, Organization: {Streams: 2}}, Named: map[Key]Limit{build: {Streams: 1}}}, newClock())
+	c := New(Config{Each: [Scopes]Limit{NodeScope: {Streams: 10}, Organization: {Streams: 2}}, Named: map[Key]Limit{build: {Streams: 1}}}, manualclock.New())
 	a, b := group(t, c, Node(), acme, build), group(t, c, Node(), acme, Key{Pool, "other"})
 	first, refused := a.Acquire(Streams, 1)
 	if refused != nil {
@@ -102,7 +81,7 @@ func TestAllOrNone(t *testing.T) {
 }
 
 func TestLimitsChangeWhileInUse(t *testing.T) {
-	c := New(Config{Each: [Scopes]Limit{Pool: {Streams: 3}}}, newClock())
+	c := New(Config{Each: [Scopes]Limit{Pool: {Streams: 3}}}, manualclock.New())
 	g := group(t, c, build)
 	var leases []*Lease
 	acquire := func() bool {
@@ -131,7 +110,7 @@ func TestLimitsChangeWhileInUse(t *testing.T) {
 }
 
 func TestLeasesGrowAndShrink(t *testing.T) {
-	c := New(Config{Each: [Scopes]Limit{NodeScope: {Window: 100}}}, newClock())
+	c := New(Config{Each: [Scopes]Limit{NodeScope: {Window: 100}}}, manualclock.New())
 	g := group(t, c, Node(), build)
 	l, refused := g.Acquire(Window, 60)
 	if refused != nil {
@@ -162,7 +141,7 @@ func TestLeasesGrowAndShrink(t *testing.T) {
 // TestForgetting: however many names there were, few are kept, and none that
 // is in use; the totals stay.
 func TestForgetting(t *testing.T) {
-	c := New(Config{Each: [Scopes]Limit{Pool: {Streams: 1}}, Idle: 10, Held: 20}, newClock())
+	c := New(Config{Each: [Scopes]Limit{Pool: {Streams: 1}}, Idle: 10, Held: 20}, manualclock.New())
 	kept := group(t, c, build)
 	held, refused := kept.Acquire(Streams, 1)
 	if refused != nil {
@@ -221,7 +200,7 @@ func TestNamesOfPeersArePrintable(t *testing.T) {
 }
 
 func TestRates(t *testing.T) {
-	clk := newClock()
+	clk := manualclock.New()
 	c := New(Config{Each: [Scopes]Limit{NodeScope: {Rate: 1000, Burst: 500}, Pool: {Rate: 100, Burst: 300}}}, clk)
 	g := group(t, c, Node(), build)
 	if refused := g.Take(300); refused != nil {
@@ -237,26 +216,26 @@ func TestRates(t *testing.T) {
 	if refused := group(t, c, Node()).Take(200); refused != nil {
 		t.Errorf("what was refused is missing elsewhere: %v", refused)
 	}
-	clk.advance(refused.Retry)
+	clk.Advance(refused.Retry)
 	if refused := g.Take(100); refused != nil {
 		t.Error(refused)
 	}
 	// A message longer than the burst goes when the bucket is full, and is owed.
-	clk.advance(time.Hour)
+	clk.Advance(time.Hour)
 	if refused := g.Take(400); refused != nil {
 		t.Error(refused)
 	}
 	if refused := g.Take(1); refused == nil || refused.Retry != 1010*time.Millisecond {
 		t.Errorf("%+v", refused)
 	}
-	clk.advance(time.Hour)
+	clk.Advance(time.Hour)
 	if wait := g.Pace(300); wait != 0 {
 		t.Error(wait)
 	}
 	if wait := g.Pace(50); wait != 500*time.Millisecond {
 		t.Error(wait)
 	}
-	clk.advance(500 * time.Millisecond)
+	clk.Advance(500 * time.Millisecond)
 	if wait := g.Pace(50); wait != 500*time.Millisecond {
 		t.Error(wait)
 	}
@@ -266,7 +245,7 @@ func TestRates(t *testing.T) {
 // lets through in any stretch of time.
 func TestRateIsNeverExceeded(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		clk := newClock()
+		clk := manualclock.New()
 		rate, burst := rapid.Int64Range(1, 1<<40).Draw(t, "rate"), rapid.Int64Range(1, 1<<30).Draw(t, "burst")
 		c := New(Config{Each: [Scopes]Limit{NodeScope: {Rate: 1 << 41, Burst: 1 << 31}, Pool: {Rate: rate, Burst: burst}}}, clk)
 		g, _ := c.Group(Node(), build)
@@ -274,7 +253,7 @@ func TestRateIsNeverExceeded(t *testing.T) {
 		level, last := float64(burst), clk.Now()
 		for range rapid.IntRange(1, 50).Draw(t, "steps") {
 			n := rapid.Int64Range(0, burst).Draw(t, "n")
-			clk.advance(time.Duration(rapid.Int64Range(0, int64(time.Second)).Draw(t, "pause")))
+			clk.Advance(time.Duration(rapid.Int64Range(0, int64(time.Second)).Draw(t, "pause")))
 			level = min(float64(burst), level+clk.Now().Sub(last).Seconds()*float64(rate))
 			last = clk.Now()
 			refused := g.Take(n)
@@ -286,7 +265,7 @@ func TestRateIsNeverExceeded(t *testing.T) {
 				}
 				continue
 			}
-			clk.advance(refused.Retry)
+			clk.Advance(refused.Retry)
 			level = min(float64(burst), level+clk.Now().Sub(last).Seconds()*float64(rate))
 			last = clk.Now()
 			if refused := g.Take(n); refused != nil {
@@ -306,7 +285,7 @@ func TestModel(t *testing.T) {
 		for _, k := range keys {
 			conf.Named[k] = Limit{Streams: rapid.Int64Range(0, 8).Draw(t, "limit")}
 		}
-		c := New(conf, newClock())
+		c := New(conf, manualclock.New())
 		type held struct {
 			l    *Lease
 			keys []Key
@@ -395,7 +374,7 @@ func TestModel(t *testing.T) {
 
 // TestManyAtOnce: no account is ever above its limit, and nothing is left.
 func TestManyAtOnce(t *testing.T) {
-	c := New(Config{Each: [Scopes]Limit{NodeScope: {Streams: 20}, Pool: {Streams: 8}, Route: {Streams: 5}}, Idle: 1}, newClock())
+	c := New(Config{Each: [Scopes]Limit{NodeScope: {Streams: 20}, Pool: {Streams: 8}, Route: {Streams: 5}}, Idle: 1}, manualclock.New())
 	stop := make(chan struct{})
 	var watcher, wg sync.WaitGroup
 	watcher.Go(func() {

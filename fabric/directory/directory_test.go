@@ -5,46 +5,26 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/spacestore/space/fabric/identity"
+	"github.com/spacestore/space/internal/testenv/manualclock"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
-
-// testClock is a clock that a test sets.
-type testClock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func (c *testClock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *testClock) After(time.Duration) <-chan time.Time { panic("nothing here waits") }
-
-func (c *testClock) advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
 
 // fabric makes nodes.
 type fabric struct {
 	t     testing.TB
 	fs    *vfstest.PowerCut
-	clock *testClock
+	clock *manualclock.Clock
 	*identity.Authority
 	tok   identity.Token
 	nodes int
 }
 
 func newFabric(t testing.TB) *fabric {
-	f := &fabric{t: t, fs: vfstest.NewPowerCut(), clock: &testClock{now: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}}
+	f := &fabric{t: t, fs: vfstest.NewPowerCut(), clock: manualclock.New()}
 	var err error
 	if f.Authority, err = identity.Create(f.fs, "/ca", f.clock); err != nil {
 		t.Fatal(err)
@@ -154,12 +134,12 @@ func TestRecordsEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.clock.advance(MaxLife - time.Second)
+	f.clock.Advance(MaxLife - time.Second)
 	f.set(a, false)
 	if len(a.All()) != 2 {
 		t.Error("a record has ended early")
 	}
-	f.clock.advance(2 * time.Second)
+	f.clock.Advance(2 * time.Second)
 	if got := a.All(); len(got) != 1 {
 		t.Errorf("a record goes on after its end: %+v", got)
 	}
@@ -208,7 +188,7 @@ func TestRestartedNodeIsHeard(t *testing.T) {
 		f.set(first, false, build)
 	}
 	tell(t, first, a)
-	f.clock.advance(-time.Minute) // its clock was ahead before
+	f.clock.Advance(-time.Minute) // its clock was ahead before
 	second := f.of(n, "x", false)
 	tell(t, second, a) // a has a higher number
 	tell(t, a, second)
@@ -281,7 +261,7 @@ func TestOtherAreasAreAskedForTheirServices(t *testing.T) {
 	provider, relay, asker := f.directory("x", false, build), f.directory("x", true), f.directory("y", false)
 	tell(t, provider, relay)
 	tell(t, relay, asker)
-	f.clock.advance(summaryRest)
+	f.clock.Advance(summaryRest)
 	relay.Expire()
 	tell(t, relay, asker)
 	if got := asker.Find("build", "artifact-store", ""); len(got) != 0 {
@@ -365,7 +345,7 @@ func TestOneSummaryPerSigner(t *testing.T) {
 	tell(t, honest, asker)
 	liar := f.node()
 	for i := range 10 {
-		f.clock.advance(time.Second)
+		f.clock.Advance(time.Second)
 		d := f.of(liar, []string{"x", fmt.Sprint("made up ", i)}[i%2], true, Service{"fake", "fake", ""})
 		tell(t, d, asker)
 	}
@@ -380,7 +360,7 @@ func TestOneSummaryPerSigner(t *testing.T) {
 		t.Errorf("%+v", where)
 	}
 	// One whose summary has ended makes room for others of its area.
-	f.clock.advance(summaryLife)
+	f.clock.Advance(summaryLife)
 	f.set(asker, false)
 	if where := asker.Summaries(); len(where) != 0 {
 		t.Errorf("%+v", where)

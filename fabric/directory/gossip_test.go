@@ -43,7 +43,7 @@ func (n *network) send(m message) {
 
 // round has each node talk to one that it knows, and delivers in any order.
 func (n *network) round() {
-	n.f.clock.advance(2 * time.Second)
+	n.f.clock.Advance(2 * time.Second)
 	for _, d := range n.all {
 		d.Expire()
 		peer := n.all[n.rng.IntN(len(n.all))]
@@ -163,7 +163,7 @@ func TestConvergence(t *testing.T) {
 			gone := n.all[14].id.ID()
 			n.all = n.all[:14]
 			n.wire = slices.DeleteFunc(n.wire, func(m message) bool { return m.to.id.ID() == gone })
-			f.clock.advance(MaxLife - 2*time.Minute)
+			f.clock.Advance(MaxLife - 2*time.Minute)
 			for _, d := range n.all {
 				f.set(d, d.members.m[d.id.ID()].Relay, build)
 			}
@@ -242,7 +242,7 @@ func TestHundredAreas(t *testing.T) {
 		}
 		all = append(all, relays...)
 	}
-	f.clock.advance(summaryRest)
+	f.clock.Advance(summaryRest)
 	for _, r := range all {
 		r.Expire()
 		tell(t, r, neighbour)
@@ -279,7 +279,7 @@ func TestBounds(t *testing.T) {
 		tell(t, f.directory("x", false), small)
 	}
 	for i := range 10 {
-		f.clock.advance(time.Second) // later guests end later
+		f.clock.Advance(time.Second) // later guests end later
 		d := f.directory(fmt.Sprint("area ", i), true, build)
 		tell(t, d, small)
 	}
@@ -305,7 +305,7 @@ func TestBounds(t *testing.T) {
 			t.Errorf("%d bytes, counted as %d", n, tab.bytes)
 		}
 	}
-	f.clock.advance(MaxLife)
+	f.clock.Advance(MaxLife)
 	f.set(small, false)
 	tell(t, f.directory("x", false, build), small) // there is room again
 	if len(small.Find("build", "artifact-store", "")) != 1 {

@@ -163,7 +163,10 @@ func (r *receiver) clear() error {
 			return fmt.Errorf("files: %w", err)
 		}
 	}
-	return syncDir(r.part)
+	if err := vfs.SyncDir(vfs.OS(), r.part); err != nil {
+		return fmt.Errorf("files: %w", err)
+	}
+	return nil
 }
 
 // removeAll is os.RemoveAll for trees with directories that are not writable.
@@ -361,8 +364,8 @@ func (r *receiver) publish(top *entry) error {
 			return fmt.Errorf("files: %w", err)
 		}
 	}
-	if err := syncDir(filepath.Dir(r.o.Target)); err != nil {
-		return err
+	if err := vfs.SyncDir(vfs.OS(), filepath.Dir(r.o.Target)); err != nil {
+		return fmt.Errorf("files: %w", err)
 	}
 	// The target is there; what is left is of no use to anybody.
 	if err := os.RemoveAll(r.part); err != nil {
@@ -429,15 +432,4 @@ func bootID() (bulk.BootID, error) {
 	}
 	h := blake3.Sum256(b)
 	return bulk.BootID(h[:16]), nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err == nil {
-		err = errors.Join(d.Sync(), d.Close())
-	}
-	if err != nil {
-		return fmt.Errorf("files: %w", err)
-	}
-	return nil
 }

@@ -8,47 +8,24 @@ import (
 	"io"
 	"net"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/spacestore/space/internal/clock"
+	"github.com/spacestore/space/internal/testenv/manualclock"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
-
-// testClock is a clock that a test sets.
-type testClock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func (c *testClock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *testClock) After(time.Duration) <-chan time.Time { panic("nothing here waits") }
-
-func (c *testClock) advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
-
-var _ clock.Clock = (*testClock)(nil)
 
 // fabric is an authority with what its tests need.
 type fabric struct {
 	t     *testing.T
 	fs    *vfstest.PowerCut
-	clock *testClock
+	clock *manualclock.Clock
 	*Authority
 	nodes int
 }
 
 func newFabric(t *testing.T) *fabric {
-	f := &fabric{t: t, fs: vfstest.NewPowerCut(), clock: &testClock{now: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}}
+	f := &fabric{t: t, fs: vfstest.NewPowerCut(), clock: manualclock.New()}
 	var err error
 	if f.Authority, err = Create(f.fs, "/ca", f.clock); err != nil {
 		t.Fatal(err)
@@ -181,7 +158,7 @@ func TestJoining(t *testing.T) {
 		t.Errorf("a wrong secret: %v", err)
 	}
 	late := f.token(time.Hour, 1)
-	f.clock.advance(time.Hour + time.Second)
+	f.clock.Advance(time.Hour + time.Second)
 	if _, err := f.join(late); !errors.Is(err, ErrToken) {
 		t.Errorf("an expired token: %v", err)
 	}
@@ -220,7 +197,7 @@ func TestTokensSurviveRestart(t *testing.T) {
 // of a fabric to a node's admission. A token that admitted a node admits no
 // other one, and an authority or a node is there whole or not at all.
 func TestPowerCutWhileJoining(t *testing.T) {
-	clk := &testClock{now: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
+	clk := manualclock.New()
 	// life makes a fabric and joins it, as far as the power lasts.
 	life := func(disk *vfstest.PowerCut) (tok Token, made, admitted, joined bool) {
 		a, err := Create(disk, "/ca", clk)
@@ -278,7 +255,7 @@ func TestCertificatesExpireAndRenew(t *testing.T) {
 	if at := one.RenewAt().Sub(f.clock.Now()); at < CertLife/2 || at > CertLife*3/4 {
 		t.Errorf("renewal after %s of %s", at, CertLife)
 	}
-	f.clock.advance(CertLife - time.Hour)
+	f.clock.Advance(CertLife - time.Hour)
 	csr, err := two.RenewRequest()
 	if err != nil {
 		t.Fatal(err)
@@ -293,7 +270,7 @@ func TestCertificatesExpireAndRenew(t *testing.T) {
 	if err := one.Renewed(g); err == nil {
 		t.Error("a node took another one's certificate")
 	}
-	f.clock.advance(2 * time.Hour)
+	f.clock.Advance(2 * time.Hour)
 	if x := shake(t, one.ServerConfig(false), two.ClientConfig(NodeID{})); x.client == nil {
 		t.Error("an expired certificate was believed")
 	}
@@ -401,7 +378,7 @@ func TestCommands(t *testing.T) {
 	kept := sign(s, "kept")
 	v = one.Verifier() // restarted
 	refused("a command for an earlier life", kept)
-	f.clock.advance(time.Second)
+	f.clock.Advance(time.Second)
 	newer := two.Signer()
 	if _, err := v.Verify(sign(newer, "x")); err != nil {
 		t.Errorf("the signer restarted: %v", err)

@@ -60,7 +60,7 @@ func TestRecords(t *testing.T) {
 	if _, _, _, err := two.CheckRecord(signed); !errors.Is(err, ErrRevoked) || !two.Revoked(one.ID()) || two.Revoked(two.ID()) {
 		t.Error(err)
 	}
-	f.clock.advance(CertLife + time.Hour)
+	f.clock.Advance(CertLife + time.Hour)
 	if _, _, _, err := f.node().CheckRecord(two.SignRecord(nil)); err == nil {
 		t.Error("an expired certificate's record was believed")
 	}
