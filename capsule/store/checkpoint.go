@@ -224,9 +224,8 @@ func (s *Store) sealAll(jobs []*sealJob, batch int) error {
 // seal makes segments of what jobs have in memory, and appends those that are
 // new to the logs.
 func (s *Store) seal(jobs []*sealJob) error {
-	c := coders.Get().(*coder)
+	c := newCoder()
 	defer coders.Put(c)
-	c.out, c.sealed = c.out[:0], c.sealed[:0]
 	var err error
 	for _, j := range jobs {
 		if err == nil {
@@ -237,10 +236,8 @@ func (s *Store) seal(jobs []*sealJob) error {
 		return err
 	}
 	for _, j := range jobs {
-		for _, p := range j.pins { // some are sealed by somebody else
-			if <-p.done; p.err != nil {
-				return p.err
-			}
+		if err := settled(j.pins); err != nil { // some are sealed by somebody else
+			return err
 		}
 	}
 	return nil

@@ -10,12 +10,22 @@ import (
 	"github.com/spacestore/space/pipeline"
 )
 
-// commitRequest is one caller's share of a commit round.
+// commitRequest is one caller's share of a commit round: changes that are made
+// or fail one by one.
 type commitRequest struct {
-	apply func(*tx) error
-	mode  commitMode
-	err   error
-	turn  chan bool // true: lead the next round; false: done, see err
+	applies []func(*tx) error
+	errs    []error // of each
+	mode    commitMode
+	turn    chan bool // true: lead the next round; false: done, see errs
+}
+
+// fail gives the changes that have not failed yet an error.
+func (r *commitRequest) fail(err error) {
+	for i := range r.errs {
+		if r.errs[i] == nil {
+			r.errs[i] = err
+		}
+	}
 }
 
 // commitMode says what must be durable when.
@@ -43,17 +53,24 @@ const (
 // meanwhile wait, and one of them leads the next round for all of them. A lone
 // caller hands nothing over.
 func (s *Store) commit(mode commitMode, apply func(*tx) error) error {
+	return s.commitAll(mode, []func(*tx) error{apply})[0]
+}
+
+// commitAll is commit for several changes that go into the same round. It
+// returns the error of each; one that fails its checks leaves the others alone.
+func (s *Store) commitAll(mode commitMode, applies []func(*tx) error) []error {
+	r := &commitRequest{applies: applies, errs: make([]error, len(applies)), mode: mode}
 	if err := s.writable(); err != nil {
-		return err
+		r.fail(err)
+		return r.errs
 	}
-	r := &commitRequest{apply: apply, mode: mode}
 	s.round.Lock()
 	if s.leading {
 		r.turn = make(chan bool, 1)
 		s.waiting = append(s.waiting, r)
 		s.round.Unlock()
 		if lead := <-r.turn; !lead {
-			return r.err
+			return r.errs
 		}
 		s.round.Lock()
 	}
@@ -82,7 +99,7 @@ func (s *Store) commit(mode commitMode, apply func(*tx) error) error {
 	for _, w := range group[1:] {
 		w.turn <- false
 	}
-	return r.err
+	return r.errs
 }
 
 // syncLogs makes durable what a round's changes may name.
@@ -110,13 +127,11 @@ func roundMode(group []*commitRequest) commitMode {
 }
 
 // runRound makes a round's changes, unless syncing the logs for them failed
-// with err, and sets each request's err.
+// with err, and sets each request's errors.
 func (s *Store) runRound(group []*commitRequest, err error) {
 	fail := func(err error) {
 		for _, r := range group {
-			if r.err == nil {
-				r.err = err
-			}
+			r.fail(err)
 		}
 	}
 	if err == nil {
@@ -137,12 +152,14 @@ func (s *Store) runRound(group []*commitRequest, err error) {
 		}
 	}()
 	for _, r := range group {
-		before := t.b.len()
-		r.err = r.apply(t)
-		if r.err != nil && t.b.len() != before {
-			fail(r.err)
-			t.b.discard()
-			return
+		for i, apply := range r.applies {
+			before := t.b.len()
+			r.errs[i] = apply(t)
+			if r.errs[i] != nil && t.b.len() != before {
+				fail(r.errs[i])
+				t.b.discard()
+				return
+			}
 		}
 	}
 	if t.b.len() == 0 {

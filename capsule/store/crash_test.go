@@ -144,13 +144,13 @@ func equalStates(a, b state) bool {
 // What was acknowledged is there, whole; what was under way is there or not;
 // nothing else is; and the store works on.
 func TestPowerCutAtEveryStep(t *testing.T) {
-	steps := crashWorkload()
+	steps := append(crashWorkload(), putAllStep())
 	disk := vfstest.NewPowerCut()
 	s, err := openOn(disk)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if done, _ := runSteps(s, steps); len(done) != 6 {
+	if done, _ := runSteps(s, steps); len(done) != 12 {
 		t.Fatalf("the workload does not run through: %v", done)
 	}
 	if err := s.Close(); err != nil {

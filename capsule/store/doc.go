@@ -47,5 +47,7 @@
 // overlay.mu, then round, content pins, segment pins, and leaf
 // locks (sealers, cache, logs, journal, watchers). What runs inside a round
 // takes none of those before it. Put compresses and reads without a lock; an
-// update that writes whole blocks seals them under its family's.
+// update that writes whole blocks seals them under its family's. Nobody waits for
+// a segment that another put is to settle while he has one to settle himself: all
+// that he has sealed is in the logs before he waits.
 package store

@@ -4,12 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/testenv/seed"
 	"github.com/spacestore/space/internal/vfs"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
@@ -89,8 +89,9 @@ func TestFlippedBitAnywhere(t *testing.T) {
 		}
 		t.Run(strings.ReplaceAll(strings.TrimPrefix(path, "/space/"), "/", "-"), func(t *testing.T) {
 			t.Parallel()
+			rng := seed.Rand(t)
 			for i := range perFile {
-				bit := rand.IntN(int(8 * st.Size()))
+				bit := rng.IntN(int(8 * st.Size()))
 				if i < 16 { // headers and tails have their own chances
 					bit = []int{i * 8, int(8*st.Size()) - 1 - i*4}[i%2]
 				}
@@ -396,7 +397,7 @@ func TestErrorAtEveryStep(t *testing.T) {
 	if testing.Short() {
 		stride = 41
 	}
-	for n := rand.IntN(stride); n < total; n += stride {
+	for n := seed.Rand(t).IntN(stride); n < total; n += stride {
 		t.Run(fmt.Sprint("error at ", n), func(t *testing.T) {
 			t.Parallel()
 			disk := vfstest.NewPowerCut()

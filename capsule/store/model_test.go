@@ -70,27 +70,43 @@ func TestModel(t *testing.T) {
 				t.Fatalf("reopen: %v", err)
 			}
 		}
+		draw := func(t *rapid.T) (name string, data []byte) {
+			name = names.Draw(t, "name")
+			for range rapid.IntRange(0, 6).Draw(t, "pieces") {
+				data = append(data, pieces[rapid.IntRange(0, len(pieces)-1).Draw(t, "piece")]...)
+			}
+			return name, data
+		}
+		wasPut := func(t *rapid.T, name string, data []byte, info capsule.Info, err error) {
+			old, replaces := byName(name)
+			if !replaces && clash(name, capsule.ID{}) {
+				if capsule.KindOf(err) != capsule.Exists {
+					t.Fatalf("put %q: %v", name, err)
+				}
+				return
+			}
+			if err != nil || replaces && info.ID != old {
+				t.Fatalf("put %q: %+v, %v", name, info, err)
+			}
+			model[info.ID] = modelCapsule{name, string(data), model[info.ID].version + 1, model[info.ID].notes}
+			if info.Version != model[info.ID].version {
+				t.Fatalf("put %q gives version %d", name, info.Version)
+			}
+		}
 		t.Repeat(map[string]func(*rapid.T){
 			"put": func(t *rapid.T) {
-				name := names.Draw(t, "name")
-				var data []byte
-				for range rapid.IntRange(0, 6).Draw(t, "pieces") {
-					data = append(data, pieces[rapid.IntRange(0, len(pieces)-1).Draw(t, "piece")]...)
-				}
+				name, data := draw(t)
 				info, err := s.Put(ctx, PutRequest{Name: name, Size: int64(len(data))}, bytes.NewReader(data))
-				old, replaces := byName(name)
-				if !replaces && clash(name, capsule.ID{}) {
-					if capsule.KindOf(err) != capsule.Exists {
-						t.Fatalf("put %q: %v", name, err)
-					}
-					return
+				wasPut(t, name, data, info, err)
+			},
+			"put all": func(t *rapid.T) {
+				var contents []Content
+				for range rapid.IntRange(1, 4).Draw(t, "contents") {
+					name, data := draw(t)
+					contents = append(contents, Content{PutRequest{Name: name, Size: int64(len(data))}, data})
 				}
-				if err != nil || replaces && info.ID != old {
-					t.Fatalf("put %q: %+v, %v", name, info, err)
-				}
-				model[info.ID] = modelCapsule{name, string(data), model[info.ID].version + 1, model[info.ID].notes}
-				if info.Version != model[info.ID].version {
-					t.Fatalf("put %q gives version %d", name, info.Version)
+				for i, r := range s.PutAll(ctx, contents, nil) {
+					wasPut(t, contents[i].Name, contents[i].Data, r.Info, r.Err)
 				}
 			},
 			"rename": func(t *rapid.T) {

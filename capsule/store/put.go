@@ -22,8 +22,10 @@ type PutRequest struct {
 	Exclusive bool            // fail with Exists where Name is taken, instead of replacing
 	Size      int64           // length of the stream, or -1 if unknown; any other length is an error
 	Policy    *capsule.Policy // nil: the capsule's own; for a new one the default
-	Taken     func()          // called, if set, when the stream is taken in and what remains is to commit
 }
+
+// defaultPolicy is for reading only.
+var defaultPolicy = capsule.DefaultPolicy()
 
 // blockTokens bounds the blocks in memory of all puts together, and with them
 // the CPU-bound work under way.
@@ -52,10 +54,21 @@ type coder struct {
 
 var coders = sync.Pool{New: func() any { return new(coder) }}
 
+func newCoder() *coder {
+	c := coders.Get().(*coder)
+	c.reset()
+	return c
+}
+
+func (c *coder) reset() { c.out, c.sealed = c.out[:0], c.sealed[:0] }
+
 // putter is one put under way.
 type putter struct {
 	s       *Store
+	req     PutRequest
 	sealing pipeline.Sealing
+	fresh   capsule.ID   // of the capsule, if the put makes one
+	info    capsule.Info // of the capsule, once it is committed
 	c       content
 	list    []extent   // not yet in a page
 	pins    []*pin     // of list
@@ -81,43 +94,24 @@ func (s *Store) put(ctx context.Context, req PutRequest, r io.Reader) (capsule.I
 		return capsule.Info{}, err
 	}
 	defer s.leave()
-	if err := s.writable(); err != nil {
-		return capsule.Info{}, err
-	}
-	if req.Name != "" {
-		if err := capsule.CheckName(req.Name); err != nil {
-			return capsule.Info{}, err
-		}
-	}
-	policy, err := s.putPolicy(req)
+	p, err := s.newPutter(req)
 	if err != nil {
 		return capsule.Info{}, err
 	}
-	// How much of it is new, and how far it shrinks, only storing it tells.
-	if err := s.checkSpace(0); err != nil {
-		return capsule.Info{}, err
+	if err = p.write(ctx, r, req.Size); err == nil {
+		err = p.finish(ctx)
 	}
-	p := s.newPutter(policy)
-	defer s.pins.unuseKey(p.sealing.Key)
-	if err := p.write(ctx, r, req.Size); err != nil {
-		p.abort()
-		return capsule.Info{}, err
+	if err == nil {
+		err = s.commit(synced, p.apply)
 	}
-	if req.Taken != nil {
-		req.Taken()
-	}
-	info, err := p.commit(ctx, req)
-	if err != nil {
-		p.abort()
-	}
-	return info, err
+	return p.end(err)
 }
 
 // putPolicy returns the policy under which a put's bytes are sealed, and fails
 // early where the request cannot succeed as things are. The commit looks again.
 func (s *Store) putPolicy(req PutRequest) (*capsule.Policy, error) {
 	if req.Policy == nil && req.ID.IsZero() && !req.Exclusive && !s.ownPolicies.Load() {
-		return capsule.DefaultPolicy(), nil // whether it replaces something or not
+		return defaultPolicy, nil // whether it replaces something or not
 	}
 	var rec capsuleRecord
 	id, _, err := req.target(func(name string) (capsule.ID, error) { return lookupName(s.kv, name) })
@@ -155,19 +149,36 @@ func (req *PutRequest) target(lookup func(name string) (capsule.ID, error)) (id 
 	return id, have.IsZero(), nil
 }
 
-func (s *Store) newPutter(policy *capsule.Policy) *putter {
-	p := &putter{s: s, sealing: s.sealing(policy)}
+// newPutter begins a put, unless it cannot succeed as things are.
+func (s *Store) newPutter(req PutRequest) (*putter, error) {
+	if err := s.writable(); err != nil {
+		return nil, err
+	}
+	if req.Name != "" {
+		if err := capsule.CheckName(req.Name); err != nil {
+			return nil, err
+		}
+	}
+	policy, err := s.putPolicy(req)
+	if err != nil {
+		return nil, err
+	}
+	// How much of it is new, and how far it shrinks, only storing it tells.
+	if err := s.checkSpace(0); err != nil {
+		return nil, err
+	}
+	p := &putter{s: s, req: req, sealing: s.sealing(policy)}
 	s.pins.useKey(p.sealing.Key)
 	rand.Read(p.c.id[:]) // never fails (crypto/rand.Read)
 	if policy.Dedupe && p.sealing.Encrypt {
 		p.hashers = s.hashers
-		return p
+		return p, nil
 	}
 	if !policy.Dedupe {
 		p.c.domain = p.c.id
 	}
 	p.hashers = s.newHashers(&p.c, p.sealing.Encrypt)
-	return p
+	return p, nil
 }
 
 // domainKey is the hash key of the dedup domain that a content belongs to.
@@ -279,29 +290,36 @@ func (p *putter) write(ctx context.Context, r io.Reader, size int64) error {
 // encode names a block's chunks and appends records of the new ones to the
 // logs. It fills b.list and b.pins.
 func (p *putter) encode(b *block) error {
-	s := p.s
 	h := p.hashers.Get().(*pipeline.Hasher)
 	defer p.hashers.Put(h)
-	c := coders.Get().(*coder)
+	c := newCoder()
 	defer coders.Put(c)
-	c.out, c.sealed = c.out[:0], c.sealed[:0]
 	var err error
 	b.Chunks(func(chunk []byte) {
 		if err != nil {
 			return
 		}
-		x := extent{len: int64(len(chunk))}
-		if pipeline.IsZero(chunk) {
-			x.hole = true
-			b.list = append(b.list, x)
-			return
-		}
-		x.id = h.Sum(chunk)
+		var x extent
 		var pin *pin
-		pin, err = s.pinSegment(c, x.id, chunk, p.sealing)
-		b.list, b.pins = append(b.list, x), append(b.pins, pin)
+		if x, pin, err = p.seal(c, h, chunk); pin != nil {
+			b.pins = append(b.pins, pin)
+		}
+		b.list = append(b.list, x)
 	})
-	return s.appendSealed(c, err, s.checkSpace)
+	return p.s.appendSealed(c, err, p.s.checkSpace)
+}
+
+// seal makes an extent of a chunk, pinned unless it is a hole, and where it is
+// new seals it into c, for appendSealed. Whoever calls seal must not wait for
+// anybody's pin before that: another put may be waiting for this one's.
+func (p *putter) seal(c *coder, h *pipeline.Hasher, chunk []byte) (x extent, pin *pin, err error) {
+	x.len = int64(len(chunk))
+	if x.hole = pipeline.IsZero(chunk); x.hole {
+		return x, nil, nil
+	}
+	x.id = h.Sum(chunk)
+	pin, err = p.s.pinSegment(c, x.id, chunk, p.sealing)
+	return x, pin, err
 }
 
 // pinSegment pins a segment with the given plaintext. Where neither the store
@@ -363,25 +381,44 @@ func (s *Store) appendSealed(c *coder, err error, room func(int64) error) error 
 // collect takes over an encoded block's extents, in order, and writes pages of
 // those that have become many.
 func (p *putter) collect(b *block) error {
-	for _, pin := range b.pins {
-		<-pin.done
-		if pin.err != nil {
-			return pin.err
-		}
+	if err := settled(b.pins); err != nil {
+		return err
 	}
-	p.c.extents += int64(len(b.pins))
-	p.pins = append(p.pins, b.pins...)
+	pins := b.pins
 	b.pins = b.pins[:0]
 	for _, x := range b.list {
-		if n := len(p.list); x.hole && n > 0 && p.list[n-1].hole {
-			p.list[n-1].len += x.len
+		if x.hole {
+			p.add(x, nil)
 			continue
 		}
-		p.list = append(p.list, x)
+		p.add(x, pins[0])
+		pins = pins[1:]
 	}
 	if len(p.list) > pagesAtOnce*pageExtents {
 		// The last extent may be a hole that goes on.
 		return p.startPages(len(p.list) - 1)
+	}
+	return nil
+}
+
+// add appends an extent to the content, with its pin if it is no hole.
+func (p *putter) add(x extent, pin *pin) {
+	if pin != nil {
+		p.c.extents++
+		p.pins = append(p.pins, pin)
+	} else if n := len(p.list); n > 0 && p.list[n-1].hole {
+		p.list[n-1].len += x.len
+		return
+	}
+	p.list = append(p.list, x)
+}
+
+// settled waits until it is known where the segments of pins are.
+func settled(pins []*pin) error {
+	for _, pin := range pins {
+		if <-pin.done; pin.err != nil {
+			return pin.err
+		}
 	}
 	return nil
 }
@@ -455,105 +492,111 @@ func (p *putter) writePages(list []extent, pins []*pin) error {
 	return nil
 }
 
-// commit makes the content a capsule's.
-func (p *putter) commit(ctx context.Context, req PutRequest) (capsule.Info, error) {
+// finish does what a put has to do before its one change that counts.
+func (p *putter) finish(ctx context.Context) error {
 	if err := p.waitPages(); err != nil {
-		return capsule.Info{}, err
+		return err
 	}
 	if p.c.pages > 0 || len(p.list) > inlineExtents {
 		if len(p.list) > 0 {
 			list, pins := p.list, p.pins
 			p.list, p.pins = nil, nil
 			if err := p.writePages(list, pins); err != nil {
-				return capsule.Info{}, err
+				return err
 			}
 		}
 	} else {
 		p.c.inline = p.list
 	}
-	if err := ctx.Err(); err != nil {
-		return capsule.Info{}, err
+	p.fresh = capsule.NewID(p.s.now())
+	return ctx.Err()
+}
+
+// apply makes the content a capsule's, in a commit round.
+func (p *putter) apply(t *tx) error {
+	req := &p.req
+	id, newName, err := req.target(t.findName)
+	if err == nil && newName {
+		err = t.checkFree(req.Name, id)
 	}
-	fresh := capsule.NewID(p.s.now())
-	var info capsule.Info
-	err := p.s.commit(synced, func(t *tx) error {
-		id, newName, err := req.target(t.findName)
-		if err == nil && newName {
-			err = t.checkFree(req.Name, id)
-		}
-		if err != nil {
-			return err
-		}
-		now := p.s.now().UnixNano()
-		rec := capsuleRecord{kind: capsule.Object, name: req.Name, created: now}
-		var old *capsuleRecord
-		if id.IsZero() {
-			id = fresh
-		} else {
-			if rec, err = t.capsule(id); err != nil {
-				return err
-			}
-			if rec.kind != capsule.Object {
-				return capsule.Errorf(capsule.Invalid, "capsule %s is a %s; only objects are replaced by put", id, rec.kind)
-			}
-			if req.Version != 0 && rec.version != req.Version {
-				return capsule.Errorf(capsule.Conflict, "capsule %s was replaced meanwhile", id)
-			}
-			was := rec
-			old = &was
-		}
-		rec.version++
-		rec.modified = now
-		rec.content = p.c
-		if req.Name != "" {
-			rec.name = req.Name
-		}
-		if req.Policy != nil {
-			var text string
-			rec.policy, text = policyKeyText(req.Policy)
-			if err := t.addPolicyRef(rec.policy, text, 1); err != nil {
-				return err
-			}
-			if old != nil {
-				if err := t.addPolicyRef(old.policy, "", -1); err != nil {
-					return err
-				}
-			}
-		}
-		if err := t.addRefs(p.c.inline, p.pins); err != nil {
-			return err
-		}
-		if p.c.pages > 0 {
-			if err := t.b.delete(contentKey(keyBuilding, p.c.id)); err != nil {
-				return err
-			}
-		}
-		if old == nil {
-			t.totals.capsules++
-			err = t.setName(id, nil, &rec.name)
-		} else {
-			t.totals.logical -= old.content.size
-			if err = t.discard(&old.content); err == nil && old.name != rec.name {
-				err = t.setName(id, &old.name, &rec.name)
-			}
-		}
-		if err != nil {
-			return err
-		}
-		t.totals.logical += rec.content.size
-		change := Change{ID: id, Name: rec.name}
-		if old != nil && old.name != rec.name {
-			change.OldName = old.name
-		}
-		t.changes = append(t.changes, change)
-		info = rec.info(id)
-		return t.b.set(capsuleKey(id), rec.encode())
-	})
 	if err != nil {
-		return capsule.Info{}, err
+		return err
+	}
+	now := p.s.now().UnixNano()
+	rec := capsuleRecord{kind: capsule.Object, name: req.Name, created: now}
+	var old *capsuleRecord
+	if id.IsZero() {
+		id = p.fresh
+	} else {
+		if rec, err = t.capsule(id); err != nil {
+			return err
+		}
+		if rec.kind != capsule.Object {
+			return capsule.Errorf(capsule.Invalid, "capsule %s is a %s; only objects are replaced by put", id, rec.kind)
+		}
+		if req.Version != 0 && rec.version != req.Version {
+			return capsule.Errorf(capsule.Conflict, "capsule %s was replaced meanwhile", id)
+		}
+		was := rec
+		old = &was
+	}
+	rec.version++
+	rec.modified = now
+	rec.content = p.c
+	if req.Name != "" {
+		rec.name = req.Name
+	}
+	if req.Policy != nil {
+		var text string
+		rec.policy, text = policyKeyText(req.Policy)
+		if err := t.addPolicyRef(rec.policy, text, 1); err != nil {
+			return err
+		}
+		if old != nil {
+			if err := t.addPolicyRef(old.policy, "", -1); err != nil {
+				return err
+			}
+		}
+	}
+	if err := t.addRefs(p.c.inline, p.pins); err != nil {
+		return err
+	}
+	if p.c.pages > 0 {
+		if err := t.b.delete(contentKey(keyBuilding, p.c.id)); err != nil {
+			return err
+		}
+	}
+	if old == nil {
+		t.totals.capsules++
+		err = t.setName(id, nil, &rec.name)
+	} else {
+		t.totals.logical -= old.content.size
+		if err = t.discard(&old.content); err == nil && old.name != rec.name {
+			err = t.setName(id, &old.name, &rec.name)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	t.totals.logical += rec.content.size
+	change := Change{ID: id, Name: rec.name}
+	if old != nil && old.name != rec.name {
+		change.OldName = old.name
+	}
+	t.changes = append(t.changes, change)
+	p.info = rec.info(id)
+	return t.b.set(capsuleKey(id), rec.encode())
+}
+
+// end gives up what a put holds, which has failed if err is not nil.
+func (p *putter) end(err error) (capsule.Info, error) {
+	if err != nil {
+		p.abort()
+		p.info = capsule.Info{}
 	}
 	p.releasePins()
-	return info, nil
+	p.s.pins.unuseKey(p.sealing.Key)
+	return p.info, err
 }
 
 func (p *putter) releasePins() {

@@ -544,12 +544,23 @@ func TestEverythingAtOnce(t *testing.T) {
 					}
 					continue
 				}
-				info, err := s.Put(ctx, PutRequest{Name: name, Size: int64(len(data))}, bytes.NewReader(data))
+				var info capsule.Info
+				var err error
+				if i%3 == 1 { // with two others, one of which holds the same
+					several := []Content{contentNamed(name, data), contentNamed(name+"+", data), contentNamed(name+"-", data[:i])}
+					for n, r := range s.PutAll(ctx, several, nil) {
+						info, err = r.Info, errors.Join(err, r.Err)
+						mine[several[n].Name] = string(several[n].Data)
+					}
+					data = data[:i]
+				} else {
+					info, err = s.Put(ctx, PutRequest{Name: name, Size: int64(len(data))}, bytes.NewReader(data))
+					mine[name] = string(data)
+				}
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				mine[name] = string(data)
 				got, err := get(s, info.ID)
 				if err != nil || !bytes.Equal(got, data) {
 					t.Errorf("%s reads back as %d bytes, want %d: %v", name, len(got), len(data), err)

@@ -28,6 +28,9 @@ type API interface {
 // Capsules are the operations on single capsules and their list.
 type Capsules interface {
 	Put(ctx context.Context, req store.PutRequest, r io.Reader) (capsule.Info, error)
+	// PutAll is Put for several contents at once, each whole or not at all. It
+	// calls taken, if set, when it needs their bytes no more.
+	PutAll(ctx context.Context, contents []store.Content, taken func()) []store.PutResult
 	// Get calls begin once, with the version of the capsule that it serves,
 	// and then writes the range to the writer that begin returned.
 	Get(ctx context.Context, req GetRequest, begin func(capsule.Info) (io.Writer, error)) error

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -118,6 +119,11 @@ func (c conn) Close() error { return c.cc.Close() }
 
 // Put implements API.
 func (c *Client) Put(ctx context.Context, req store.PutRequest, r io.Reader) (capsule.Info, error) {
+	return c.put(ctx, req, r, func() {})
+}
+
+// put is Put; it calls sent when it needs r no more.
+func (c *Client) put(ctx context.Context, req store.PutRequest, r io.Reader, sent func()) (capsule.Info, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // a stream that breaks off stores nothing
 	stream, err := c.capsules.Put(ctx)
@@ -132,14 +138,34 @@ func (c *Client) Put(ctx context.Context, req store.PutRequest, r io.Reader) (ca
 	if err := c.sendContent(ctx, stream, header, want, r); err != nil {
 		return capsule.Info{}, err
 	}
-	if req.Taken != nil {
-		req.Taken()
-	}
+	sent()
 	var info controlpb.Info
 	if err := stream.RecvMsg(&info); err != nil {
 		return capsule.Info{}, c.fromStatus(ctx, err)
 	}
 	return infoFrom(&info), nil
+}
+
+// PutAll implements API: the puts are under way together, so that the node
+// commits them together.
+func (c *Client) PutAll(ctx context.Context, contents []store.Content, taken func()) []store.PutResult {
+	results := make([]store.PutResult, len(contents))
+	var sending, all sync.WaitGroup
+	sending.Add(len(contents))
+	for i := range contents {
+		all.Go(func() {
+			sent := sync.OnceFunc(sending.Done)
+			defer sent()
+			r := &results[i]
+			r.Info, r.Err = c.put(ctx, contents[i].PutRequest, bytes.NewReader(contents[i].Data), sent)
+		})
+	}
+	sending.Wait()
+	if taken != nil {
+		taken()
+	}
+	all.Wait()
+	return results
 }
 
 // sendContent sends what r gives in messages of PutRequest, want bytes each. It

@@ -66,6 +66,47 @@ func TestPutCarriesContent(t *testing.T) {
 	}
 }
 
+// Puts of several contents are under way together, and the bytes of all are
+// wanted no more before any has ended; each has a result of its own.
+func TestPutAllCarriesContents(t *testing.T) {
+	taken := make(chan struct{})
+	full := capsule.Errorf(capsule.NoSpace, "the disk is full")
+	c := serve(t, &fake{put: func(ctx context.Context, r store.PutRequest, content io.Reader) (capsule.Info, error) {
+		b, err := io.ReadAll(content)
+		if err != nil {
+			return capsule.Info{}, err
+		}
+		select {
+		case <-taken:
+		case <-ctx.Done():
+			return capsule.Info{}, ctx.Err()
+		}
+		if r.Name == "7" {
+			return capsule.Info{}, full
+		}
+		return capsule.Info{Name: r.Name + string(b), Size: r.Size}, nil
+	}})
+	var contents []store.Content
+	for i := range 40 {
+		data := []byte(strings.Repeat("x", i))
+		contents = append(contents, store.Content{PutRequest: store.PutRequest{Name: fmt.Sprint(i), Size: int64(i)}, Data: data})
+	}
+	for i, r := range c.PutAll(t.Context(), contents, func() { close(taken) }) {
+		if i == 7 {
+			if capsule.KindOf(r.Err) != capsule.NoSpace {
+				t.Errorf("content 7: %v", r.Err)
+			}
+			continue
+		}
+		if want := contents[i]; r.Err != nil || r.Info.Size != want.Size || r.Info.Name != want.Name+string(want.Data) {
+			t.Errorf("content %d: %+v, %v", i, r.Info, r.Err)
+		}
+	}
+	if r := c.PutAll(t.Context(), nil, nil); len(r) != 0 {
+		t.Errorf("no content at all gives %v", r)
+	}
+}
+
 func TestGetCarriesContent(t *testing.T) {
 	var want []byte
 	var req GetRequest

@@ -45,6 +45,10 @@ func (f *fake) Put(ctx context.Context, req store.PutRequest, r io.Reader) (caps
 	return capsule.Info{Size: n}, err
 }
 
+func (f *fake) PutAll(context.Context, []store.Content, func()) []store.PutResult {
+	panic("a client puts one by one")
+}
+
 func (f *fake) Get(ctx context.Context, req GetRequest, begin func(capsule.Info) (io.Writer, error)) error {
 	if f.get != nil {
 		return f.get(ctx, req, begin)

@@ -37,6 +37,11 @@ func (l *Local) Put(ctx context.Context, req store.PutRequest, r io.Reader) (cap
 	return l.store.Put(ctx, req, r)
 }
 
+// PutAll implements control.API.
+func (l *Local) PutAll(ctx context.Context, contents []store.Content, taken func()) []store.PutResult {
+	return l.store.PutAll(ctx, contents, taken)
+}
+
 // Get implements control.API.
 func (l *Local) Get(ctx context.Context, req control.GetRequest, begin func(capsule.Info) (io.Writer, error)) error {
 	info, err := l.store.Resolve(ctx, req.Ref)

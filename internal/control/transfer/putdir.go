@@ -28,11 +28,13 @@ type Outcome struct {
 }
 
 const (
-	smallFiles = 512 // puts of small files under way: what the store's group commit needs
-	largeFiles = 2   // puts of larger ones: each is parallel in itself
-	readers    = 8   // files being read; the other puts wait for their commit
-	largeFile  = 512 << 10
-	lookahead  = 2048 // finished files that may wait for an earlier one
+	batchFiles  = 32        // files that are put together
+	batches     = 16        // under way
+	readers     = 4         // of them being read; the others wait for their commit
+	bufferBytes = 1 << 20   // what small files of a batch hold together
+	largeFile   = 512 << 10 // a larger file is put by itself
+	largeFiles  = 2         // of them under way: each is parallel in itself
+	lookahead   = 64        // finished batches that may wait for an earlier one
 )
 
 // PutDir stores the regular files under dir, each as the capsule PREFIX/path,
@@ -48,26 +50,31 @@ func PutDir(ctx context.Context, api control.Capsules, dir, prefix string, polic
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	d := &dirPut{ctx: ctx, api: api, policy: policy, progress: progress,
-		jobs: make(chan *putJob), order: make(chan *putJob, lookahead), large: make(chan struct{}, largeFiles), readers: make(chan struct{}, readers)}
+	d := &dirPut{ctx: ctx, api: api, policy: policy, progress: progress, next: &putBatch{},
+		jobs: make(chan *putBatch), order: make(chan *putBatch, lookahead), large: make(chan struct{}, largeFiles), readers: make(chan struct{}, readers)}
 	top := &openDir{fd: fd}
 	top.refs.Store(1)
 	var wg sync.WaitGroup
-	for range smallFiles {
+	for range batches {
 		wg.Go(d.work)
 	}
 	wg.Go(func() {
 		defer close(d.order)
 		defer close(d.jobs)
-		d.walk(top, filepath.Clean(dir), prefix)
-	})
-	for job := range d.order {
-		<-job.done
-		if ctx.Err() != nil {
-			continue // let the others see it and finish
+		if d.walk(top, filepath.Clean(dir), prefix) {
+			d.flush()
 		}
-		if err := each(job.Outcome); err != nil {
-			cancel(err)
+		d.next.release()
+	})
+	for b := range d.order {
+		<-b.done
+		for i := range b.jobs {
+			if ctx.Err() != nil {
+				break // let the others see it and finish
+			}
+			if err := each(b.jobs[i].Outcome); err != nil {
+				cancel(err)
+			}
 		}
 	}
 	wg.Wait()
@@ -79,18 +86,40 @@ type dirPut struct {
 	api      control.Capsules
 	policy   *capsule.Policy
 	progress *Progress
-	jobs     chan *putJob
-	order    chan *putJob
+	next     *putBatch // what walk is collecting
+	jobs     chan *putBatch
+	order    chan *putBatch
 	large    chan struct{}
 	readers  chan struct{}
 }
 
+// putBatch is a run of the walk.
+type putBatch struct {
+	jobs []putJob
+	done chan struct{}
+}
+
+// release gives up the directories of jobs that are done, or never will be.
+func (b *putBatch) release() {
+	for i := range b.jobs {
+		b.jobs[i].release()
+	}
+}
+
+// putJob is one file of a walk, or something else that has its outcome already.
 type putJob struct {
 	Outcome
-	dir  *openDir
-	base string // in dir
-	name string // of the capsule
-	done chan struct{}
+	dir   *openDir // nil: there is nothing to do
+	base  string   // in dir
+	name  string   // of the capsule
+	large bool     // the file is put by itself
+}
+
+func (job *putJob) release() {
+	if job.dir != nil {
+		job.dir.release()
+		job.dir = nil
+	}
 }
 
 // openDir is a directory that files are opened relative to: paths need not be
@@ -112,21 +141,23 @@ func (d *dirPut) walk(dir *openDir, path, name string) bool {
 	defer dir.release()
 	entries, err := readDir(dir.fd, path)
 	if err != nil {
-		return d.queue(&putJob{Outcome: Outcome{Path: path, Err: FileError(err, "read directory")}}, nil)
+		return d.queue(putJob{Outcome: Outcome{Path: path, Err: FileError(err, "read directory")}})
 	}
 	for _, e := range entries {
-		job := &putJob{Outcome: Outcome{Path: path + "/" + e.Name()}, base: e.Name(), name: name + "/" + e.Name()}
+		job := putJob{Outcome: Outcome{Path: path + "/" + e.Name()}, base: e.Name(), name: name + "/" + e.Name()}
 		typ := e.Type()
 		switch {
 		case typ.IsRegular():
-			if !d.queue(job, dir) {
+			dir.refs.Add(1)
+			job.dir = dir
+			if !d.queue(job) {
 				return false
 			}
 		case typ.IsDir():
 			fd, err := unix.Openat(dir.fd, e.Name(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 			if err != nil {
 				job.Err = FileError(err, "open directory")
-				if !d.queue(job, nil) {
+				if !d.queue(job) {
 					return false
 				}
 				continue
@@ -138,7 +169,7 @@ func (d *dirPut) walk(dir *openDir, path, name string) bool {
 			}
 		default:
 			job.Skipped = skipReason(typ)
-			if !d.queue(job, nil) {
+			if !d.queue(job) {
 				return false
 			}
 		}
@@ -174,79 +205,166 @@ func readDir(fd int, path string) ([]fs.DirEntry, error) {
 	return entries, err
 }
 
-// queue hands a job to the workers if it has work (dir is set), else just to
-// the results.
-func (d *dirPut) queue(job *putJob, dir *openDir) bool {
-	job.done = make(chan struct{})
-	if dir == nil {
-		close(job.done)
-	} else {
-		dir.refs.Add(1)
-		job.dir = dir
+// queue adds a job to the batch that is being collected, and hands that over
+// when it is full. It reports whether to go on.
+func (d *dirPut) queue(job putJob) bool {
+	d.next.jobs = append(d.next.jobs, job)
+	return len(d.next.jobs) < batchFiles || d.flush()
+}
+
+// flush hands the batch to the workers, and in order to who reports.
+func (d *dirPut) flush() bool {
+	b := d.next
+	if len(b.jobs) == 0 {
+		return true
 	}
+	b.done = make(chan struct{})
 	select {
-	case d.order <- job:
+	case d.order <- b:
 	case <-d.ctx.Done():
-		if dir != nil {
-			dir.release()
-		}
 		return false
 	}
-	if dir == nil {
-		return true
-	}
+	d.next = &putBatch{jobs: make([]putJob, 0, batchFiles)}
 	select {
-	case d.jobs <- job:
+	case d.jobs <- b:
 		return true
 	case <-d.ctx.Done():
-		dir.release()
-		close(job.done)
+		b.release()
+		close(b.done)
 		return false
 	}
 }
 
 func (d *dirPut) work() {
-	for job := range d.jobs {
-		d.put(job)
-		job.dir.release()
-		close(job.done)
+	for b := range d.jobs {
+		d.put(b)
+		b.release()
+		close(b.done)
 	}
 }
 
-func (d *dirPut) put(job *putJob) {
-	// Files go through the pipeline a few at a time, in buffers that stay in the
-	// processor's cache, instead of all at once in a buffer each.
+// buffers hold the content of batches.
+var buffers = sync.Pool{New: func() any { return new([bufferBytes]byte) }}
+
+// put stores the files of a batch, the small ones together.
+func (d *dirPut) put(b *putBatch) {
+	for rest := b.jobs; len(rest) > 0; {
+		rest = d.putSmall(rest)
+	}
+	for i := range b.jobs {
+		if job := &b.jobs[i]; job.large {
+			d.putLarge(job)
+		}
+	}
+}
+
+// putSmall stores small files, as many as fit into a buffer, and returns the jobs
+// that remain. It marks large files.
+func (d *dirPut) putSmall(jobs []putJob) []putJob {
+	// A few batches are read at a time, in buffers that stay in the processor's
+	// cache, while the others wait for their commit. Who has taken a batch may
+	// wait here, but never for a batch while he has a place.
 	d.readers <- struct{}{}
-	taken := sync.OnceFunc(func() { <-d.readers })
+	buf := buffers.Get().(*[bufferBytes]byte)
+	taken := sync.OnceFunc(func() {
+		buffers.Put(buf)
+		<-d.readers
+	})
 	defer taken()
+	contents := make([]store.Content, 0, len(jobs))
+	puts := make([]*putJob, 0, len(jobs))
+	for free := buf[:]; len(jobs) > 0; jobs = jobs[1:] {
+		job := &jobs[0]
+		if job.dir == nil {
+			continue
+		}
+		if len(free) <= largeFile {
+			break
+		}
+		n, ok := d.readSmall(job, free[:largeFile+1])
+		if !job.large {
+			job.release()
+		}
+		if !ok {
+			continue
+		}
+		puts = append(puts, job)
+		contents = append(contents, store.Content{
+			PutRequest: store.PutRequest{Name: job.name, Size: int64(n), Policy: d.policy}, Data: free[:n]})
+		free = free[n:]
+	}
+	for i, r := range d.api.PutAll(d.ctx, contents, taken) {
+		puts[i].Info, puts[i].Err = r.Info, r.Err
+	}
+	d.progress.Files.Add(int64(len(puts)))
+	return jobs
+}
+
+// open opens a job's file, unless it has become none, and returns its size.
+func (job *putJob) open() (fd int, size int64, ok bool) {
 	// O_NONBLOCK: what was a file when listed may be a pipe by now.
 	fd, err := unix.Openat(job.dir.fd, job.base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		job.Err = FileError(err, "open")
-		return
+		return 0, 0, false
 	}
-	defer unix.Close(fd)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		job.Err = FileError(err, "stat")
-		return
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+	} else if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		job.Skipped = "not a regular file any more"
+	} else {
+		return fd, st.Size, true
+	}
+	unix.Close(fd)
+	return 0, 0, false
+}
+
+// readSmall reads a whole file into buf. If it cannot, the job says why, or is large.
+func (d *dirPut) readSmall(job *putJob, buf []byte) (n int, ok bool) {
+	fd, size, ok := job.open()
+	if !ok {
+		return 0, false
+	}
+	defer unix.Close(fd)
+	if size >= int64(len(buf)) {
+		job.large = true
+		return 0, false
+	}
+	n, job.Err = readWhole(&countingReader{&fdReader{fd: fd, left: size}, d.progress}, buf[:size+1])
+	return n, job.Err == nil
+}
+
+// readWhole reads a file that should leave just the last byte of buf free.
+func readWhole(r io.Reader, buf []byte) (int, error) {
+	n, err := io.ReadFull(r, buf)
+	switch size := len(buf) - 1; {
+	case err == nil:
+		return n, capsule.Errorf(capsule.Invalid, "the file grew beyond %d bytes while it was read", size)
+	case !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+		return n, err
+	case n < size:
+		return n, capsule.Errorf(capsule.Invalid, "the file shrank from %d to %d bytes while it was read", size, n)
+	}
+	return n, nil
+}
+
+// putLarge stores one file by itself.
+func (d *dirPut) putLarge(job *putJob) {
+	select {
+	case d.large <- struct{}{}:
+		defer func() { <-d.large }()
+	case <-d.ctx.Done():
+		job.Err = context.Cause(d.ctx)
 		return
 	}
-	if st.Size >= largeFile {
-		taken() // or large files would keep small ones waiting
-		select {
-		case d.large <- struct{}{}:
-			defer func() { <-d.large }()
-		case <-d.ctx.Done():
-			job.Err = context.Cause(d.ctx)
-			return
-		}
+	fd, size, ok := job.open()
+	if !ok {
+		return
 	}
-	req := store.PutRequest{Name: job.name, Size: st.Size, Policy: d.policy, Taken: taken}
-	job.Info, job.Err = d.api.Put(d.ctx, req, &countingReader{&fdReader{fd: fd, left: st.Size}, d.progress})
+	defer unix.Close(fd)
+	req := store.PutRequest{Name: job.name, Size: size, Policy: d.policy}
+	job.Info, job.Err = d.api.Put(d.ctx, req, &countingReader{&fdReader{fd: fd, left: size}, d.progress})
 	d.progress.Files.Add(1)
 }
 
