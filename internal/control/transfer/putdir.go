@@ -29,12 +29,12 @@ type Outcome struct {
 
 const (
 	batchFiles  = 32        // files that are put together
-	batches     = 16        // under way
+	batches     = 64        // under way: what keeps the cores busy while the disk syncs
 	readers     = 4         // of them being read; the others wait for their commit
 	bufferBytes = 1 << 20   // what small files of a batch hold together
 	largeFile   = 512 << 10 // a larger file is put by itself
 	largeFiles  = 2         // of them under way: each is parallel in itself
-	lookahead   = 64        // finished batches that may wait for an earlier one
+	lookahead   = 128       // finished batches that may wait for an earlier one
 )
 
 // PutDir stores the regular files under dir, each as the capsule PREFIX/path,
