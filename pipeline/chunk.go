@@ -64,9 +64,80 @@ func (c *Chunker) Next(data []byte) int {
 	return at
 }
 
-// scan looks for a cut point in data from i on. Between the two bytes of a step
-// the hash is one bit further left than it should be, and so is the mask.
+// window is how much scan looks at in each of two places at a time.
+const window = 2 << 10
+
+// scan looks for a cut point in data from i on, with the rolling hash of what is
+// before i.
+//
+// The hash waits at each byte for that of the byte before, with most of a core
+// idle. So two windows are hashed side by side, the second from what 64 bytes
+// before it make of the hash: all older ones have been shifted out of it.
 func (c *Chunker) scan(data []byte, i int, hash, mask uint64) (at int, _ uint64, found bool) {
+	for ; i+2*window <= len(data); i += 2 * window {
+		a, b := (*[window]byte)(data[i:]), (*[window]byte)(data[i+window:])
+		var ahead uint64
+		for _, v := range a[window-64:] {
+			ahead = ahead<<1 + c.gear[v]
+		}
+		k, hash2, ahead := c.rollBoth(a, b, hash, ahead, mask)
+		if k < window {
+			if at, hash2, found = c.roll(a[:], k, hash2, mask); !found {
+				at, hash2, found = c.roll(b[:], k, ahead, mask)
+				at += window
+			}
+			return i + at, hash2, found
+		}
+		hash = ahead
+	}
+	return c.roll(data, i, hash, mask)
+}
+
+// rollBoth moves hashes over two windows, four bytes at a time, until one of the
+// next four of either is a cut point, or to the end.
+func (c *Chunker) rollBoth(a, b *[window]byte, ha, hb, mask uint64) (k int, _, _ uint64) {
+	_, _, _ = *a, *b, *c // not nil: the loop need not look
+	for mask2 := mask << 1; k < window-3; k += 4 {
+		x := ha<<2 + c.gear2[a[k]]
+		if x&mask2 == 0 {
+			break
+		}
+		y := hb<<2 + c.gear2[b[k]]
+		if y&mask2 == 0 {
+			break
+		}
+		x += c.gear[a[k+1]]
+		if x&mask == 0 {
+			break
+		}
+		y += c.gear[b[k+1]]
+		if y&mask == 0 {
+			break
+		}
+		x = x<<2 + c.gear2[a[k+2]]
+		if x&mask2 == 0 {
+			break
+		}
+		y = y<<2 + c.gear2[b[k+2]]
+		if y&mask2 == 0 {
+			break
+		}
+		x += c.gear[a[k+3]]
+		if x&mask == 0 {
+			break
+		}
+		y += c.gear[b[k+3]]
+		if y&mask == 0 {
+			break
+		}
+		ha, hb = x, y
+	}
+	return k, ha, hb
+}
+
+// roll is scan, byte by byte. Between the two bytes of a step the hash is one bit
+// further left than it should be, and so is the mask.
+func (c *Chunker) roll(data []byte, i int, hash, mask uint64) (at int, _ uint64, found bool) {
 	for ; i+1 < len(data); i += 2 {
 		hash = hash<<2 + c.gear2[data[i]]
 		if hash&(mask<<1) == 0 {

@@ -177,6 +177,27 @@ func equal(a, b []int) bool {
 	return true
 }
 
+// Hashing two windows side by side finds the cut points that hashing byte by
+// byte finds, wherever they are and however many there are.
+func TestScanFindsTheFirstCutPoint(t *testing.T) {
+	c := NewChunker([32]byte{3})
+	rng := rand.New(rand.NewPCG(3, 3))
+	data := randomBytes(7, 16*window)
+	copy(data[3*window:], make([]byte, 5*window)) // where the hash stays the same
+	for _, bits := range []int{0, 4, 9, 11, 14, 18, 30} {
+		mask := (uint64(1)<<bits - 1) << (63 - bits)
+		for range 2000 {
+			end := rng.IntN(len(data) + 1)
+			start, hash := rng.IntN(end+1), rng.Uint64()
+			at, h, found := c.scan(data[:end], start, hash, mask)
+			wantAt, wantHash, wantFound := c.roll(data[:end], start, hash, mask)
+			if at != wantAt || found != wantFound || !found && h != wantHash {
+				t.Fatalf("mask of %d bits, bytes %d to %d: %d %v, want %d %v", bits, start, end, at, found, wantAt, wantFound)
+			}
+		}
+	}
+}
+
 // After an insertion nearly all chunks are found again.
 func TestInsertionKeepsChunks(t *testing.T) {
 	data := randomBytes(5, 16<<20)
