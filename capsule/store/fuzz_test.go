@@ -24,6 +24,7 @@ func FuzzRecords(f *testing.F) {
 	f.Add((&capsuleRecord{kind: capsule.Volume, name: "v", living: living{family: 1, node: 2, size: 3, block: 512}}).encode())
 	f.Add((&snapshotRow{created: 1, content: c}).encode(capsule.Object))
 	f.Add((&snapshotRow{created: 1, living: living{family: 1, node: 2}}).encode(capsule.Tree))
+	f.Add([]byte("\x01\x800000000")) // a snapshot of kind 6144
 	f.Add((&familyRow{policy: policyID{1}}).encode())
 	f.Add((&retentionRow{every: 3600e9, keep: 24, last: 1}).encode())
 	f.Add(Notes{"a": []byte("x"), "b": nil}.encode())

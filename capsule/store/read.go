@@ -382,12 +382,27 @@ var spans = sync.Pool{New: func() any { return new(span) }}
 // bytes w took. It does not use the cache, which a long stream would only
 // empty for others.
 func (r *Reader) Stream(ctx context.Context, w io.Writer, off, n int64) (written int64, err error) {
+	err = r.Lend(ctx, off, n, func(p []byte, done func()) error {
+		defer done()
+		m, err := w.Write(p)
+		written += int64(m)
+		if err == nil && m < len(p) {
+			err = io.ErrShortWrite
+		}
+		return err
+	})
+	return written, err
+}
+
+// Lend is Stream for one who takes the bytes where they are: take has p, which
+// is some 1 MiB at most, until it calls done, also if it returns an error.
+func (r *Reader) Lend(ctx context.Context, off, n int64, take func(p []byte, done func()) error) error {
 	if err := r.s.enter(); err != nil {
-		return 0, err
+		return err
 	}
 	defer r.s.leave()
 	if off < 0 {
-		return 0, capsule.Errorf(capsule.Invalid, "read at negative offset %d", off)
+		return capsule.Errorf(capsule.Invalid, "read at negative offset %d", off)
 	}
 	if off > r.c.size {
 		off = r.c.size
@@ -430,41 +445,38 @@ func (r *Reader) Stream(ctx context.Context, w io.Writer, off, n int64) (written
 		}
 		return sp, true, nil
 	}
+	left := n
 	emit := func(sp *span) error {
 		p := sp.out
 		if sp.start < off {
 			p = p[min(off-sp.start, int64(len(p))):]
 		}
-		if left := n - written; int64(len(p)) > left {
-			p = p[:left]
+		p = p[:min(int64(len(p)), left)]
+		left -= int64(len(p))
+		bad := sp.bad
+		if err := take(p, func() { spans.Put(sp) }); err != nil {
+			return err
 		}
-		m, err := w.Write(p)
-		written += int64(m)
-		if err == nil && m < len(p) {
-			err = io.ErrShortWrite
-		}
-		if err == nil {
-			err = sp.bad
-		}
-		spans.Put(sp)
-		return err
+		return bad
 	}
 	if n <= streamRun {
-		for err == nil && written < n {
-			var sp *span
-			if sp, _, err = produce(); err != nil {
-				break
+		for left > 0 {
+			sp, _, err := produce()
+			if err == nil {
+				err = r.decode(sp)
 			}
-			if err = r.decode(sp); err == nil {
+			if err == nil {
 				err = emit(sp)
 			}
+			if err != nil {
+				return err
+			}
 		}
-		return written, err
+		return nil
 	}
 	workers := runtime.GOMAXPROCS(0)
-	err = pipeline.Ordered(ctx, workers, 2*workers+2, produce,
+	return pipeline.Ordered(ctx, workers, 2*workers+2, produce,
 		func(_ int, sp *span) error { return r.decode(sp) }, emit, func(sp *span) { spans.Put(sp) })
-	return written, err
 }
 
 // decode fills a span's out. Records that lie one after the other in a log,

@@ -364,12 +364,20 @@ func (d *decoder) kindOf(k capsule.Kind, c *content, l *living) {
 		return
 	}
 	l.family = d.uint()
-	l.node = d.node()
+	l.node = d.uint32()
 	l.size = d.size()
 	l.block = d.uint()
 }
 
-func (d *decoder) node() uint32 {
+func (d *decoder) kind() capsule.Kind {
+	v := d.uint()
+	if v < uint64(capsule.Object) || v > uint64(capsule.Tree) {
+		d.fail()
+	}
+	return capsule.Kind(v)
+}
+
+func (d *decoder) uint32() uint32 {
 	v := d.uint()
 	if v > math.MaxUint32 {
 		d.fail()
@@ -388,7 +396,7 @@ func (r *snapshotRow) encode(k capsule.Kind) []byte {
 func decodeSnapshot(b []byte) (r snapshotRow, err error) {
 	d := decoder{b: b}
 	d.version()
-	k := capsule.Kind(d.uint())
+	k := d.kind()
 	r.created = d.int()
 	r.order = d.uint()
 	d.kindOf(k, &r.content, &r.living)
@@ -420,25 +428,26 @@ func (r *nodeRow) encode() []byte {
 func decodeNode(b []byte) (r nodeRow, err error) {
 	d := decoder{b: b}
 	d.version()
-	r.parent = d.node()
-	r.owner = ownerKind(d.uint())
-	if r.owner > ownerSnapshot {
+	r.parent = d.uint32()
+	owner := d.uint()
+	if owner > uint64(ownerSnapshot) {
 		d.fail()
 	}
+	r.owner = ownerKind(owner)
 	return r, d.end("node row")
 }
 
 func decodeCapsule(b []byte) (r capsuleRecord, err error) {
 	d := decoder{b: b}
 	d.version()
-	r.kind = capsule.Kind(d.uint())
+	r.kind = d.kind()
 	r.name = d.string()
 	r.version = d.uint()
 	r.created = d.int()
 	r.modified = d.int()
 	d.bytes(r.policy[:])
 	d.kindOf(r.kind, &r.content, &r.living)
-	if d.err == nil && (r.kind < capsule.Object || r.kind > capsule.Tree || r.name != "" && capsule.CheckName(r.name) != nil) {
+	if d.err == nil && r.name != "" && capsule.CheckName(r.name) != nil {
 		d.fail()
 	}
 	return r, d.end("capsule record")
@@ -497,7 +506,7 @@ func decodeSegment(b []byte) (r segmentRow, err error) {
 	r.off = d.size()
 	r.recordLen = d.size()
 	r.plainLen = d.size()
-	r.key = uint32(d.uint())
+	r.key = d.uint32()
 	r.again = d.bool()
 	r.refs = d.size()
 	if r.recordLen > pipeline.MaxRecord || r.plainLen > pipeline.MaxChunk || r.off > math.MaxInt64-r.recordLen {
@@ -519,7 +528,7 @@ func decodeLog(b []byte) (r logRow, err error) {
 	d.version()
 	r.live = d.int()
 	r.again = d.int()
-	r.oldestKey = uint32(d.uint())
+	r.oldestKey = d.uint32()
 	return r, d.end("log row")
 }
 

@@ -63,6 +63,42 @@ func TestPutAndReadBack(t *testing.T) {
 	wantClean(t, s)
 }
 
+// What was lent stays as it is until it is given back, whatever else is read.
+func TestLend(t *testing.T) {
+	s := newStore(t)
+	data := random(1, 7<<20+123)
+	info := put(t, s, "x", data)
+	r, err := s.Open(t.Context(), info.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for _, off := range []int{0, 5<<20 + 1} {
+		var lent [][]byte
+		var back []func()
+		if err := r.Lend(t.Context(), int64(off), -1, func(p []byte, done func()) error {
+			lent, back = append(lent, p), append(back, done)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Stream(t.Context(), io.Discard, 0, -1); err != nil {
+			t.Fatal(err)
+		}
+		if got := bytes.Join(lent, nil); !bytes.Equal(got, data[off:]) {
+			t.Errorf("%d bytes from %d on, of %d, or others", len(got), off, len(data))
+		}
+		for _, done := range back {
+			done()
+		}
+	}
+	enough := errors.New("enough")
+	calls := 0
+	if err := r.Lend(t.Context(), 0, -1, func(_ []byte, done func()) error { calls++; done(); return enough }); err != enough || calls != 1 {
+		t.Errorf("%v after %d calls", err, calls)
+	}
+}
+
 // An announced length that is wrong stores nothing.
 func TestAnnouncedLength(t *testing.T) {
 	s := newStore(t)

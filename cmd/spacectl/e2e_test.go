@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -740,7 +741,11 @@ func TestExitCodes(t *testing.T) {
 	}{
 		{2, "unknown command", []string{"frobnicate"}},
 		{2, "unknown flag", []string{"list", "--frobnicate"}},
-		{2, "accepts 1 arg", []string{"put"}},
+		{2, "did you mean put or get or list?; see spacectl --help", []string{"lst"}},
+		{2, "usage: spacectl put FILE|- [flags] (see spacectl put --help)", []string{"put"}},
+		{2, "unexpected argument \"x\"", []string{"list", "x"}},
+		{2, "not a cursor", []string{"list", "--cursor", "x"}},
+		{2, "not a cursor", []string{"list", "--cursor", "x", "-o", "json"}},
 		{2, "output", []string{"list", "-o", "xml"}},
 		{2, "policy needs a subcommand", []string{"policy"}},
 		{2, "name one capsule", []string{"stat"}},
@@ -777,8 +782,12 @@ func TestExitCodes(t *testing.T) {
 		if r.code != c2.code || !strings.Contains(r.stderr, c2.says) {
 			t.Errorf("spacectl %.200q: exit code %d, want %d and %q:\n%s", c2.args, r.code, c2.code, c2.says, r.stderr)
 		}
-		if r.code != 0 && (!strings.HasPrefix(r.stderr, "spacectl: ") || strings.Contains(r.stderr, "goroutine")) {
-			t.Errorf("spacectl %.200q: %s", c2.args, r.stderr)
+		prefix := "spacectl: "
+		if slices.Contains(c2.args, "json") {
+			prefix = `{"error":`
+		}
+		if r.code != 0 && (!strings.HasPrefix(r.stderr, prefix) || strings.Contains(r.stderr, "goroutine") || r.stdout != "") {
+			t.Errorf("spacectl %.200q: %s\nand on standard output: %s", c2.args, r.stderr, r.stdout)
 		}
 	}
 }

@@ -36,15 +36,17 @@ page at a time: a note says how to get the next; --all prints all pages.`,
 // list prints capsules, if kind is not 0 only those of that kind.
 func (a *app) list(cmd *cobra.Command, api node.Conn, q store.ListQuery, all bool, kind capsule.Kind) error {
 	var js *jsonList
-	if a.json() {
-		js = a.newJSONList("capsules")
-	} else {
-		a.printf("%-36s  %-6s  %10s  %-19s  %s\n", "ID", "KIND", "SIZE", "MODIFIED", "NAME")
-	}
-	for {
+	for first := true; ; first = false {
 		page, err := api.List(cmd.Context(), q)
 		if err != nil {
 			return err
+		}
+		switch {
+		case !first:
+		case a.json():
+			js = a.newJSONList("capsules")
+		default:
+			a.printf("%-36s  %-6s  %10s  %-19s  %s\n", "ID", "KIND", "SIZE", "MODIFIED", "NAME")
 		}
 		for _, c := range page.Capsules {
 			if kind != 0 && c.Kind != kind {

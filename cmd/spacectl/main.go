@@ -7,7 +7,10 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
+
+	"github.com/spf13/cobra"
 
 	"github.com/spacestore/space/capsule"
 )
@@ -71,17 +74,33 @@ func run(args []string) (code int) {
 	a := &app{stdin: os.Stdin, stdout: newOutput(os.Stdout), stderr: os.Stderr, force: force}
 	root := newRoot(a)
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if ferr := a.stdout.Flush(); err == nil {
 		err = ferr
 	}
 	if err == nil {
 		return 0
 	}
-	if !a.started && capsule.KindOf(err) == capsule.Other { // cobra's own: unknown command or flag
-		err = capsule.Errorf(capsule.Invalid, "%v; see spacectl --help", err)
+	if !a.started && capsule.KindOf(err) == capsule.Other {
+		err = usageError(cmd, err)
 	}
 	return a.fail(ctx, err)
+}
+
+// usageError is what cobra finds wrong with a command line, with how it should be.
+func usageError(cmd *cobra.Command, err error) error {
+	why, similar, _ := strings.Cut(err.Error(), "\n\nDid you mean this?\n")
+	if names := strings.Fields(similar); len(names) > 0 {
+		why += "; did you mean " + strings.Join(names, " or ") + "?"
+	}
+	why, _, _ = strings.Cut(why, ": strconv.") // how Go says it
+	if cmd.HasSubCommands() {
+		return capsule.Errorf(capsule.Invalid, "%s; see %s --help", why, cmd.CommandPath())
+	}
+	if arg, ok := strings.CutPrefix(why, "unknown command "); ok { // of one that takes no arguments
+		why = "unexpected argument " + arg
+	}
+	return capsule.Errorf(capsule.Invalid, "%s; usage: %s (see %s --help)", why, cmd.UseLine(), cmd.CommandPath())
 }
 
 // fail prints an error and returns its exit code.

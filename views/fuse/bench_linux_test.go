@@ -163,6 +163,7 @@ func BenchmarkAgainst(b *testing.B) {
 		}
 		file := filepath.Join(f.space, corpus)
 		compare(corpus+"/first", "MB/s", "stream", read(file, "cold", "1"), stream)
+		compare(corpus+"/first-against", "MB/s", "loopback", read(file, "cold", "1"), read(filepath.Join(f.loopback, corpus), "cold", "1"))
 		compare(corpus+"/second", "MB/s", "loopback", read(file, "warm", "1"), read(filepath.Join(f.loopback, corpus), "warm", "1"))
 		compare(corpus+"/64readers", "MB/s", "1reader", read(file, "cold", "64"), read(file, "cold", "1"))
 		compare(corpus+"/rand4k", "op/s", "loopback", read(file, "rand", "1"), read(filepath.Join(f.loopback, corpus), "rand", "1"))

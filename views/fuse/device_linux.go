@@ -21,6 +21,7 @@ const (
 	opListXattr   = 23
 	opInit        = 26
 	opReaddir     = 28
+	opInterrupt   = 36
 	opBatchForget = 42
 	opReaddirPlus = 44
 
@@ -49,6 +50,9 @@ type device struct {
 	init  []byte // the kernel's first request, and
 	reply []byte // what it was told
 	log   *slog.Logger
+	// reader, unless nil, answers READ requests; panicked says what with if it fails to.
+	reader   reader
+	panicked func(any) gofuse.Status
 	// replied, unless nil, is told of each request that was answered.
 	replied func(unique uint64)
 
@@ -64,6 +68,15 @@ type device struct {
 	mute    atomic.Bool // answers are for the next process to give
 }
 
+// reader is a file system that answers READ requests by itself, with memory that
+// go-fuse would have to copy. So the kernel's interrupts of them are its own too.
+type reader interface {
+	// read puts n bytes into buf, or has parts.
+	read(in *gofuse.ReadIn, buf []byte) (n int, parts *streamed, status gofuse.Status)
+	// interrupt reports whether it has that request.
+	interrupt(unique uint64) bool
+}
+
 // leaveWait bounds how long requests under way are waited for when another
 // process goes on with the mount. One that waits for a lock may take for ever.
 const leaveWait = time.Second
@@ -72,12 +85,15 @@ const leaveWait = time.Second
 var maxReaders = min(max(2, runtime.GOMAXPROCS(0)), 16)
 
 func newDevice(f gofuse.RawFileSystem, fd int, o *gofuse.MountOptions, log *slog.Logger) *device {
+	r, _ := f.(reader)
 	return &device{
-		fd:      fd,
-		proto:   gofuse.NewProtocolServer(f, o),
-		log:     log,
-		size:    o.MaxWrite + requestRoom,
-		buffers: make(chan []byte, maxReaders+1),
+		fd:       fd,
+		proto:    gofuse.NewProtocolServer(f, o),
+		log:      log,
+		reader:   r,
+		panicked: o.PanicHandler,
+		size:     o.MaxWrite + requestRoom,
+		buffers:  make(chan []byte, maxReaders+1),
 	}
 }
 
@@ -253,17 +269,63 @@ func (d *device) work(buf []byte, n int) {
 	} else {
 		defer d.recycle(buf)
 	}
-	unique := header(in).Unique
+	if d.reader != nil {
+		switch op := header(in).Opcode; {
+		case op == opRead && n >= int(unsafe.Sizeof(gofuse.ReadIn{})):
+			d.answerRead((*gofuse.ReadIn)(unsafe.Pointer(&in[0])))
+			return
+		case op == opInterrupt && n >= int(unsafe.Sizeof(gofuse.InterruptIn{})):
+			if d.reader.interrupt((*gofuse.InterruptIn)(unsafe.Pointer(&in[0])).Unique) {
+				return
+			}
+		}
+	}
 	out := replyBuffer(replySize(in))
 	defer out.free()
-	if n, _ := d.proto.HandleRequest([][]byte{in}, [][]byte{out.b}); n > 0 && !d.mute.Load() {
-		err := d.write([][]byte{out.b[:n]})
-		if err != nil && err != unix.ENOENT && err != unix.ENODEV { // nobody waits for it any more
-			d.log.Error("FUSE answer refused", "op", header(in).Opcode, "err", err)
+	if n, _ := d.proto.HandleRequest([][]byte{in}, [][]byte{out.b}); n > 0 {
+		d.answer(header(in), out.b[:n])
+	}
+}
+
+// answerRead answers a READ request without go-fuse.
+func (d *device) answerRead(in *gofuse.ReadIn) {
+	in.Size = min(in.Size, maxIO)
+	out := replyBuffer(replyRoom + int(in.Size))
+	defer out.free()
+	const head = int(unsafe.Sizeof(gofuse.OutHeader{}))
+	n, parts, status := d.readOf(in, out.b[head:])
+	if parts != nil {
+		defer parts.done()
+		n = parts.size
+	}
+	*(*gofuse.OutHeader)(unsafe.Pointer(&out.b[0])) = gofuse.OutHeader{Length: uint32(head + n), Status: -int32(status), Unique: in.Unique}
+	if parts != nil {
+		d.answer(&in.InHeader, append([][]byte{out.b[:head]}, parts.parts...)...)
+	} else {
+		d.answer(&in.InHeader, out.b[:head+n])
+	}
+}
+
+func (d *device) readOf(in *gofuse.ReadIn, buf []byte) (n int, parts *streamed, status gofuse.Status) {
+	defer func() {
+		if p := recover(); p != nil {
+			n, parts, status = 0, nil, d.panicked(p)
 		}
-		if d.replied != nil {
-			d.replied(unique)
-		}
+	}()
+	return d.reader.read(in, buf)
+}
+
+// answer sends the answer to a request, unless that is for the next process to do.
+func (d *device) answer(in *gofuse.InHeader, iov ...[]byte) {
+	if d.mute.Load() {
+		return
+	}
+	err := d.write(iov)
+	if err != nil && err != unix.ENOENT && err != unix.ENODEV { // nobody waits for it any more
+		d.log.Error("FUSE answer refused", "op", in.Opcode, "err", err)
+	}
+	if d.replied != nil {
+		d.replied(in.Unique)
 	}
 }
 

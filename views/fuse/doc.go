@@ -43,7 +43,9 @@
 // # The device
 //
 // The kernel is spoken to by device, on go-fuse's protocol server; go-fuse's own
-// server can't go on with a mount that another process began.
+// server can't go on with a mount that another process began. READ requests of
+// objects don't go through it, which would copy what is read: they are answered
+// from the memory that it was decoded into.
 //
 // # Going on in another process
 //
@@ -70,7 +72,7 @@
 //
 // A handle that is read from one end to the other gets a stream: the store
 // decodes ahead on all cores, as it does for a whole copy, and READ requests
-// are answered from what is decoded. Streams are few, bounded in memory, and
+// are answered from what is decoded, in the store's own buffers. Streams are few, bounded in memory, and
 // end when their reader pauses; reading goes on without them, with prefetching.
 //
 // # Damage

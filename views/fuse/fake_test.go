@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,7 +28,11 @@ type fakeStore struct {
 	reads    int
 	block    chan struct{} // when set, reads wait until it is closed
 	blocked  chan struct{} // gets a value when a read begins to wait
+	lent     atomic.Int64  // buffers that were not given back
 }
+
+// lendSize is how much it lends at once.
+const lendSize = 300_001
 
 type fakeCapsule struct {
 	info    capsule.Info
@@ -256,23 +261,37 @@ func (r *fakeReader) ReadAt(p []byte, off int64) (int, error) {
 	return r.c.content.ReadAt(p, off)
 }
 
-func (r *fakeReader) Stream(ctx context.Context, w io.Writer, off, n int64) (int64, error) {
-	buf := make([]byte, 64<<10)
-	var done int64
-	for done < n {
+func (r *fakeReader) Stream(ctx context.Context, w io.Writer, off, n int64) (written int64, err error) {
+	err = r.Lend(ctx, off, n, func(p []byte, done func()) error {
+		defer done()
+		k, err := w.Write(p)
+		written += int64(k)
+		return err
+	})
+	return written, err
+}
+
+// Lend makes what it has lent unusable when that is given back.
+func (r *fakeReader) Lend(ctx context.Context, off, n int64, take func(p []byte, done func()) error) error {
+	for end := off + n; off < end; {
 		if err := ctx.Err(); err != nil {
-			return done, err
+			return err
 		}
-		k, err := r.ReadAt(buf[:min(int64(len(buf)), n-done)], off+done)
+		p := make([]byte, min(lendSize, end-off))
+		k, err := r.ReadAt(p, off)
 		if err != nil && err != io.EOF {
-			return done, err
+			return err
 		}
-		if _, err := w.Write(buf[:k]); err != nil {
-			return done, err
+		r.s.lent.Add(1)
+		if err := take(p[:k], func() {
+			clear(p)
+			r.s.lent.Add(-1)
+		}); err != nil {
+			return err
 		}
-		done += int64(k)
+		off += int64(k)
 	}
-	return done, nil
+	return nil
 }
 
 func (r *fakeReader) Close() error {

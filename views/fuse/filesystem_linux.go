@@ -88,6 +88,8 @@ func (f *fileSystem) readOnly() bool { return true }
 
 func (f *fileSystem) inflight() *inflight { return &f.requests }
 
+func (f *fileSystem) interrupt(unique uint64) bool { return f.requests.interrupt(unique) }
+
 func (f *fileSystem) watch(k kernel) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	n := newNotifier(f, k)

@@ -36,11 +36,13 @@ type request struct {
 	all    *inflight
 	unique uint64
 	pid    uint32
-	signal <-chan struct{} // closed when the process got a signal
+	signal <-chan struct{} // closed when the process got a signal; nil: interrupt tells
 	round  uint64          // in which it began
 	stop   context.CancelFunc
 
-	answered bool // guarded by all.mu
+	// Under all.mu:
+	signaled bool
+	answered bool
 }
 
 // begin takes note of a request. Its handler calls finish.
@@ -66,6 +68,20 @@ func (f *inflight) beginContext(h *gofuse.InHeader, signal <-chan struct{}) (con
 	defer f.mu.Unlock()
 	r.stop = stop
 	return ctx, r
+}
+
+// interrupt takes note of a signal that a request's process got. It reports
+// false if there is no such request among those without a channel for it.
+func (f *inflight) interrupt(unique uint64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for r := range f.requests {
+		if r.unique&^resent == unique&^resent && r.signal == nil {
+			r.signaled = true
+			return true
+		}
+	}
+	return false
 }
 
 // finish ends a request and reports whether its answer is wanted still. A
@@ -99,8 +115,11 @@ func (f *inflight) look() {
 		}
 		select {
 		case <-r.signal:
-			signaled = append(signaled, r)
+			r.signaled = true
 		default:
+		}
+		if r.signaled {
+			signaled = append(signaled, r)
 		}
 	}
 	f.round++

@@ -697,6 +697,24 @@ func TestShortStoreReadIsNoZeros(t *testing.T) {
 	}
 }
 
+type panicking struct{}
+
+func (panicking) ReadAt([]byte, int64) (int, error) { panic("a bug") }
+
+func TestPanicFailsOneRequest(t *testing.T) {
+	s := newFakeStore()
+	s.putReader("bad", panicking{}, 5000)
+	want := pattern(1, 5000)
+	s.put("good", want)
+	_, dir := mountAt(t, s, Options{})
+	if b, err := os.ReadFile(filepath.Join(dir, "bad")); !errors.Is(err, syscall.EIO) {
+		t.Errorf("read %d bytes, %v, want EIO", len(b), err)
+	}
+	if !bytes.Equal(readFile(t, filepath.Join(dir, "good")), want) {
+		t.Error("content differs")
+	}
+}
+
 func TestManyReaders(t *testing.T) {
 	s := newFakeStore()
 	content := pattern(3, 8<<20)

@@ -417,18 +417,17 @@ func (f *objectSystem) with(what string, fh uint64, req *gofuse.InHeader, cancel
 	return f.do(what, req, cancel, func(ctx context.Context) error { return fn(ctx, h.d) })
 }
 
-func (f *objectSystem) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
+func (f *objectSystem) read(in *gofuse.ReadIn, buf []byte) (n int, parts *streamed, status gofuse.Status) {
 	if in.Fh < draftHandles {
-		return f.fileSystem.Read(cancel, in, buf)
+		return f.fileSystem.read(in, buf)
 	}
-	n := 0
-	status := f.with("read", in.Fh, &in.InHeader, cancel, func(_ context.Context, d *draft) (err error) {
+	status = f.with("read", in.Fh, &in.InHeader, nil, func(_ context.Context, d *draft) (err error) {
 		if n, err = d.file.ReadAt(buf[:in.Size], int64(in.Offset)); err == io.EOF {
 			return nil
 		}
 		return err
 	})
-	return gofuse.ReadResultData(buf[:n]), status
+	return n, nil, status
 }
 
 func (f *objectSystem) Write(cancel <-chan struct{}, in *gofuse.WriteIn, data []byte) (uint32, gofuse.Status) {

@@ -74,44 +74,44 @@ func (f *fileSystem) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
 	f.handles.close(in.Fh)
 }
 
-func (f *fileSystem) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
+// read answers a READ request: with n bytes in buf, or with parts.
+func (f *fileSystem) read(in *gofuse.ReadIn, buf []byte) (n int, parts *streamed, status gofuse.Status) {
 	h := f.handles.use(in.Fh)
 	if h == nil {
 		// Of an earlier process, and the version that it had is gone.
-		return nil, gofuse.Status(syscall.ESTALE)
+		return 0, nil, gofuse.Status(syscall.ESTALE)
 	}
 	defer h.release()
 	off := int64(in.Offset)
 	if off < 0 || off >= h.info.Size {
-		return gofuse.ReadResultData(nil), gofuse.OK
+		return 0, nil, gofuse.OK
 	}
 	size := min(int64(in.Size), h.info.Size-off)
 
-	rq := f.requests.begin(&in.InHeader, cancel)
+	rq := f.requests.begin(&in.InHeader, nil)
 	defer rq.finish()
-	ahead, n := h.ra.plan(off, size, h.info.Size)
+	ahead, more := h.ra.plan(off, size, h.info.Size)
 	if s := h.stream.Load(); s != nil {
 		if parts := s.read(off, size); parts != nil {
-			return parts, gofuse.OK
+			return 0, parts, gofuse.OK
 		}
-		if n > 0 { // the reader goes on elsewhere
+		if more > 0 { // the reader goes on elsewhere
 			h.endStream(s)
 		}
 	}
-	if n > 0 {
-		h.decodeAhead(ahead, n)
+	if more > 0 {
+		h.decodeAhead(ahead, more)
 	}
-	buf = buf[:size]
-	k, err := h.r.ReadAt(buf, off)
+	n, err := h.r.ReadAt(buf[:size], off)
 	switch {
-	case k == len(buf) && (err == nil || err == io.EOF):
-		return gofuse.ReadResultData(buf), gofuse.OK
+	case int64(n) == size && (err == nil || err == io.EOF):
+		return n, nil, gofuse.OK
 	case err == nil || err == io.EOF:
 		// To the kernel a short answer is the end of the file, and it would
 		// fill the rest with zeros.
-		err = capsule.Errorf(capsule.Other, "the store returned %d of %d bytes at %d", k, size, off)
+		err = capsule.Errorf(capsule.Other, "the store returned %d of %d bytes at %d", n, size, off)
 	}
-	return nil, f.failRead(h.info, off, size, err)
+	return 0, nil, f.failRead(h.info, off, size, err)
 }
 
 // failRead logs why a read failed and returns what the reader gets.

@@ -45,6 +45,8 @@ type Reader interface {
 	Prefetch(off, n int64)
 	// Stream writes n bytes from off on to w.
 	Stream(ctx context.Context, w io.Writer, off, n int64) (int64, error)
+	// Lend is Stream to take, which has p until it calls done.
+	Lend(ctx context.Context, off, n int64, take func(p []byte, done func()) error) error
 	Close() error
 }
 

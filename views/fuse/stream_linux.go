@@ -3,24 +3,20 @@ package fuse
 import (
 	"context"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/spacestore/space/capsule"
-
-	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 )
 
 const (
-	chunkSize = 256 << 10
 	// streamMin is how far a reader has to have got, and how much there has to
 	// be left, for a stream to be worth starting.
 	streamMin = 1 << 20
 	// streamBehind is how far behind the furthest request one may come in: the
-	// kernel has two readahead windows under way, in no order. It is more than
-	// maxWindow and maxRead together, so that a chunk which is being filled is
-	// never dropped for being behind.
+	// kernel has two readahead windows under way, in no order.
 	streamBehind = 4 * readAheadKB << 10
 )
 
@@ -32,19 +28,21 @@ var streamIdle = 2 * time.Second
 // one grow with the number of cores, and one can keep all cores busy.
 var streamSlots = make(chan struct{}, max(1, 8/runtime.GOMAXPROCS(0)))
 
-var chunks = sync.Pool{New: func() any { return &chunk{buf: make([]byte, chunkSize)} }}
-
-// chunk is a piece of decoded content. Whoever drops the last reference gives
-// it back to the pool.
+// chunk is a piece of decoded content in memory that the store lends. Whoever
+// drops the last reference gives it back.
 type chunk struct {
+	off  int64
 	buf  []byte
-	refs atomic.Int32
 	left int // bytes that were not read yet, guarded by the stream
+	refs atomic.Int32
+	done func()
 }
+
+func (c *chunk) end() int64 { return c.off + int64(len(c.buf)) }
 
 func (c *chunk) release() {
 	if c.refs.Add(-1) == 0 {
-		chunks.Put(c)
+		c.done()
 	}
 }
 
@@ -57,8 +55,7 @@ type stream struct {
 	stop context.CancelFunc
 
 	mu     sync.Mutex
-	first  int64    // offset of chunks[0]
-	chunks []*chunk // consecutive; nil where all was read
+	chunks []*chunk // in order, with gaps where all was read
 	end    int64    // what lies before it is decoded
 	front  int64    // end of the furthest request
 	ended  bool     // nothing more will be decoded
@@ -77,7 +74,7 @@ func startStream(h *handle, off int64) *stream {
 		return nil
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	s := &stream{h: h, stop: stop, first: off, end: off, front: off, used: time.Now(), moved: make(chan struct{})}
+	s := &stream{h: h, stop: stop, end: off, front: off, used: time.Now(), moved: make(chan struct{})}
 	h.refs.Add(1)
 	go s.run(ctx)
 	return s
@@ -86,7 +83,8 @@ func startStream(h *handle, off int64) *stream {
 func (s *stream) run(ctx context.Context) {
 	defer s.h.release()
 	defer s.stop()
-	_, err := s.h.r.Stream(ctx, &streamWriter{s, ctx}, s.first, s.h.info.Size-s.first)
+	at := s.end
+	err := s.h.r.Lend(ctx, at, s.h.info.Size-at, func(p []byte, done func()) error { return s.take(ctx, p, done) })
 	<-streamSlots
 	// What ended it early will be said to whoever reads on without it.
 	s.mu.Lock()
@@ -96,13 +94,10 @@ func (s *stream) run(ctx context.Context) {
 	}
 	s.h.stream.CompareAndSwap(s, nil)
 	s.ended = true
-	for i, c := range s.chunks {
-		if c != nil {
-			s.chunks[i] = nil
-			c.release()
-		}
+	for _, c := range s.chunks {
+		c.release()
 	}
-	s.end = s.first
+	s.chunks = nil
 	s.mu.Unlock()
 }
 
@@ -139,42 +134,22 @@ func (s *stream) wait(ctx context.Context) bool {
 
 var errPaused = capsule.Errorf(capsule.Canceled, "the reader has paused")
 
-// streamWriter takes what the store decodes, as far as the window allows.
-type streamWriter struct {
-	*stream
-	ctx context.Context
-}
-
-func (s *streamWriter) Write(p []byte) (n int, err error) {
-	for n < len(p) {
-		s.mu.Lock()
-		for s.end-s.front >= maxWindow {
-			if !s.wait(s.ctx) {
-				s.mu.Unlock()
-				return n, errPaused
-			}
+// take keeps what the store has decoded, as soon as the window allows.
+func (s *stream) take(ctx context.Context, p []byte, done func()) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.end-s.front >= maxWindow {
+		if !s.wait(ctx) {
+			done()
+			return errPaused
 		}
-		i := int((s.end - s.first) / chunkSize)
-		if i == len(s.chunks) {
-			c := chunks.Get().(*chunk)
-			c.refs.Store(1)
-			c.left = chunkSize
-			s.chunks = append(s.chunks, c)
-		}
-		c := s.chunks[i]
-		at := int((s.end - s.first) % chunkSize)
-		s.mu.Unlock()
-
-		// Nobody looks behind s.end, so this needs no lock.
-		k := copy(c.buf[at:], p[n:])
-		n += k
-
-		s.mu.Lock()
-		s.end += int64(k)
-		s.wake()
-		s.mu.Unlock()
 	}
-	return n, nil
+	c := &chunk{off: s.end, buf: p, left: len(p), done: done}
+	c.refs.Store(1)
+	s.chunks = append(s.chunks, c)
+	s.end = c.end()
+	s.wake()
+	return nil
 }
 
 // read returns the content [off, off+size), once it is decoded; nil where the
@@ -182,7 +157,7 @@ func (s *streamWriter) Write(p []byte) (n int, err error) {
 func (s *stream) read(off, size int64) *streamed {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if off < s.first || off > s.end+maxWindow {
+	if off > s.end+maxWindow || !s.ahead(off) {
 		return nil
 	}
 	s.used = time.Now()
@@ -200,42 +175,44 @@ func (s *stream) read(off, size int64) *streamed {
 		<-moved
 		s.mu.Lock()
 	}
-	if off < s.first {
-		return nil
-	}
 	parts := new(streamed)
-	for at := off; at < off+size; {
-		i := int((at - s.first) / chunkSize)
-		c := s.chunks[i]
-		if c == nil { // read before
-			parts.Done()
-			return nil
+	at := off
+	for _, c := range s.chunks {
+		if at == off+size || c.off > at { // all of it, or read before
+			break
 		}
-		from := (at - s.first) % chunkSize
-		to := min(from+off+size-at, chunkSize)
-		parts.add(c, c.buf[from:to])
-		at += to - from
-		c.left -= int(to - from)
+		if c.end() <= at {
+			continue
+		}
+		part := c.buf[at-c.off : min(off+size, c.end())-c.off]
+		parts.add(c, part)
+		at += int64(len(part))
+		c.left -= len(part)
 	}
 	s.drop()
+	if at < off+size {
+		parts.done()
+		return nil
+	}
 	return parts
+}
+
+// ahead reports whether the stream has what is at off, or will have. The caller
+// holds s.mu.
+func (s *stream) ahead(off int64) bool {
+	return off >= s.end || len(s.chunks) > 0 && off >= s.chunks[0].off
 }
 
 // drop lets go of chunks that were read, or are so far behind that the kernel
 // will hardly ask for them. The caller holds s.mu.
 func (s *stream) drop() {
-	for i, c := range s.chunks {
-		if c != nil && (c.left <= 0 || s.first+int64(i+1)*chunkSize < s.front-streamBehind) {
-			s.chunks[i] = nil
+	s.chunks = slices.DeleteFunc(s.chunks, func(c *chunk) bool {
+		old := c.left <= 0 || c.end() < s.front-streamBehind
+		if old {
 			c.release()
 		}
-	}
-	n := 0
-	for n < len(s.chunks) && s.chunks[n] == nil {
-		n++
-	}
-	s.chunks = append(s.chunks[:0], s.chunks[n:]...)
-	s.first += int64(n) * chunkSize
+		return old
+	})
 }
 
 // streamed is the answer to a READ request: parts of chunks, not copied.
@@ -252,19 +229,8 @@ func (r *streamed) add(c *chunk, part []byte) {
 	r.size += len(part)
 }
 
-// Slices makes go-fuse write straight from the chunks, and call Done after.
-func (r *streamed) Slices() ([][]byte, gofuse.Status) { return r.parts, gofuse.OK }
-
-// Bytes, Size and Done make a gofuse.ReadResult of it.
-func (r *streamed) Bytes(b []byte) ([]byte, gofuse.Status) {
-	b = b[:0]
-	for _, p := range r.parts {
-		b = append(b, p...)
-	}
-	return b, gofuse.OK
-}
-func (r *streamed) Size() int { return r.size }
-func (r *streamed) Done() {
+// done gives the parts back.
+func (r *streamed) done() {
 	for _, c := range r.chunks {
 		c.release()
 	}

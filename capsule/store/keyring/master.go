@@ -40,7 +40,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 func parseMasterKey(what, s string) (masterKey, error) {
 	var k masterKey
 	fields := strings.Fields(strings.ToLower(s))
-	if len(fields) == 0 || !strings.HasPrefix(fields[0], "space-master-key-") {
+	if !isExported(s) {
 		return k, capsule.Errorf(capsule.Damaged, "%s does not hold a master key (a line that starts with %q)", what, masterTag)
 	}
 	if len(fields) == 3 && len(fields[1]) == hex.EncodedLen(len(k)) {
@@ -60,11 +60,15 @@ func parseGivenKey(what, s string) (masterKey, error) {
 			return k, nil
 		}
 	}
-	k, err := parseMasterKey(what, s)
-	if err != nil && !strings.Contains(s, "-") {
-		return masterKey{}, capsule.Errorf(capsule.Invalid, "%s is no master key: want 64 hex digits or the line that \"spacectl key export\" prints", what)
+	if !isExported(s) {
+		return k, capsule.Errorf(capsule.Invalid, "%s is no master key: want 64 hex digits or the line that \"spacectl key export\" prints", what)
 	}
-	return k, err
+	return parseMasterKey(what, s)
+}
+
+// isExported reports whether s is a master key's text, of any version and whole or not.
+func isExported(s string) bool {
+	return strings.HasPrefix(strings.ToLower(strings.TrimSpace(s)), "space-master-key-")
 }
 
 // fingerprint names a master key without telling anything about it.

@@ -268,6 +268,9 @@ func (f files) newest() (*ringCopy, []ringCopy, error) {
 // findKey returns the master key that fits h and where it was found.
 func (f files) findKey(h *header, homeDir string, src Source, log *slog.Logger) (kek masterKey, keptBy string, err error) {
 	g, err := src.given(f.fs, log)
+	if capsule.KindOf(err) == capsule.NotFound { // which is not the key ring that is missing
+		return kek, "", capsule.Errorf(capsule.WrongKey, "there is no key: %v", err)
+	}
 	if err != nil {
 		return kek, "", err
 	}

@@ -236,8 +236,10 @@ func TestSourceTextErrors(t *testing.T) {
 		{Source{MasterKey: "abc"}, capsule.Invalid, "64 hex digits"},
 		{Source{MasterKey: rawKey[:63] + "x"}, capsule.Invalid, "64 hex digits"},
 		{Source{MasterKey: strings.Replace(text, "v1 ", "v1 0", 1)}, capsule.Damaged, "SPACE_MASTER_KEY is damaged"},
-		{Source{MasterKeyFile: "/absent"}, capsule.NotFound, "SPACE_MASTER_KEY_FILE (/absent)"},
-		{Source{MasterKeyFile: "/huge"}, capsule.Damaged, "longer"},
+		{Source{MasterKey: "some-text with dashes"}, capsule.Invalid, "64 hex digits"},
+		{Source{MasterKeyFile: "/absent"}, capsule.WrongKey, "SPACE_MASTER_KEY_FILE (/absent)"},
+		{Source{PassphraseFile: "/absent"}, capsule.WrongKey, "SPACE_PASSPHRASE_FILE (/absent)"},
+		{Source{MasterKeyFile: "/huge"}, capsule.Invalid, "longer"},
 		{Source{PassphraseFile: "/empty"}, capsule.Invalid, "one line"},
 		{Source{PassphraseFile: "/two"}, capsule.Invalid, "one line"},
 	} {

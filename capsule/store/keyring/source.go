@@ -83,7 +83,10 @@ func (s Source) given(fs vfs.FS, log *slog.Logger) (*given, error) {
 // permissions earn a warning and no more.
 func readGivenFile(fs vfs.FS, what, path string, log *slog.Logger) (string, error) {
 	data, mode, err := readFile(fs, path, maxKeyText)
-	if err != nil {
+	switch {
+	case capsule.KindOf(err) == capsule.Damaged: // too long: it is no such file
+		return "", capsule.Errorf(capsule.Invalid, "%s: %v", what, err)
+	case err != nil:
 		return "", capsule.Wrap(ioKind(err), err, "read %s", what)
 	}
 	if mode&0o077 != 0 {
