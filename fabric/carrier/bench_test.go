@@ -3,9 +3,11 @@ package carrier
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -93,22 +95,19 @@ func plainTLS(b *testing.B, here, there *identity.Node, n int) (flows []flow) {
 	}
 	defer l.Close()
 	for range n {
-		accepted := make(chan Link, 1)
+		accepted := make(chan *tls.Conn, 1)
 		go func() {
 			defer close(accepted)
 			c, err := l.Accept()
 			if err != nil {
 				return // the dialer says why
 			}
-			if far, err := Wrap(timeout(b), c, there, here.ID(), true); err == nil {
+			far := tls.Server(c, there.ServerConfig(false))
+			if far.HandshakeContext(timeout(b)) == nil {
 				accepted <- far
 			}
 		}()
-		c, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			b.Fatal(err)
-		}
-		near, err := Wrap(timeout(b), c, here, there.ID(), false)
+		near, err := tls.Dial("tcp", l.Addr().String(), here.ClientConfig(there.ID()))
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -193,6 +192,13 @@ func streams(b *testing.B, dial, serve Carrier, to identity.NodeID, links, n int
 	return flows
 }
 
+// median returns the one in the middle, in seconds: what else the machine does
+// lengthens some rounds.
+func median(all []time.Duration) float64 {
+	slices.Sort(all)
+	return all[len(all)/2].Seconds()
+}
+
 // BenchmarkBulk copies through streams of a session over a carrier and, in
 // turns, through as many bare connections of what lies under it as the session
 // has links, and prints what part of their speed, and of their bytes per CPU
@@ -223,19 +229,19 @@ func BenchmarkBulk(b *testing.B) {
 			}
 			b.ResetTimer()
 			b.SetBytes(int64(2 * size))
-			var took, used [2]time.Duration
+			var took, used [2][]time.Duration
 			for n := range b.N {
 				for i := range ways {
 					i = (i + n) % 2
 					t, u := copyOver(b, ways[i], size, c.hash)
-					took[i], used[i] = took[i]+t, used[i]+u
+					took[i], used[i] = append(took[i], t), append(used[i], u)
 				}
 			}
-			mb := float64(b.N*size) / 1e6
-			b.ReportMetric(mb/took[0].Seconds(), "bare-MB/s")
-			b.ReportMetric(mb/took[1].Seconds(), "stream-MB/s")
-			b.ReportMetric(took[0].Seconds()/took[1].Seconds(), "speed-ratio")
-			b.ReportMetric(used[0].Seconds()/used[1].Seconds(), "cpu-ratio")
+			mb := float64(size) / 1e6
+			b.ReportMetric(mb/median(took[0]), "bare-MB/s")
+			b.ReportMetric(mb/median(took[1]), "stream-MB/s")
+			b.ReportMetric(median(took[0])/median(took[1]), "speed-ratio")
+			b.ReportMetric(median(used[0])/median(used[1]), "cpu-ratio")
 		})
 	}
 }

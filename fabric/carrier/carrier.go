@@ -45,9 +45,9 @@ const handshakeTime = 10 * time.Second
 func Wrap(ctx context.Context, conn net.Conn, id *identity.Node, to identity.NodeID, server bool) (Link, error) {
 	var c *tls.Conn
 	if server {
-		c = tls.Server(conn, id.ServerConfig(false))
+		c = tls.Server(&records{Conn: conn}, id.ServerConfig(false))
 	} else {
-		c = tls.Client(conn, id.ClientConfig(to))
+		c = tls.Client(&records{Conn: conn}, id.ClientConfig(to))
 	}
 	if err := handshake(ctx, c); err != nil {
 		return nil, err
@@ -69,10 +69,11 @@ func handshake(ctx context.Context, c *tls.Conn) error {
 // link is a connection whose handshake is done.
 type link struct {
 	net.Conn
-	peer  identity.NodeID
-	once  sync.Once
-	watch func() // ends the watch for the peer's revocation
-	err   error  // of Close
+	records *records // under its TLS; nil: it has none
+	peer    identity.NodeID
+	once    sync.Once
+	watch   func() // ends the watch for the peer's revocation
+	err     error  // of Close
 }
 
 // newLink returns the link of a connection whose peer has shown what is in state.
@@ -88,6 +89,7 @@ func newLink(conn net.Conn, state tls.ConnectionState, id *identity.Node) (*link
 	cut := conn.Close
 	if c, ok := conn.(*tls.Conn); ok {
 		cut = c.NetConn().Close
+		l.records, _ = c.NetConn().(*records)
 	}
 	l.watch = id.Watch(peer, func() { cut() })
 	return l, nil
@@ -95,6 +97,19 @@ func newLink(conn net.Conn, state tls.ConnectionState, id *identity.Node) (*link
 
 // Peer implements Link.
 func (l *link) Peer() identity.NodeID { return l.peer }
+
+// Write implements net.Conn.
+func (l *link) Write(p []byte) (int, error) {
+	if l.records == nil || len(p) <= recordSize {
+		return l.Conn.Write(p)
+	}
+	l.records.hold()
+	n, err := l.Conn.Write(p)
+	if ferr := l.records.release(); err == nil {
+		err = ferr
+	}
+	return n, err
+}
 
 // Close implements net.Conn.
 func (l *link) Close() error {
