@@ -137,10 +137,14 @@ type linkConn struct {
 	net.Conn
 	way   wayKey
 	began time.Time
+	ahead bool // it is passed on before others' bulk
 
 	once    sync.Once
 	onClose func(*linkConn)
 }
+
+// Reserved implements session.Reserved.
+func (c *linkConn) Reserved() bool { return c.ahead }
 
 // Close implements net.Conn.
 func (c *linkConn) Close() error {
@@ -249,7 +253,7 @@ func (p *peer) attempt(ctx context.Context, r *route, k wayKey, class frame.Clas
 		return nil, fmt.Errorf("%s: %w", k, err)
 	}
 	p.worked(k)
-	return &linkConn{Conn: c, way: k, began: time.Now()}, nil
+	return &linkConn{Conn: c, way: k, began: time.Now(), ahead: !k.direct() && class < frame.Bulk}, nil
 }
 
 // dialWay makes a connection over a way.

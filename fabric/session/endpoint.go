@@ -150,7 +150,7 @@ func (e *Endpoint) serve(c net.Conn, peer string) (fresh *Session, err error) {
 		err = c.SetDeadline(time.Time{})
 	}
 	if err == nil {
-		err = s.addLink(c, version)
+		_, err = s.addLink(c, version, h.Link == frame.LinkReserved)
 	}
 	if err != nil && fresh != nil {
 		fresh.Close()
@@ -177,7 +177,7 @@ func (e *Endpoint) Dial(ctx context.Context, peer string, links int, dial Dialer
 	if err != nil {
 		return nil, err
 	}
-	m := &maintainer{e: e, s: s, k: k, links: links, dial: dial}
+	m := &maintainer{e: e, s: s, k: k, links: links, dial: dial, relinking: make(chan struct{}, 1)}
 	if err := m.link(ctx, 0); err != nil {
 		s.Close()
 		return nil, err
@@ -201,33 +201,52 @@ type maintainer struct {
 	k     sessionKey
 	links int
 
-	relinking sync.Mutex // held while the links are replaced
+	relinking chan struct{} // holds one token while the links are replaced
 
 	mu   sync.Mutex
 	dial Dialer
 	n    int // links that were asked for
+	gen  int // grows when the links are replaced
 }
 
-// link adds one link to the session.
+// link adds one link to the session. If the links were replaced meanwhile, it is
+// one of the old ones, and retired.
 func (m *maintainer) link(ctx context.Context, flags uint8) error {
 	m.mu.Lock()
-	dial, n := m.dial, m.n
+	dial, n, gen := m.dial, m.n, m.gen
 	m.n++
 	m.mu.Unlock()
-	return m.linkBy(ctx, dial, n, flags)
-}
-
-func (m *maintainer) linkBy(ctx context.Context, dial Dialer, n int, flags uint8) error {
-	max := m.e.o.filled().Version
-	c, err := dial(ctx, n)
+	id, err := m.linkBy(ctx, dial, n, flags)
 	if err != nil {
 		return err
 	}
+	m.mu.Lock()
+	old := m.gen != gen
+	m.mu.Unlock()
+	if old {
+		m.s.retire(func(l *link) bool { return l.id == id })
+	}
+	return nil
+}
+
+// linkBy adds a link that dial makes, and returns its ID.
+func (m *maintainer) linkBy(ctx context.Context, dial Dialer, n int, flags uint8) (id uint64, err error) {
+	max := m.e.o.filled().Version
+	c, err := dial(ctx, n)
+	if err != nil {
+		return 0, err
+	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
+	hello := frame.HelloBody{Min: frame.MinVersion, Max: max, Session: m.k.id, Life: m.e.life}
+	r, ok := c.(Reserved)
+	reserved := ok && r.Reserved()
+	if reserved {
+		hello.Link = frame.LinkReserved
+	}
 	err = c.SetDeadline(time.Now().Add(helloTime))
 	if err == nil {
-		_, err = c.Write(frame.HelloBody{Min: frame.MinVersion, Max: max, Session: m.k.id, Life: m.e.life}.Encode(flags))
+		_, err = c.Write(hello.Encode(flags))
 	}
 	var h frame.HelloBody
 	if err == nil {
@@ -248,11 +267,11 @@ func (m *maintainer) linkBy(ctx context.Context, dial Dialer, n int, flags uint8
 	}
 	if err != nil {
 		c.Close()
-		return err
+		return 0, err
 	}
 	m.s.meet(h.Life)
 	m.e.meet(m.k.peer, h.Life)
-	return m.s.addLink(c, version)
+	return m.s.addLink(c, version, reserved)
 }
 
 // run dials links as long as there are too few.
@@ -304,12 +323,17 @@ func (m *maintainer) unknown(err error) bool {
 
 // relink replaces the links by ones that dial makes.
 func (m *maintainer) relink(ctx context.Context, dial Dialer) error {
-	m.relinking.Lock()
-	defer m.relinking.Unlock()
-	before := m.s.newest()
+	select {
+	case m.relinking <- struct{}{}:
+		defer func() { <-m.relinking }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	fresh := map[uint64]bool{}
 	for n := range m.links {
-		err := m.linkBy(ctx, dial, n, frame.FlagResume)
+		id, err := m.linkBy(ctx, dial, n, frame.FlagResume)
 		if err == nil {
+			fresh[id] = true
 			continue
 		}
 		if m.unknown(err) || n == 0 {
@@ -319,8 +343,9 @@ func (m *maintainer) relink(ctx context.Context, dial Dialer) error {
 	}
 	m.mu.Lock()
 	m.dial, m.n = dial, m.links
+	m.gen++
 	m.mu.Unlock()
-	m.s.retire(func(l *link) bool { return l.id <= before })
+	m.s.retire(func(l *link) bool { return !fresh[l.id] })
 	return nil
 }
 

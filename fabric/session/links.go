@@ -13,6 +13,13 @@ import (
 // retireTime is how long a retired link may take to end.
 const retireTime = 10 * time.Second
 
+// Reserved is what a link's connection implements where it must not be lent to
+// bulk, such as one that others pass on before their own bulk. The dialer says so
+// to its peer.
+type Reserved interface {
+	Reserved() bool
+}
+
 // LinkState is what is known of one link of a session.
 type LinkState struct {
 	ID             uint64   // in its session, from 1 on, in the order of coming
@@ -83,13 +90,6 @@ func (s *Session) Relink(ctx context.Context, dial Dialer) error {
 		return errors.New("fabric: the peer has dialed this session; it alone can move it")
 	}
 	return redial(ctx, dial)
-}
-
-// newest returns the ID of the link that came last.
-func (s *Session) newest() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.nlinks
 }
 
 // carriers returns how many links are in use.

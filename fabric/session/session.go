@@ -58,7 +58,7 @@ const (
 	maxUnsent   = 4 * quantum       // bytes of a stream that no link has taken, about
 	activeFor   = time.Second
 	reservedFor = 5 * time.Second // after a higher class was active, its link carries no bulk
-	floorTurns  = 32 // every so many turns, the lowest class that waits is next
+	floorTurns  = 32              // every so many turns, the lowest class that waits is next
 
 	ackDelay = 2 * time.Millisecond // how long bulk may wait for its acknowledgement
 	ackBytes = 256 << 10            // and how much: what is not acknowledged leaves the processor's cache
@@ -379,17 +379,21 @@ func (s *Session) SendPackets(tunnel [16]byte, packets [][]byte) error {
 
 // AddLink gives the session a link, on which both ends have said Hello. The
 // session closes it.
-func (s *Session) AddLink(c net.Conn) error { return s.addLink(c, s.o.Version) }
+func (s *Session) AddLink(c net.Conn) error {
+	_, err := s.addLink(c, s.o.Version, false)
+	return err
+}
 
-// addLink gives the session a link to a peer that speaks a version.
-func (s *Session) addLink(c net.Conn, version uint8) error {
+// addLink gives the session a link to a peer that speaks a version, and returns
+// its ID.
+func (s *Session) addLink(c net.Conn, version uint8, reserved bool) (id uint64, err error) {
 	now := time.Now()
-	l := &link{s: s, conn: c, wakeup: make(chan struct{}, 1), since: now}
+	l := &link{s: s, conn: c, wakeup: make(chan struct{}, 1), since: now, reserved: reserved}
 	s.mu.Lock()
 	if s.err != nil {
 		s.mu.Unlock()
 		c.Close()
-		return s.err
+		return 0, s.err
 	}
 	s.nlinks++
 	l.id = s.nlinks
@@ -403,7 +407,7 @@ func (s *Session) addLink(c net.Conn, version uint8) error {
 	s.mu.Unlock()
 	go l.read()
 	go l.write()
-	return nil
+	return l.id, nil
 }
 
 // share divides the classes among the links: with more than one, the first is
