@@ -13,6 +13,7 @@ import (
 	"github.com/spacestore/space/fabric/carrier"
 	"github.com/spacestore/space/fabric/frame"
 	"github.com/spacestore/space/fabric/identity"
+	"github.com/spacestore/space/fabric/session"
 )
 
 // wayKey names a way to a peer: an address of a carrier, or a node that passes
@@ -145,6 +146,14 @@ type linkConn struct {
 
 // Reserved implements session.Reserved.
 func (c *linkConn) Reserved() bool { return c.ahead }
+
+// Expires implements session.Expiring.
+func (c *linkConn) Expires() time.Time {
+	if e, ok := c.Conn.(session.Expiring); ok {
+		return e.Expires()
+	}
+	return time.Time{}
+}
 
 // Close implements net.Conn.
 func (c *linkConn) Close() error {

@@ -12,7 +12,7 @@ import (
 )
 
 // Link is a connection to a peer that is authenticated by the fabric's
-// certificates, TLS 1.3, mutual, end to end.
+// certificates, TLS 1.3, mutual, end to end. It implements session.Expiring.
 type Link interface {
 	net.Conn
 	Peer() identity.NodeID
@@ -72,18 +72,14 @@ type link struct {
 	records *records // under its TLS; nil: it has none
 	peer    identity.NodeID
 	once    sync.Once
-	watch   func() // ends the watch for the peer's revocation
+	ends    time.Time
+	watch   func() // ends the watch for the end of what the peer has shown
 	err     error  // of Close
 }
 
 // newLink returns the link of a connection whose peer has shown what is in state.
 func newLink(conn net.Conn, state tls.ConnectionState, id *identity.Node) (*link, error) {
-	peer, err := identity.Peer(state)
-	if err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("carrier: %w", err)
-	}
-	l := &link{Conn: conn, peer: peer}
+	l := &link{Conn: conn, ends: time.Now().Add(id.Lasts(state))}
 	// Who is revoked gets no farewell: whatever waits to be sent to it must not
 	// hold up those who cut it.
 	cut := conn.Close
@@ -91,12 +87,19 @@ func newLink(conn net.Conn, state tls.ConnectionState, id *identity.Node) (*link
 		cut = c.NetConn().Close
 		l.records, _ = c.NetConn().(*records)
 	}
-	l.watch = id.Watch(peer, func() { cut() })
+	var err error
+	if l.peer, l.watch, err = id.WatchPeer(state, func() { cut() }); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("carrier: %w", err)
+	}
 	return l, nil
 }
 
 // Peer implements Link.
 func (l *link) Peer() identity.NodeID { return l.peer }
+
+// Expires implements session.Expiring.
+func (l *link) Expires() time.Time { return l.ends }
 
 // Write implements net.Conn.
 func (l *link) Write(p []byte) (int, error) {

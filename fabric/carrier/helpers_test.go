@@ -11,6 +11,7 @@ import (
 	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/fabric/session"
 	"github.com/spacestore/space/internal/clock"
+	"github.com/spacestore/space/internal/vfs"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
 
@@ -21,15 +22,17 @@ const hung = 2 * time.Minute
 type fabric struct {
 	tb testing.TB
 	*identity.Authority
+	files vfs.FS // the authority's
 }
 
 func newFabric(tb testing.TB) *fabric {
 	tb.Helper()
-	a, err := identity.Create(vfstest.NewPowerCut(), "/authority", clock.System())
+	files := vfstest.NewPowerCut()
+	a, err := identity.Create(files, "/authority", clock.System())
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return &fabric{tb, a}
+	return &fabric{tb, a, files}
 }
 
 func (f *fabric) node() *identity.Node {

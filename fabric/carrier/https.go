@@ -159,7 +159,7 @@ func (h *httpsCarrier) Listen(ctx context.Context, addr string) (Listener, error
 	}
 	s := &httpsListener{l: l, relay: relay.NewServer(relay.ServerOptions{Name: "https://" + l.Addr().String()}),
 		outer: newAcceptor(h.id, config, nil), inner: newAcceptor(h.id, h.id.ServerConfig(false), nil)}
-	s.conns = &exchanges{addr: l.Addr(), ready: make(chan net.Conn), done: s.outer.ctx.Done()}
+	s.conns = &exchanges{id: h.id, addr: l.Addr(), ready: make(chan net.Conn), done: s.outer.ctx.Done()}
 	s.outer.done = s.conns.put
 	s.http = &http.Server{Handler: s.relay, ReadTimeout: requestTime, ReadHeaderTimeout: handshakeTime, IdleTimeout: httpIdle,
 		MaxHeaderBytes: 16 << 10, ErrorLog: log.New(io.Discard, "", 0)} // strangers' mistakes would fill the log
@@ -195,6 +195,7 @@ func (l *httpsListener) Close() error {
 
 // exchanges hands connections to the HTTP server.
 type exchanges struct {
+	id    *identity.Node
 	addr  net.Addr
 	ready chan net.Conn
 	done  <-chan struct{}
@@ -215,7 +216,11 @@ func (e *exchanges) put(c *tls.Conn) {
 		c.Close()
 		return
 	}
-	counted := &exchange{Conn: c, e: e}
+	counted := &exchange{Conn: c, e: e, stop: func() {}}
+	if state := c.ConnectionState(); len(state.PeerCertificates) > 0 {
+		// Links end by themselves; nobody is to make new ones over it either.
+		_, counted.stop, _ = e.id.WatchPeer(state, func() { c.NetConn().Close() })
+	}
 	select {
 	case e.ready <- counted:
 	case <-e.done:
@@ -244,11 +249,13 @@ type exchange struct {
 	*tls.Conn
 	e    *exchanges
 	once sync.Once
+	stop func()
 }
 
 // Close implements net.Conn.
 func (c *exchange) Close() error {
 	c.once.Do(func() {
+		c.stop()
 		c.e.mu.Lock()
 		c.e.now--
 		c.e.mu.Unlock()

@@ -167,6 +167,16 @@ func (n *Node) RenewAt() time.Time {
 	return c.NotAfter.Add(-c.NotAfter.Sub(c.NotBefore) / 3)
 }
 
+// Lasts returns for how long a connection is good that was made just now: until
+// the peer's certificate expires, or the one that this node has shown.
+func (n *Node) Lasts(cs tls.ConnectionState) time.Duration {
+	end := n.cert.Load().Leaf.NotAfter
+	if len(cs.PeerCertificates) > 0 && cs.PeerCertificates[0].NotAfter.Before(end) {
+		end = cs.PeerCertificates[0].NotAfter
+	}
+	return end.Sub(n.clock.Now())
+}
+
 // RenewRequest returns the request for the next certificate.
 func (n *Node) RenewRequest() (csr []byte, err error) { return requestFor(n.key) }
 

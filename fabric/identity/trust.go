@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/spacestore/space/internal/clock"
 )
@@ -105,6 +106,60 @@ func (t *Trust) Watch(n NodeID, cut func()) (stop func()) {
 		if delete(t.live[n], w); len(t.live[n]) == 0 {
 			delete(t.live, n)
 		}
+	}
+}
+
+// clockLook is how long a watch for a certificate's end trusts that the clock goes
+// on as it did.
+const clockLook = time.Hour
+
+// WatchPeer returns which node is at the other end of a connection that was made
+// with this package's TLS settings, and has cut called when that node is revoked,
+// or its certificate expires. Stop ends that.
+func (t *Trust) WatchPeer(cs tls.ConnectionState, cut func()) (peer NodeID, stop func(), err error) {
+	if peer, err = Peer(cs); err != nil {
+		return NodeID{}, nil, err
+	}
+	w := &expiry{clock: t.clock, at: cs.PeerCertificates[0].NotAfter, cut: cut}
+	w.look()
+	revoked := t.Watch(peer, cut)
+	return peer, func() {
+		revoked()
+		w.stop()
+	}, nil
+}
+
+// expiry calls cut when a time has passed.
+type expiry struct {
+	clock clock.Clock
+	at    time.Time
+	cut   func()
+
+	mu      sync.Mutex
+	timer   *time.Timer
+	stopped bool
+}
+
+// look calls cut if it is time, and else looks again later.
+func (e *expiry) look() {
+	left := e.at.Sub(e.clock.Now())
+	e.mu.Lock()
+	over := left <= 0 && !e.stopped
+	if left > 0 && !e.stopped {
+		e.timer = time.AfterFunc(min(left, clockLook), e.look)
+	}
+	e.mu.Unlock()
+	if over {
+		e.cut()
+	}
+}
+
+func (e *expiry) stop() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.stopped = true
+	if e.timer != nil {
+		e.timer.Stop()
 	}
 }
 

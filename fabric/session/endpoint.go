@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -178,7 +179,7 @@ func (e *Endpoint) Dial(ctx context.Context, peer string, links int, dial Dialer
 		return nil, err
 	}
 	m := &maintainer{e: e, s: s, k: k, links: links, dial: dial, relinking: make(chan struct{}, 1)}
-	if err := m.link(ctx, 0); err != nil {
+	if err := m.link(ctx, 0, nil); err != nil {
 		s.Close()
 		return nil, err
 	}
@@ -209,23 +210,24 @@ type maintainer struct {
 	gen  int // grows when the links are replaced
 }
 
-// link adds one link to the session. If the links were replaced meanwhile, it is
-// one of the old ones, and retired.
-func (m *maintainer) link(ctx context.Context, flags uint8) error {
+// link adds one link to the session, in the place of another one if that is not
+// nil. If the links were replaced meanwhile, it is one of the old ones, and
+// retired.
+func (m *maintainer) link(ctx context.Context, flags uint8, old *link) error {
 	m.mu.Lock()
 	dial, n, gen := m.dial, m.n, m.gen
-	m.n++
+	if m.n++; old != nil && old.reserved {
+		n = 0 // like the first one
+	}
 	m.mu.Unlock()
 	id, err := m.linkBy(ctx, dial, n, flags)
 	if err != nil {
 		return err
 	}
 	m.mu.Lock()
-	old := m.gen != gen
+	late := m.gen != gen
 	m.mu.Unlock()
-	if old {
-		m.s.retire(func(l *link) bool { return l.id == id })
-	}
+	m.s.retire(func(l *link) bool { return late && l.id == id || l == old })
 	return nil
 }
 
@@ -274,7 +276,7 @@ func (m *maintainer) linkBy(ctx context.Context, dial Dialer, n int, flags uint8
 	return m.s.addLink(c, version, reserved)
 }
 
-// run dials links as long as there are too few.
+// run dials links where there are too few, and where one is about to expire.
 func (m *maintainer) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -287,11 +289,12 @@ func (m *maintainer) run() {
 	}()
 	backoff := firstBackoff
 	for {
-		if m.s.missing(ctx, m.links) != nil {
+		old, err := m.s.missing(ctx, m.links)
+		if err != nil {
 			return
 		}
 		attempt, stop := context.WithTimeout(ctx, helloTime)
-		err := m.link(attempt, frame.FlagResume)
+		err = m.link(attempt, frame.FlagResume, old)
 		stop()
 		if m.unknown(err) {
 			return
@@ -349,19 +352,36 @@ func (m *maintainer) relink(ctx context.Context, dial Dialer) error {
 	return nil
 }
 
-// missing returns when the session has fewer than n links.
-func (s *Session) missing(ctx context.Context, n int) error {
+// missing returns when the session has fewer than n links, or with the one that is
+// to be replaced.
+func (s *Session) missing(ctx context.Context, n int) (old *link, err error) {
 	for {
+		wait := time.Duration(math.MaxInt64)
 		s.mu.Lock()
 		have, changed := s.carriers(), s.changed
-		s.mu.Unlock()
-		if have < n {
-			return ctx.Err()
+		for _, l := range s.links {
+			if !l.retired.IsZero() || l.renew.IsZero() {
+				continue
+			}
+			if left := time.Until(l.renew); left < wait {
+				old, wait = l, left
+			}
 		}
+		s.mu.Unlock()
+		switch {
+		case have < n:
+			return nil, ctx.Err()
+		case wait <= 0:
+			return old, ctx.Err()
+		}
+		due := time.NewTimer(wait)
 		select {
 		case <-changed:
+		case <-due.C:
 		case <-ctx.Done():
-			return ctx.Err()
+			due.Stop()
+			return nil, ctx.Err()
 		}
+		due.Stop()
 	}
 }

@@ -20,6 +20,7 @@ type link struct {
 	conn   net.Conn
 	wakeup chan struct{} // holds one token when there may be something to send
 	since  time.Time
+	renew  time.Time // when another one is to take its place; zero: never
 
 	reserved  bool // must not carry bulk, if there is another one: see Reserved
 	high, low bool // carries the classes above bulk; bulk and below

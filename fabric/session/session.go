@@ -388,7 +388,7 @@ func (s *Session) AddLink(c net.Conn) error {
 // its ID.
 func (s *Session) addLink(c net.Conn, version uint8, reserved bool) (id uint64, err error) {
 	now := time.Now()
-	l := &link{s: s, conn: c, wakeup: make(chan struct{}, 1), since: now, reserved: reserved}
+	l := &link{s: s, conn: c, wakeup: make(chan struct{}, 1), since: now, renew: renewAt(c, now), reserved: reserved}
 	s.mu.Lock()
 	if s.err != nil {
 		s.mu.Unlock()
@@ -410,19 +410,23 @@ func (s *Session) addLink(c net.Conn, version uint8, reserved bool) (id uint64, 
 	return l.id, nil
 }
 
-// share divides the classes among the links: with more than one, the first is
-// kept for what must not wait behind bulk, and lent to bulk while there is no such
-// thing. It is called when the links change.
+// share divides the classes among the links: with more than one, the first, or one
+// that is reserved, is kept for what must not wait behind bulk, and lent to bulk
+// while there is no such thing. It is called when the links change.
 func (s *Session) share() {
-	n := s.carriers()
-	i := 0
+	var first *link
+	n := 0
 	for _, l := range s.links {
-		l.high, l.low, l.lends = false, false, false
 		if l.retired.IsZero() {
-			l.high, l.low = i == 0, i > 0 || n == 1
-			l.lends = !l.reserved
-			i++
+			if n++; first == nil || l.reserved && !first.reserved {
+				first = l
+			}
 		}
+	}
+	for _, l := range s.links {
+		l.high = l == first
+		l.low = l.retired.IsZero() && (!l.high || n == 1)
+		l.lends = l.high && !l.reserved
 		l.wake()
 	}
 	close(s.changed)
