@@ -79,7 +79,7 @@ type link struct {
 
 // newLink returns the link of a connection whose peer has shown what is in state.
 func newLink(conn net.Conn, state tls.ConnectionState, id *identity.Node) (*link, error) {
-	l := &link{Conn: conn, ends: time.Now().Add(id.Lasts(state))}
+	l := &link{Conn: conn}
 	// Who is revoked gets no farewell: whatever waits to be sent to it must not
 	// hold up those who cut it.
 	cut := conn.Close
@@ -87,11 +87,12 @@ func newLink(conn net.Conn, state tls.ConnectionState, id *identity.Node) (*link
 		cut = c.NetConn().Close
 		l.records, _ = c.NetConn().(*records)
 	}
-	var err error
-	if l.peer, l.watch, err = id.WatchPeer(state, func() { cut() }); err != nil {
+	peer, lasts, stop, err := id.WatchPeer(state, func() { cut() })
+	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("carrier: %w", err)
 	}
+	l.peer, l.ends, l.watch = peer, time.Now().Add(lasts), stop
 	return l, nil
 }
 

@@ -17,7 +17,7 @@
 // # Revocation and expiry
 //
 // A link is cut as soon as this node knows that its peer was revoked, and when the
-// peer's certificate expires. It tells before (session.Expiring), so that a session can
+// certificate of either end expires. It tells before (session.Expiring), so that a session can
 // have another link by then, made with certificates that were renewed. A QUIC
 // connection that is about to expire gets no new links.
 package carrier

@@ -30,7 +30,8 @@ type HTTPSOptions struct {
 	// Header is sent with each request, such as credentials for a proxy.
 	Header http.Header
 
-	roots *x509.CertPool // in place of the system's
+	roots *x509.CertPool                        // in place of the system's
+	proxy func(*http.Request) (*url.URL, error) // in place of the environment's
 }
 
 const (
@@ -60,6 +61,9 @@ type relayClient struct {
 
 // NewHTTPS returns the carrier over HTTPS exchanges.
 func NewHTTPS(id *identity.Node, o HTTPSOptions) Carrier {
+	if o.proxy == nil {
+		o.proxy = http.ProxyFromEnvironment
+	}
 	return &httpsCarrier{id: id, o: o, clients: map[string]*relayClient{}}
 }
 
@@ -102,7 +106,7 @@ func (h *httpsCarrier) hold(addr string) *relayClient {
 	c := h.clients[addr]
 	if c == nil {
 		web := &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
+			Proxy:                  h.o.proxy,
 			DialContext:            func(ctx context.Context, _, a string) (net.Conn, error) { return dialTCP(ctx, a) },
 			TLSHandshakeTimeout:    handshakeTime,
 			IdleConnTimeout:        httpIdle / 2, // before the server's
@@ -113,6 +117,12 @@ func (h *httpsCarrier) hold(addr string) *relayClient {
 			Protocols:              new(http.Protocols),
 		}
 		web.Protocols.SetHTTP1(true)
+		web.OnProxyConnectResponse = func(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.Response) error {
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+			return fmt.Errorf("the proxy %s refuses to connect: %s", proxy.Redacted(), resp.Status)
+		}
 		web.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: h.o.roots}
 		if !h.o.Web {
 			web.TLSClientConfig = h.id.ClientConfig(identity.NodeID{})
@@ -219,7 +229,7 @@ func (e *exchanges) put(c *tls.Conn) {
 	counted := &exchange{Conn: c, e: e, stop: func() {}}
 	if state := c.ConnectionState(); len(state.PeerCertificates) > 0 {
 		// Links end by themselves; nobody is to make new ones over it either.
-		_, counted.stop, _ = e.id.WatchPeer(state, func() { c.NetConn().Close() })
+		_, _, counted.stop, _ = e.id.WatchPeer(state, func() { c.NetConn().Close() })
 	}
 	select {
 	case e.ready <- counted:

@@ -196,16 +196,14 @@ func (c *quicConn) run() {
 		return
 	}
 	defer c.conn.CloseWithError(codeBye, "")
-	state := c.conn.ConnectionState().TLS
-	peer, stop, err := c.q.id.WatchPeer(state, func() { c.conn.CloseWithError(codeBye, byeTrust) })
+	peer, lasts, stop, err := c.q.id.WatchPeer(c.conn.ConnectionState().TLS, func() { c.conn.CloseWithError(codeBye, byeTrust) })
 	if err != nil {
 		c.err = err
 		return
 	}
 	defer stop()
-	left := c.q.id.Lasts(state)
-	c.peer, c.ends = peer, time.Now().Add(left)
-	c.old = c.ends.Add(-left / quicOld)
+	c.peer, c.ends = peer, time.Now().Add(lasts)
+	c.old = c.ends.Add(-lasts / quicOld)
 	close(c.up)
 	c.q.mu.Lock()
 	idle := c.links == 0
@@ -445,13 +443,12 @@ func (l *quicListener) serve() {
 // streams takes in the links of one connection.
 func (l *quicListener) streams(c *quic.Conn) {
 	defer c.CloseWithError(codeBye, "")
-	state := c.ConnectionState().TLS
-	peer, stop, err := l.id.WatchPeer(state, func() { c.CloseWithError(codeBye, byeTrust) })
+	peer, lasts, stop, err := l.id.WatchPeer(c.ConnectionState().TLS, func() { c.CloseWithError(codeBye, byeTrust) })
 	if err != nil {
 		return
 	}
 	defer stop()
-	ends := time.Now().Add(l.id.Lasts(state))
+	ends := time.Now().Add(lasts)
 	for {
 		st, err := c.AcceptStream(context.Background()) // until the connection ends
 		if err != nil {

@@ -113,22 +113,6 @@ func (t *Trust) Watch(n NodeID, cut func()) (stop func()) {
 // on as it did.
 const clockLook = time.Hour
 
-// WatchPeer returns which node is at the other end of a connection that was made
-// with this package's TLS settings, and has cut called when that node is revoked,
-// or its certificate expires. Stop ends that.
-func (t *Trust) WatchPeer(cs tls.ConnectionState, cut func()) (peer NodeID, stop func(), err error) {
-	if peer, err = Peer(cs); err != nil {
-		return NodeID{}, nil, err
-	}
-	w := &expiry{clock: t.clock, at: cs.PeerCertificates[0].NotAfter, cut: cut}
-	w.look()
-	revoked := t.Watch(peer, cut)
-	return peer, func() {
-		revoked()
-		w.stop()
-	}, nil
-}
-
 // expiry calls cut when a time has passed.
 type expiry struct {
 	clock clock.Clock
@@ -140,18 +124,20 @@ type expiry struct {
 	stopped bool
 }
 
-// look calls cut if it is time, and else looks again later.
-func (e *expiry) look() {
+// look calls cut if it is time, and else looks again later. It returns how much
+// time is left.
+func (e *expiry) look() time.Duration {
 	left := e.at.Sub(e.clock.Now())
 	e.mu.Lock()
 	over := left <= 0 && !e.stopped
 	if left > 0 && !e.stopped {
-		e.timer = time.AfterFunc(min(left, clockLook), e.look)
+		e.timer = time.AfterFunc(min(left, clockLook), func() { e.look() })
 	}
 	e.mu.Unlock()
 	if over {
 		e.cut()
 	}
+	return left
 }
 
 func (e *expiry) stop() {
