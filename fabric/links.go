@@ -13,6 +13,7 @@ import (
 	"github.com/spacestore/space/fabric/carrier"
 	"github.com/spacestore/space/fabric/frame"
 	"github.com/spacestore/space/fabric/identity"
+	"github.com/spacestore/space/fabric/session"
 )
 
 // wayKey names a way to a peer: an address of a carrier, or a node that passes
@@ -137,9 +138,21 @@ type linkConn struct {
 	net.Conn
 	way   wayKey
 	began time.Time
+	ahead bool // it is passed on before others' bulk
 
 	once    sync.Once
 	onClose func(*linkConn)
+}
+
+// Reserved implements session.Reserved.
+func (c *linkConn) Reserved() bool { return c.ahead }
+
+// Expires implements session.Expiring.
+func (c *linkConn) Expires() time.Time {
+	if e, ok := c.Conn.(session.Expiring); ok {
+		return e.Expires()
+	}
+	return time.Time{}
 }
 
 // Close implements net.Conn.
@@ -249,7 +262,7 @@ func (p *peer) attempt(ctx context.Context, r *route, k wayKey, class frame.Clas
 		return nil, fmt.Errorf("%s: %w", k, err)
 	}
 	p.worked(k)
-	return &linkConn{Conn: c, way: k, began: time.Now()}, nil
+	return &linkConn{Conn: c, way: k, began: time.Now(), ahead: !k.direct() && class < frame.Bulk}, nil
 }
 
 // dialWay makes a connection over a way.

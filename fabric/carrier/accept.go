@@ -124,7 +124,7 @@ func sourceOf(addr net.Addr) string {
 }
 
 func (a *acceptor) meet(c net.Conn) {
-	conn := tls.Server(c, a.config)
+	conn := tls.Server(&records{Conn: c}, a.config)
 	err := handshake(a.ctx, conn)
 	a.mu.Lock()
 	for i, s := range a.strangers {

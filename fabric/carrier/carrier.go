@@ -12,7 +12,7 @@ import (
 )
 
 // Link is a connection to a peer that is authenticated by the fabric's
-// certificates, TLS 1.3, mutual, end to end.
+// certificates, TLS 1.3, mutual, end to end. It implements session.Expiring.
 type Link interface {
 	net.Conn
 	Peer() identity.NodeID
@@ -45,9 +45,9 @@ const handshakeTime = 10 * time.Second
 func Wrap(ctx context.Context, conn net.Conn, id *identity.Node, to identity.NodeID, server bool) (Link, error) {
 	var c *tls.Conn
 	if server {
-		c = tls.Server(conn, id.ServerConfig(false))
+		c = tls.Server(&records{Conn: conn}, id.ServerConfig(false))
 	} else {
-		c = tls.Client(conn, id.ClientConfig(to))
+		c = tls.Client(&records{Conn: conn}, id.ClientConfig(to))
 	}
 	if err := handshake(ctx, c); err != nil {
 		return nil, err
@@ -69,32 +69,51 @@ func handshake(ctx context.Context, c *tls.Conn) error {
 // link is a connection whose handshake is done.
 type link struct {
 	net.Conn
-	peer  identity.NodeID
-	once  sync.Once
-	watch func() // ends the watch for the peer's revocation
-	err   error  // of Close
+	records *records // under its TLS; nil: it has none
+	peer    identity.NodeID
+	once    sync.Once
+	ends    time.Time
+	watch   func() // ends the watch for the end of what the peer has shown
+	err     error  // of Close
 }
 
 // newLink returns the link of a connection whose peer has shown what is in state.
 func newLink(conn net.Conn, state tls.ConnectionState, id *identity.Node) (*link, error) {
-	peer, err := identity.Peer(state)
-	if err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("carrier: %w", err)
-	}
-	l := &link{Conn: conn, peer: peer}
+	l := &link{Conn: conn}
 	// Who is revoked gets no farewell: whatever waits to be sent to it must not
 	// hold up those who cut it.
 	cut := conn.Close
 	if c, ok := conn.(*tls.Conn); ok {
 		cut = c.NetConn().Close
+		l.records, _ = c.NetConn().(*records)
 	}
-	l.watch = id.Watch(peer, func() { cut() })
+	peer, lasts, stop, err := id.WatchPeer(state, func() { cut() })
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("carrier: %w", err)
+	}
+	l.peer, l.ends, l.watch = peer, time.Now().Add(lasts), stop
 	return l, nil
 }
 
 // Peer implements Link.
 func (l *link) Peer() identity.NodeID { return l.peer }
+
+// Expires implements session.Expiring.
+func (l *link) Expires() time.Time { return l.ends }
+
+// Write implements net.Conn.
+func (l *link) Write(p []byte) (int, error) {
+	if l.records == nil || len(p) <= recordSize {
+		return l.Conn.Write(p)
+	}
+	l.records.hold()
+	n, err := l.Conn.Write(p)
+	if ferr := l.records.release(); err == nil {
+		err = ferr
+	}
+	return n, err
+}
 
 // Close implements net.Conn.
 func (l *link) Close() error {

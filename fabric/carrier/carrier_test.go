@@ -320,20 +320,7 @@ func TestSessionsUnderFaults(t *testing.T) {
 				addr, set, cut := faulty(t, ca.Name(), l.Addr())
 				server, client := session.NewEndpoint(session.Options{}), session.NewEndpoint(session.Options{})
 				t.Cleanup(func() { client.Close(); server.Close() })
-				fresh := make(chan *session.Session, 1)
-				go func() {
-					for {
-						link, err := l.Accept(context.Background())
-						if err != nil {
-							return
-						}
-						go func() {
-							if s, err := server.Serve(link, link.Peer().String()); err == nil && s != nil {
-								fresh <- s
-							}
-						}()
-					}
-				}()
+				fresh := sessions(l, server)
 				ctx := timeout(t)
 				links := make(chan struct{}, 1024)
 				near, err := client.Dial(ctx, b.ID().String(), 2, func(ctx context.Context, _ int) (net.Conn, error) {

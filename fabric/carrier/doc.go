@@ -14,7 +14,10 @@
 // takes the place of the oldest, so who is slow or silent is in nobody's way. A
 // stranger costs a goroutine and TLS's buffers, and holds nothing when it is gone.
 //
-// # Revocation
+// # Revocation and expiry
 //
-// A link is cut as soon as this node knows that its peer was revoked.
+// A link is cut as soon as this node knows that its peer was revoked, and when the
+// certificate of either end expires. It tells before (session.Expiring), so that a session can
+// have another link by then, made with certificates that were renewed. A QUIC
+// connection that is about to expire gets no new links.
 package carrier

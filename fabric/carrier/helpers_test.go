@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"github.com/spacestore/space/fabric/identity"
+	"github.com/spacestore/space/fabric/session"
 	"github.com/spacestore/space/internal/clock"
+	"github.com/spacestore/space/internal/vfs"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
 
@@ -20,15 +22,17 @@ const hung = 2 * time.Minute
 type fabric struct {
 	tb testing.TB
 	*identity.Authority
+	files vfs.FS // the authority's
 }
 
 func newFabric(tb testing.TB) *fabric {
 	tb.Helper()
-	a, err := identity.Create(vfstest.NewPowerCut(), "/authority", clock.System())
+	files := vfstest.NewPowerCut()
+	a, err := identity.Create(files, "/authority", clock.System())
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return &fabric{tb, a}
+	return &fabric{tb, a, files}
 }
 
 func (f *fabric) node() *identity.Node {
@@ -113,6 +117,26 @@ func read(tb testing.TB, c net.Conn, want string) {
 		tb.Fatalf("read %q, want %q", b, want)
 	}
 	c.SetReadDeadline(time.Time{})
+}
+
+// sessions has an endpoint serve the links of a listener, until that is closed,
+// and returns where its new sessions come.
+func sessions(l Listener, e *session.Endpoint) <-chan *session.Session {
+	fresh := make(chan *session.Session, 16)
+	go func() {
+		for {
+			link, err := l.Accept(context.Background())
+			if err != nil {
+				return
+			}
+			go func() {
+				if s, err := e.Serve(link, link.Peer().String()); err == nil && s != nil {
+					fresh <- s
+				}
+			}()
+		}
+	}()
+	return fresh
 }
 
 // settle waits until there are no more goroutines than n.

@@ -30,7 +30,8 @@ type HTTPSOptions struct {
 	// Header is sent with each request, such as credentials for a proxy.
 	Header http.Header
 
-	roots *x509.CertPool // in place of the system's
+	roots *x509.CertPool                        // in place of the system's
+	proxy func(*http.Request) (*url.URL, error) // in place of the environment's
 }
 
 const (
@@ -60,6 +61,9 @@ type relayClient struct {
 
 // NewHTTPS returns the carrier over HTTPS exchanges.
 func NewHTTPS(id *identity.Node, o HTTPSOptions) Carrier {
+	if o.proxy == nil {
+		o.proxy = http.ProxyFromEnvironment
+	}
 	return &httpsCarrier{id: id, o: o, clients: map[string]*relayClient{}}
 }
 
@@ -102,7 +106,7 @@ func (h *httpsCarrier) hold(addr string) *relayClient {
 	c := h.clients[addr]
 	if c == nil {
 		web := &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
+			Proxy:                  h.o.proxy,
 			DialContext:            func(ctx context.Context, _, a string) (net.Conn, error) { return dialTCP(ctx, a) },
 			TLSHandshakeTimeout:    handshakeTime,
 			IdleConnTimeout:        httpIdle / 2, // before the server's
@@ -113,6 +117,12 @@ func (h *httpsCarrier) hold(addr string) *relayClient {
 			Protocols:              new(http.Protocols),
 		}
 		web.Protocols.SetHTTP1(true)
+		web.OnProxyConnectResponse = func(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.Response) error {
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+			return fmt.Errorf("the proxy %s refuses to connect: %s", proxy.Redacted(), resp.Status)
+		}
 		web.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: h.o.roots}
 		if !h.o.Web {
 			web.TLSClientConfig = h.id.ClientConfig(identity.NodeID{})
@@ -159,7 +169,7 @@ func (h *httpsCarrier) Listen(ctx context.Context, addr string) (Listener, error
 	}
 	s := &httpsListener{l: l, relay: relay.NewServer(relay.ServerOptions{Name: "https://" + l.Addr().String()}),
 		outer: newAcceptor(h.id, config, nil), inner: newAcceptor(h.id, h.id.ServerConfig(false), nil)}
-	s.conns = &exchanges{addr: l.Addr(), ready: make(chan net.Conn), done: s.outer.ctx.Done()}
+	s.conns = &exchanges{id: h.id, addr: l.Addr(), ready: make(chan net.Conn), done: s.outer.ctx.Done()}
 	s.outer.done = s.conns.put
 	s.http = &http.Server{Handler: s.relay, ReadTimeout: requestTime, ReadHeaderTimeout: handshakeTime, IdleTimeout: httpIdle,
 		MaxHeaderBytes: 16 << 10, ErrorLog: log.New(io.Discard, "", 0)} // strangers' mistakes would fill the log
@@ -195,6 +205,7 @@ func (l *httpsListener) Close() error {
 
 // exchanges hands connections to the HTTP server.
 type exchanges struct {
+	id    *identity.Node
 	addr  net.Addr
 	ready chan net.Conn
 	done  <-chan struct{}
@@ -215,7 +226,11 @@ func (e *exchanges) put(c *tls.Conn) {
 		c.Close()
 		return
 	}
-	counted := &exchange{Conn: c, e: e}
+	counted := &exchange{Conn: c, e: e, stop: func() {}}
+	if state := c.ConnectionState(); len(state.PeerCertificates) > 0 {
+		// Links end by themselves; nobody is to make new ones over it either.
+		_, _, counted.stop, _ = e.id.WatchPeer(state, func() { c.NetConn().Close() })
+	}
 	select {
 	case e.ready <- counted:
 	case <-e.done:
@@ -244,11 +259,13 @@ type exchange struct {
 	*tls.Conn
 	e    *exchanges
 	once sync.Once
+	stop func()
 }
 
 // Close implements net.Conn.
 func (c *exchange) Close() error {
 	c.once.Do(func() {
+		c.stop()
 		c.e.mu.Lock()
 		c.e.now--
 		c.e.mu.Unlock()

@@ -19,6 +19,7 @@ const (
 	quicIdle     = 30 * time.Second // a connection of which nothing is heard is given up
 	quicLinger   = time.Second      // a connection without links ends after
 	quicNew      = 64               // handshakes a second whose address is believed
+	quicOld      = 8                // for the last part of its life, a connection gets no new links
 
 	pathLook  = 250 * time.Millisecond
 	pathDead  = time.Second // without an answer another path is tried
@@ -28,6 +29,9 @@ const (
 
 // codeBye ends a connection that is not needed any more.
 const codeBye quic.ApplicationErrorCode = 0
+
+// byeTrust says that it is over because of who the peer is.
+const byeTrust = "the certificate was revoked, or has expired"
 
 // quicCarrier is QUIC (RFC 9000). The links to one peer are streams of one
 // connection, which goes on when the address of either end changes: it migrates
@@ -97,7 +101,7 @@ func (q *quicCarrier) hold(k quicKey) (c *quicConn, shared bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	c = q.conns[k]
-	if shared = c != nil && !c.failed(); !shared {
+	if shared = c != nil && !c.failed() && !c.aging(); !shared {
 		c = &quicConn{q: q, key: k, up: make(chan struct{}), dead: make(chan struct{})}
 		q.conns[k] = c
 		go c.run()
@@ -115,8 +119,21 @@ type quicConn struct {
 	up   chan struct{} // closed when conn is there
 	conn *quic.Conn
 	peer identity.NodeID
+	ends time.Time     // when its certificates expire
+	old  time.Time     // from when new links are not to be made of it
 	dead chan struct{} // closed when err is there
 	err  error
+}
+
+// aging reports whether new links need another connection: this one will end with
+// its certificates before long, and there may be newer ones.
+func (c *quicConn) aging() bool {
+	select {
+	case <-c.up:
+		return !time.Now().Before(c.old)
+	default:
+		return false
+	}
 }
 
 func (c *quicConn) failed() bool {
@@ -179,10 +196,14 @@ func (c *quicConn) run() {
 		return
 	}
 	defer c.conn.CloseWithError(codeBye, "")
-	if c.peer, c.err = identity.Peer(c.conn.ConnectionState().TLS); c.err != nil {
+	peer, lasts, stop, err := c.q.id.WatchPeer(c.conn.ConnectionState().TLS, func() { c.conn.CloseWithError(codeBye, byeTrust) })
+	if err != nil {
+		c.err = err
 		return
 	}
-	defer c.q.id.Watch(c.peer, func() { c.conn.CloseWithError(codeBye, "revoked") })()
+	defer stop()
+	c.peer, c.ends = peer, time.Now().Add(lasts)
+	c.old = c.ends.Add(-lasts / quicOld)
 	close(c.up)
 	c.q.mu.Lock()
 	idle := c.links == 0
@@ -302,7 +323,7 @@ func (c *quicConn) open(ctx context.Context) (Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newQUICLink(c.conn, st, c.peer, c.release), nil
+	return newQUICLink(c.conn, st, c.peer, c.ends, c.release), nil
 }
 
 // quicLink is a stream as a link.
@@ -310,15 +331,19 @@ type quicLink struct {
 	*quic.Stream
 	conn *quic.Conn
 	peer identity.NodeID
+	ends time.Time
 
 	once    sync.Once
 	release func()
 	err     error
 }
 
-func newQUICLink(conn *quic.Conn, st *quic.Stream, peer identity.NodeID, release func()) *quicLink {
-	return &quicLink{Stream: st, conn: conn, peer: peer, release: release}
+func newQUICLink(conn *quic.Conn, st *quic.Stream, peer identity.NodeID, ends time.Time, release func()) *quicLink {
+	return &quicLink{Stream: st, conn: conn, peer: peer, ends: ends, release: release}
 }
+
+// Expires implements session.Expiring.
+func (l *quicLink) Expires() time.Time { return l.ends }
 
 // Peer implements Link.
 func (l *quicLink) Peer() identity.NodeID { return l.peer }
@@ -418,17 +443,18 @@ func (l *quicListener) serve() {
 // streams takes in the links of one connection.
 func (l *quicListener) streams(c *quic.Conn) {
 	defer c.CloseWithError(codeBye, "")
-	peer, err := identity.Peer(c.ConnectionState().TLS)
+	peer, lasts, stop, err := l.id.WatchPeer(c.ConnectionState().TLS, func() { c.CloseWithError(codeBye, byeTrust) })
 	if err != nil {
 		return
 	}
-	defer l.id.Watch(peer, func() { c.CloseWithError(codeBye, "revoked") })()
+	defer stop()
+	ends := time.Now().Add(lasts)
 	for {
 		st, err := c.AcceptStream(context.Background()) // until the connection ends
 		if err != nil {
 			return
 		}
-		l.a.offer(newQUICLink(c, st, peer, func() {}))
+		l.a.offer(newQUICLink(c, st, peer, ends, func() {}))
 	}
 }
 

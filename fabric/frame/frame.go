@@ -188,10 +188,13 @@ func Append(b []byte, h Head, body ...[]byte) []byte {
 // HelloBody is what both ends say first.
 type HelloBody struct {
 	Min, Max uint8    // versions that the sender speaks
-	Link     uint8    // for which classes the link is meant: see package session
+	Link     uint8    // what the dialer means the link for: LinkReserved, or anything
 	Session  [16]byte // the dialer's choice; the answer repeats it
 	Life     [16]byte // changes when the sender restarts
 }
+
+// LinkReserved is the Link of one that is not to be lent to bulk.
+const LinkReserved = 1
 
 const helloSize = 3 + 16 + 16
 

@@ -167,6 +167,26 @@ func (n *Node) RenewAt() time.Time {
 	return c.NotAfter.Add(-c.NotAfter.Sub(c.NotBefore) / 3)
 }
 
+// WatchPeer returns which node is at the other end of a connection that was made
+// just now with this package's TLS settings, and for how long it is good: until the
+// peer's certificate expires, or the one that this node has shown. It has cut
+// called then, and when the peer is revoked. Stop ends that.
+func (n *Node) WatchPeer(cs tls.ConnectionState, cut func()) (peer NodeID, lasts time.Duration, stop func(), err error) {
+	if peer, err = Peer(cs); err != nil {
+		return NodeID{}, 0, nil, err
+	}
+	w := &expiry{clock: n.clock, at: n.cert.Load().Leaf.NotAfter, cut: cut}
+	if c := cs.PeerCertificates[0]; c.NotAfter.Before(w.at) {
+		w.at = c.NotAfter
+	}
+	lasts = w.look()
+	revoked := n.Watch(peer, cut)
+	return peer, lasts, func() {
+		revoked()
+		w.stop()
+	}, nil
+}
+
 // RenewRequest returns the request for the next certificate.
 func (n *Node) RenewRequest() (csr []byte, err error) { return requestFor(n.key) }
 

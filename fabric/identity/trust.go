@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/spacestore/space/internal/clock"
 )
@@ -105,6 +106,46 @@ func (t *Trust) Watch(n NodeID, cut func()) (stop func()) {
 		if delete(t.live[n], w); len(t.live[n]) == 0 {
 			delete(t.live, n)
 		}
+	}
+}
+
+// clockLook is how long a watch for a certificate's end trusts that the clock goes
+// on as it did.
+const clockLook = time.Hour
+
+// expiry calls cut when a time has passed.
+type expiry struct {
+	clock clock.Clock
+	at    time.Time
+	cut   func()
+
+	mu      sync.Mutex
+	timer   *time.Timer
+	stopped bool
+}
+
+// look calls cut if it is time, and else looks again later. It returns how much
+// time is left.
+func (e *expiry) look() time.Duration {
+	left := e.at.Sub(e.clock.Now())
+	e.mu.Lock()
+	over := left <= 0 && !e.stopped
+	if left > 0 && !e.stopped {
+		e.timer = time.AfterFunc(min(left, clockLook), func() { e.look() })
+	}
+	e.mu.Unlock()
+	if over {
+		e.cut()
+	}
+	return left
+}
+
+func (e *expiry) stop() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.stopped = true
+	if e.timer != nil {
+		e.timer.Stop()
 	}
 }
 

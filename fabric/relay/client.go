@@ -70,7 +70,7 @@ func NewClient(x Exchanger, o ClientOptions) *Client {
 	return c
 }
 
-// Dial makes a connection.
+// Dial makes a connection. It does not try again: an exchange that fails says why.
 func (c *Client) Dial(ctx context.Context) (*Conn, error) {
 	var id ID
 	rand.Read(id[:]) // never fails (crypto/rand.Read)

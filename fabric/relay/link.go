@@ -164,10 +164,6 @@ func untilNextPoll(now time.Time, poll time.Duration) time.Duration {
 	return d
 }
 
-// connectTime is how long a connection's beginning is tried again. Nothing is
-// lost with it, and who dials may have another way to try.
-const connectTime = 3 * time.Second
-
 // wait returns an operation's Wait in milliseconds.
 func (l *link) wait(d time.Duration) uint32 {
 	if l.depth == 1 {
@@ -177,11 +173,7 @@ func (l *link) wait(d time.Duration) uint32 {
 }
 
 func (l *link) newFlight(op Op) *flight {
-	until := HoldTime
-	if op.Kind == Connect {
-		until = connectTime
-	}
-	return &flight{link: l, op: op, until: time.Now().Add(until)}
+	return &flight{link: l, op: op, until: time.Now().Add(HoldTime)}
 }
 
 func (f *flight) due() bool {
@@ -209,7 +201,11 @@ func (l *link) wantsMore() bool {
 func (f *flight) failed(err error) {
 	l := f.link
 	now := time.Now()
-	if f.op.Kind != Connect && !l.pipelined || now.After(f.until) {
+	if f.op.Kind == Connect { // nothing is lost with it, and there may be another way to try
+		l.client.end(l, err)
+		return
+	}
+	if !l.pipelined || now.After(f.until) {
 		l.client.end(l, fmt.Errorf("%w: %w", ErrReset, err))
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -150,7 +151,7 @@ func (e *Endpoint) serve(c net.Conn, peer string) (fresh *Session, err error) {
 		err = c.SetDeadline(time.Time{})
 	}
 	if err == nil {
-		err = s.addLink(c, version)
+		_, err = s.addLink(c, version, h.Link == frame.LinkReserved)
 	}
 	if err != nil && fresh != nil {
 		fresh.Close()
@@ -177,8 +178,8 @@ func (e *Endpoint) Dial(ctx context.Context, peer string, links int, dial Dialer
 	if err != nil {
 		return nil, err
 	}
-	m := &maintainer{e: e, s: s, k: k, links: links, dial: dial}
-	if err := m.link(ctx, 0); err != nil {
+	m := &maintainer{e: e, s: s, k: k, links: links, dial: dial, relinking: make(chan struct{}, 1)}
+	if err := m.link(ctx, 0, nil); err != nil {
 		s.Close()
 		return nil, err
 	}
@@ -201,33 +202,53 @@ type maintainer struct {
 	k     sessionKey
 	links int
 
-	relinking sync.Mutex // held while the links are replaced
+	relinking chan struct{} // holds one token while the links are replaced
 
 	mu   sync.Mutex
 	dial Dialer
 	n    int // links that were asked for
+	gen  int // grows when the links are replaced
 }
 
-// link adds one link to the session.
-func (m *maintainer) link(ctx context.Context, flags uint8) error {
+// link adds one link to the session, in the place of another one if that is not
+// nil. If the links were replaced meanwhile, it is one of the old ones, and
+// retired.
+func (m *maintainer) link(ctx context.Context, flags uint8, old *link) error {
 	m.mu.Lock()
-	dial, n := m.dial, m.n
-	m.n++
+	dial, n, gen := m.dial, m.n, m.gen
+	if m.n++; old != nil && old.reserved {
+		n = 0 // like the first one
+	}
 	m.mu.Unlock()
-	return m.linkBy(ctx, dial, n, flags)
-}
-
-func (m *maintainer) linkBy(ctx context.Context, dial Dialer, n int, flags uint8) error {
-	max := m.e.o.filled().Version
-	c, err := dial(ctx, n)
+	id, err := m.linkBy(ctx, dial, n, flags)
 	if err != nil {
 		return err
 	}
+	m.mu.Lock()
+	late := m.gen != gen
+	m.mu.Unlock()
+	m.s.retire(func(l *link) bool { return late && l.id == id || l == old })
+	return nil
+}
+
+// linkBy adds a link that dial makes, and returns its ID.
+func (m *maintainer) linkBy(ctx context.Context, dial Dialer, n int, flags uint8) (id uint64, err error) {
+	max := m.e.o.filled().Version
+	c, err := dial(ctx, n)
+	if err != nil {
+		return 0, err
+	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
+	hello := frame.HelloBody{Min: frame.MinVersion, Max: max, Session: m.k.id, Life: m.e.life}
+	r, ok := c.(Reserved)
+	reserved := ok && r.Reserved()
+	if reserved {
+		hello.Link = frame.LinkReserved
+	}
 	err = c.SetDeadline(time.Now().Add(helloTime))
 	if err == nil {
-		_, err = c.Write(frame.HelloBody{Min: frame.MinVersion, Max: max, Session: m.k.id, Life: m.e.life}.Encode(flags))
+		_, err = c.Write(hello.Encode(flags))
 	}
 	var h frame.HelloBody
 	if err == nil {
@@ -248,14 +269,14 @@ func (m *maintainer) linkBy(ctx context.Context, dial Dialer, n int, flags uint8
 	}
 	if err != nil {
 		c.Close()
-		return err
+		return 0, err
 	}
 	m.s.meet(h.Life)
 	m.e.meet(m.k.peer, h.Life)
-	return m.s.addLink(c, version)
+	return m.s.addLink(c, version, reserved)
 }
 
-// run dials links as long as there are too few.
+// run dials links where there are too few, and where one is about to expire.
 func (m *maintainer) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -268,11 +289,12 @@ func (m *maintainer) run() {
 	}()
 	backoff := firstBackoff
 	for {
-		if m.s.missing(ctx, m.links) != nil {
+		old, err := m.s.missing(ctx, m.links)
+		if err != nil {
 			return
 		}
 		attempt, stop := context.WithTimeout(ctx, helloTime)
-		err := m.link(attempt, frame.FlagResume)
+		err = m.link(attempt, frame.FlagResume, old)
 		stop()
 		if m.unknown(err) {
 			return
@@ -304,12 +326,17 @@ func (m *maintainer) unknown(err error) bool {
 
 // relink replaces the links by ones that dial makes.
 func (m *maintainer) relink(ctx context.Context, dial Dialer) error {
-	m.relinking.Lock()
-	defer m.relinking.Unlock()
-	before := m.s.newest()
+	select {
+	case m.relinking <- struct{}{}:
+		defer func() { <-m.relinking }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	fresh := map[uint64]bool{}
 	for n := range m.links {
-		err := m.linkBy(ctx, dial, n, frame.FlagResume)
+		id, err := m.linkBy(ctx, dial, n, frame.FlagResume)
 		if err == nil {
+			fresh[id] = true
 			continue
 		}
 		if m.unknown(err) || n == 0 {
@@ -319,24 +346,42 @@ func (m *maintainer) relink(ctx context.Context, dial Dialer) error {
 	}
 	m.mu.Lock()
 	m.dial, m.n = dial, m.links
+	m.gen++
 	m.mu.Unlock()
-	m.s.retire(func(l *link) bool { return l.id <= before })
+	m.s.retire(func(l *link) bool { return !fresh[l.id] })
 	return nil
 }
 
-// missing returns when the session has fewer than n links.
-func (s *Session) missing(ctx context.Context, n int) error {
+// missing returns when the session has fewer than n links, or with the one that is
+// to be replaced.
+func (s *Session) missing(ctx context.Context, n int) (old *link, err error) {
 	for {
+		wait := time.Duration(math.MaxInt64)
 		s.mu.Lock()
 		have, changed := s.carriers(), s.changed
-		s.mu.Unlock()
-		if have < n {
-			return ctx.Err()
+		for _, l := range s.links {
+			if !l.retired.IsZero() || l.renew.IsZero() {
+				continue
+			}
+			if left := time.Until(l.renew); left < wait {
+				old, wait = l, left
+			}
 		}
+		s.mu.Unlock()
+		switch {
+		case have < n:
+			return nil, ctx.Err()
+		case wait <= 0:
+			return old, ctx.Err()
+		}
+		due := time.NewTimer(wait)
 		select {
 		case <-changed:
+		case <-due.C:
 		case <-ctx.Done():
-			return ctx.Err()
+			due.Stop()
+			return nil, ctx.Err()
 		}
+		due.Stop()
 	}
 }

@@ -20,8 +20,11 @@ type link struct {
 	conn   net.Conn
 	wakeup chan struct{} // holds one token when there may be something to send
 	since  time.Time
+	renew  time.Time // when another one is to take its place; zero: never
 
+	reserved  bool // must not carry bulk, if there is another one: see Reserved
 	high, low bool // carries the classes above bulk; bulk and below
+	lends     bool // carries bulk and below while nothing above is active
 	closed    bool
 	idle      bool         // the writer waits for wake
 	out       [][]byte     // frames for this link alone
@@ -56,7 +59,7 @@ const (
 
 func (l *link) carries(c frame.Class) bool {
 	if c >= frame.Bulk {
-		return l.low
+		return l.low || l.lends && !l.s.higherWithin(reservedFor)
 	}
 	return l.high
 }
@@ -449,8 +452,10 @@ func (l *link) data(batch []byte, c frame.Class) (whole, _ []byte, held *block) 
 
 // higherActive reports whether a class above bulk had something to send, or got
 // something, lately.
-func (s *Session) higherActive() bool {
-	return time.Now().UnixNano()-s.urgent.Load() < int64(activeFor)
+func (s *Session) higherActive() bool { return s.higherWithin(activeFor) }
+
+func (s *Session) higherWithin(d time.Duration) bool {
+	return time.Now().UnixNano()-s.urgent.Load() < int64(d)
 }
 
 // breather is a goroutine's that moves bulk.

@@ -13,6 +13,43 @@ import (
 // retireTime is how long a retired link may take to end.
 const retireTime = 10 * time.Second
 
+// Reserved is what a link's connection implements where it must not be lent to
+// bulk, such as one that others pass on before their own bulk. The dialer says so
+// to its peer.
+type Reserved interface {
+	Reserved() bool
+}
+
+// Expiring is what a link's connection implements that ends by itself at a time,
+// such as when a certificate expires. The end that dials has another one in its
+// place before.
+type Expiring interface {
+	Expires() time.Time
+}
+
+const (
+	// renewPart is the part of a link's life that is left when another one takes its
+	// place, and renewMost the most of it.
+	renewPart = 10
+	renewMost = time.Hour
+	// renewLeast is of a life that is not worth it. So replacing links goes not on and
+	// on where certificates are not renewed.
+	renewLeast = 10 * time.Second
+)
+
+// renewAt returns when a link that is made now is to be replaced; zero: never.
+func renewAt(c net.Conn, now time.Time) time.Time {
+	e, ok := c.(Expiring)
+	if !ok || e.Expires().IsZero() {
+		return time.Time{}
+	}
+	left := e.Expires().Sub(now)
+	if left < renewLeast {
+		return time.Time{}
+	}
+	return e.Expires().Add(-min(left/renewPart, renewMost))
+}
+
 // LinkState is what is known of one link of a session.
 type LinkState struct {
 	ID             uint64   // in its session, from 1 on, in the order of coming
@@ -83,13 +120,6 @@ func (s *Session) Relink(ctx context.Context, dial Dialer) error {
 		return errors.New("fabric: the peer has dialed this session; it alone can move it")
 	}
 	return redial(ctx, dial)
-}
-
-// newest returns the ID of the link that came last.
-func (s *Session) newest() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.nlinks
 }
 
 // carriers returns how many links are in use.

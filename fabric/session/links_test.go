@@ -6,8 +6,11 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/spacestore/space/fabric/frame"
 )
 
 // TestRelink moves a session with streams both ways to other links, again and
@@ -117,6 +120,81 @@ func TestRetire(t *testing.T) {
 		}
 	})
 }
+
+// TestFirstLinkIsLent: bulk has all links while nothing above it is active, but
+// not the first one for a while after something was, and never one that is
+// reserved.
+func TestFirstLinkIsLent(t *testing.T) {
+	for name, reserved := range map[string]bool{"direct": false, "passed on": true} {
+		t.Run(name, func(t *testing.T) {
+			inPair(t, line{delay: 5 * time.Millisecond, rate: 4 << 20, buffer: 64 << 10}, 2, Options{}, func(t *testing.T, p *pair) {
+				if err := p.near.Relink(t.Context(), func(ctx context.Context, n int) (net.Conn, error) {
+					c, err := p.dial(ctx, n)
+					return ahead{c, reserved && n == 0}, err
+				}); err != nil {
+					t.Fatal(err)
+				}
+				// bulk returns what went over the first link of so many bytes, both ways.
+				bulk := func(n int64) (part int64) {
+					count := func() (sent int64) {
+						for _, s := range []*Session{p.near, p.far} {
+							sent += s.Links()[0].Sent
+						}
+						return sent
+					}
+					before := count()
+					var g sync.WaitGroup
+					for i := range 8 {
+						from, to := p.near, p.far
+						if i%2 > 0 {
+							from, to = to, from
+						}
+						w, r := p.stream(from, to)
+						g.Go(func() { writeIn(w, make([]byte, n/8), 64<<10) })
+						g.Go(func() {
+							if got, err := io.Copy(io.Discard, r); got != n/8 || err != nil {
+								t.Errorf("%d bytes, %v", got, err)
+							}
+						})
+					}
+					g.Wait()
+					return count() - before
+				}
+				time.Sleep(time.Minute)
+				if n := len(p.near.Links()); n != 2 { // though the second one was still being dialed
+					t.Errorf("%d links after they were replaced", n)
+				}
+				const much, little = 8 << 20, 1 << 20
+				if got := bulk(much); !reserved && got < much/4 || reserved && got > little {
+					t.Errorf("%d bytes of bulk went over the first link", got)
+				}
+				ask, err := p.near.Open(frame.Interactive, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := p.far.Accept(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				ask.Write([]byte("now"))
+				if got := bulk(much); got > little {
+					t.Errorf("%d bytes of bulk went over the first link beside an interactive stream", got)
+				}
+				time.Sleep(2 * reservedFor)
+				if got := bulk(much); !reserved && got < much/4 || reserved && got > little {
+					t.Errorf("%d bytes of bulk went over the first link after that", got)
+				}
+			})
+		})
+	}
+}
+
+// ahead is a link that may be reserved.
+type ahead struct {
+	net.Conn
+	reserved bool
+}
+
+func (a ahead) Reserved() bool { return a.reserved }
 
 // TestRetireUnheard: a peer of an older version does not know what it is told,
 // and goes on to use the link. It ends anyway, and no byte is lost.

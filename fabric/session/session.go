@@ -57,9 +57,11 @@ const (
 	small       = 16 << 10          // of one of class bulk or background while a higher class is active
 	maxUnsent   = 4 * quantum       // bytes of a stream that no link has taken, about
 	activeFor   = time.Second
-	floorTurns  = 32 // every so many turns, the lowest class that waits is next
+	reservedFor = 5 * time.Second // after a higher class was active, its link carries no bulk
+	floorTurns  = 32              // every so many turns, the lowest class that waits is next
 
 	ackDelay = 2 * time.Millisecond // how long bulk may wait for its acknowledgement
+	ackBytes = 256 << 10            // and how much: what is not acknowledged leaves the processor's cache
 
 	maxQueuedPackets = frame.MaxPacketBytes // bytes; older ones are dropped
 	maxCommands      = 256
@@ -377,17 +379,21 @@ func (s *Session) SendPackets(tunnel [16]byte, packets [][]byte) error {
 
 // AddLink gives the session a link, on which both ends have said Hello. The
 // session closes it.
-func (s *Session) AddLink(c net.Conn) error { return s.addLink(c, s.o.Version) }
+func (s *Session) AddLink(c net.Conn) error {
+	_, err := s.addLink(c, s.o.Version, false)
+	return err
+}
 
-// addLink gives the session a link to a peer that speaks a version.
-func (s *Session) addLink(c net.Conn, version uint8) error {
+// addLink gives the session a link to a peer that speaks a version, and returns
+// its ID.
+func (s *Session) addLink(c net.Conn, version uint8, reserved bool) (id uint64, err error) {
 	now := time.Now()
-	l := &link{s: s, conn: c, wakeup: make(chan struct{}, 1), since: now}
+	l := &link{s: s, conn: c, wakeup: make(chan struct{}, 1), since: now, renew: renewAt(c, now), reserved: reserved}
 	s.mu.Lock()
 	if s.err != nil {
 		s.mu.Unlock()
 		c.Close()
-		return s.err
+		return 0, s.err
 	}
 	s.nlinks++
 	l.id = s.nlinks
@@ -401,20 +407,26 @@ func (s *Session) addLink(c net.Conn, version uint8) error {
 	s.mu.Unlock()
 	go l.read()
 	go l.write()
-	return nil
+	return l.id, nil
 }
 
-// share divides the classes among the links: with more than one, the first is
-// kept for what must not wait behind bulk. It is called when the links change.
+// share divides the classes among the links: with more than one, the first, or one
+// that is reserved, is kept for what must not wait behind bulk, and lent to bulk
+// while there is no such thing. It is called when the links change.
 func (s *Session) share() {
-	n := s.carriers()
-	i := 0
+	var first *link
+	n := 0
 	for _, l := range s.links {
-		l.high, l.low = false, false
 		if l.retired.IsZero() {
-			l.high, l.low = i == 0, i > 0 || n == 1
-			i++
+			if n++; first == nil || l.reserved && !first.reserved {
+				first = l
+			}
 		}
+	}
+	for _, l := range s.links {
+		l.high = l == first
+		l.low = l.retired.IsZero() && (!l.high || n == 1)
+		l.lends = l.high && !l.reserved
 		l.wake()
 	}
 	close(s.changed)
@@ -503,10 +515,14 @@ func (s *Session) lose(l *link, err error) {
 	}
 }
 
-// wake has an idle link that carries a class look for something to send.
+// wake has an idle link that carries a class look for something to send. Bulk
+// takes the first one, which it is only lent, last.
 func (s *Session) wake(c frame.Class) {
-	for _, l := range s.links {
-		if l.idle && l.carries(c) {
+	for i := range s.links {
+		if c >= frame.Bulk {
+			i = len(s.links) - 1 - i
+		}
+		if l := s.links[i]; l.idle && l.carries(c) {
 			l.wake()
 			return
 		}
@@ -636,7 +652,7 @@ func (s *Session) arrive(id uint64, p piece, open []byte, fin bool, class frame.
 	if !st.accepted && st.remote() {
 		return nil // nor is anything acknowledged before the open header
 	}
-	if class < frame.Bulk || fin || open != nil || len(st.early) > 0 || st.got-st.said >= st.window/8 {
+	if class < frame.Bulk || fin || open != nil || len(st.early) > 0 || st.got-st.said >= min(st.window/8, ackBytes) {
 		s.say(st)
 	} else if !st.toSay {
 		st.toSay = true // with the next one, or after a moment

@@ -1,0 +1,122 @@
+package carrier
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"testing"
+)
+
+// counted is a connection of which the calls are counted. Reads give what there
+// is of script.
+type counted struct {
+	net.Conn
+	script io.Reader
+	out    bytes.Buffer
+	reads  int
+	writes int
+	err    error
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	c.reads++
+	return c.script.Read(p)
+}
+
+func (c *counted) Write(p []byte) (int, error) {
+	c.writes++
+	if c.err != nil {
+		return 0, c.err
+	}
+	return c.out.Write(p)
+}
+
+func TestRecordsGoOutTogether(t *testing.T) {
+	c := &counted{}
+	r := &records{Conn: c}
+	var want []byte
+	put := func(n int) {
+		t.Helper()
+		b := bytes.Repeat([]byte{byte(n)}, n)
+		want = append(want, b...)
+		if k, err := r.Write(b); k != n || err != nil {
+			t.Fatal(k, err)
+		}
+	}
+	put(5)
+	if c.writes != 1 {
+		t.Errorf("%d writes of what nobody holds", c.writes)
+	}
+	r.hold()
+	for range 4 {
+		put(recordSize + 22)
+	}
+	if c.writes != 1 {
+		t.Errorf("%d writes of what is held", c.writes)
+	}
+	r.hold() // by two
+	if err := r.release(); err != nil || c.writes != 1 {
+		t.Errorf("%d writes of what one holds still, %v", c.writes, err)
+	}
+	if err := r.release(); err != nil || c.writes != 2 || r.out != nil {
+		t.Errorf("%d writes after the release, %v", c.writes, err)
+	}
+	r.hold()
+	put(recordBuffer)
+	put(1)
+	put(recordBuffer + 1) // more than is ever held
+	put(7)
+	if err := r.release(); err != nil || !bytes.Equal(c.out.Bytes(), want) {
+		t.Errorf("other bytes went out than were written, %v", err)
+	}
+	// After bytes that were taken in did not go out, nothing goes out.
+	r.hold()
+	put(5)
+	c.err = errors.New("cut")
+	if err := r.release(); !errors.Is(err, c.err) {
+		t.Errorf("the release says %v", err)
+	}
+	c.err = nil
+	if _, err := r.Write([]byte("x")); err == nil {
+		t.Error("a record went out after one that did not")
+	}
+}
+
+// TestRecordsAreReadAhead only while much comes: a connection that waits holds no
+// buffer.
+func TestRecordsAreReadAhead(t *testing.T) {
+	data := bytes.Repeat([]byte("seven b"), 200_000)
+	c := &counted{script: bytes.NewReader(data)}
+	r := &records{Conn: c}
+	var got []byte
+	buf := make([]byte, recordSize+600)
+	for i := 0; ; i++ {
+		n, err := r.Read(buf[:1+(i*7919)%len(buf)])
+		got = append(got, buf[:n]...)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(got, data) {
+		t.Errorf("%d bytes of %d, or others", len(got), len(data))
+	}
+	if most := len(data)/recordBuffer*3 + 10; c.reads > most {
+		t.Errorf("%d reads, want %d at most", c.reads, most)
+	}
+	if r.in != nil {
+		t.Error("a buffer is held at the end")
+	}
+	// Little by little, as from one who types: nothing is read ahead.
+	pr, pw := io.Pipe()
+	r = &records{Conn: &counted{script: pr}}
+	for range 3 {
+		go pw.Write(make([]byte, 100))
+		if n, err := r.Read(buf); n != 100 || err != nil || r.in != nil || r.much {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+	}
+}
