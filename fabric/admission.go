@@ -83,6 +83,19 @@ func (n *Node) admitOne(what admit.What, keys ...admit.Key) (*grant, *RefusedErr
 	return &grant{group, []*admit.Lease{lease}, true}, nil
 }
 
+// organization returns whose the peer is: what it has signed for all to see or,
+// as long as that has not come here, what it said when the session began. It is
+// the node's and not the tunnel's, so that none can be charged to another one
+// each time.
+func (r *route) organization() string {
+	if rec, ok := r.n.dir.d.Node(r.p.id); ok {
+		return rec.Organization
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.hello.Organization
+}
+
 func routeKey(r *route) admit.Key { return admit.Key{Scope: admit.Route, Name: r.p.id.String()} }
 
 func (n *Node) admitSession(r *route) (*grant, *RefusedError) {

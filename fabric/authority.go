@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"time"
 
 	"github.com/spacestore/space/fabric/frame"
@@ -96,7 +97,7 @@ func (n *Node) revocations(r *route, list []byte) error {
 		n.log.Info("revocation list taken in", "from", r.p.id.String())
 	}
 	if err != nil { // it is not the authority's, or the disk failed
-		n.log.Error("revocation list", "from", r.p.id.String(), "error", err)
+		r.p.grumble(slog.LevelError, "revocation list", "error", err)
 	}
 	return nil
 }
@@ -111,6 +112,8 @@ func (n *Node) call(ctx context.Context, id identity.NodeID, name string, reques
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
 	st, err := r.s.Open(frame.Control, append([]byte{streamCall}, name...))
 	if err != nil {
 		return nil, err
@@ -149,7 +152,7 @@ func (n *Node) serveCall(r *route, name string, st *session.Stream) {
 		answer, err = n.answerCall(r, name, request)
 	}
 	if err != nil {
-		n.log.Warn("call failed", "peer", r.p.id.String(), "call", name, "error", err)
+		r.p.grumble(slog.LevelWarn, "call failed", "call", name, "error", err)
 		answer = append([]byte{1}, err.Error()...)
 	} else {
 		answer = append([]byte{0}, answer...)

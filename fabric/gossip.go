@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +21,7 @@ import (
 type gossip struct {
 	d          *directory.Directory
 	news       chan struct{} // closed and made anew when the directory has changed
+	met        chan struct{} // closed and made anew when a session begins
 	published  time.Time
 	attached   []identity.NodeID // relays through which others reach this node, as published
 	neighbours map[identity.NodeID]bool
@@ -68,7 +70,7 @@ func addrOf(url string) (wayKey, error) {
 }
 
 func (n *Node) openDirectory() error {
-	n.dir = gossip{d: directory.New(directory.Options{Identity: n.o.Identity, Area: n.o.Area}), news: make(chan struct{}), neighbours: map[identity.NodeID]bool{}, seeded: map[identity.NodeID]wayKey{},
+	n.dir = gossip{d: directory.New(directory.Options{Identity: n.o.Identity, Area: n.o.Area}), news: make(chan struct{}), met: make(chan struct{}), neighbours: map[identity.NodeID]bool{}, seeded: map[identity.NodeID]wayKey{},
 		seedRest: firstSeedRest}
 	for _, s := range n.o.Seeds {
 		if _, err := addrOf(s); err != nil {
@@ -80,7 +82,7 @@ func (n *Node) openDirectory() error {
 
 // publish makes the own record anew and tells the neighbours.
 func (n *Node) publish() error {
-	rec := directory.Record{Name: n.o.Name, Addrs: slices.Clone(n.addrs), Relay: n.o.Relay && !n.draining.Load(),
+	rec := directory.Record{Name: n.o.Name, Organization: n.o.Organization, Addrs: slices.Clone(n.addrs), Relay: n.o.Relay && !n.draining.Load(),
 		Expires: time.Now().Add(recordLife)}
 	n.mu.Lock()
 	if !n.draining.Load() {
@@ -135,8 +137,29 @@ func (n *Node) met(r *route, h hello) {
 	r.sendDigest()
 	n.mu.Lock()
 	n.dir.lookAt = time.Time{}
+	close(n.dir.met)
+	n.dir.met = make(chan struct{})
 	n.mu.Unlock()
+	for _, other := range r.p.all() { // it can be reached again, perhaps
+		if other != r && other.dialed && other.aloneFor(0, time.Now()) {
+			n.run(func() {
+				ctx, cancel := context.WithTimeout(n.ctx, dialTime)
+				defer cancel()
+				if _, err := r.p.revive(ctx); err != nil {
+					n.log.Debug("not reached", "error", err)
+				}
+			})
+		}
+	}
 	n.poke()
+}
+
+// nextMeeting returns a channel that is closed when there is a session with
+// another node.
+func (n *Node) nextMeeting() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.dir.met
 }
 
 func (r *route) sendDigest() {
@@ -262,6 +285,10 @@ func (n *Node) lookAtNeighbours(now time.Time) {
 			pick(ids, areaNeighbours)
 		}
 	}
+	reached := false // a record alone may be of a node that is gone
+	for _, p := range n.allPeers() {
+		reached = reached || p.id != n.id && p.live() != nil
+	}
 	n.mu.Lock()
 	for id := range n.dir.seeded { // the first ones to know
 		if len(want) < ringNeighbours {
@@ -269,7 +296,7 @@ func (n *Node) lookAtNeighbours(now time.Time) {
 		}
 	}
 	n.dir.neighbours = want
-	seed := len(n.o.Seeds) > 0 && !n.dir.seeding && (len(want) == 0 && !now.Before(n.dir.seedAt) || now.Sub(n.dir.seedAt) > seedAgain)
+	seed := len(n.o.Seeds) > 0 && !n.dir.seeding && (!reached && !now.Before(n.dir.seedAt) || now.Sub(n.dir.seedAt) > seedAgain)
 	if seed {
 		n.dir.seeding = true
 	}
@@ -388,6 +415,7 @@ func (n *Node) dialSeed(k wayKey) error {
 		return errors.New("fabric: it is this node")
 	}
 	n.mu.Lock()
+	maps.DeleteFunc(n.dir.seeded, func(_ identity.NodeID, at wayKey) bool { return at == k }) // who was there before
 	n.dir.seeded[id] = k
 	n.mu.Unlock()
 	p, err := n.peer(id)
@@ -525,7 +553,8 @@ func (n *Node) providers(ctx context.Context, t *Tunnel, except *identity.NodeID
 // maxProviders is how many nodes are asked for one tunnel.
 const maxProviders = 8
 
-// guess is the score of a node that there is no session with.
+// guess is the score of a node that there is no session with. Where all ways have
+// failed when they were last tried, others come first.
 func (n *Node) guess(id identity.NodeID, now time.Time) (s score) {
 	rec, ok := n.dir.d.Node(id)
 	s.far = !ok || rec.Area != n.o.Area
@@ -538,7 +567,7 @@ func (n *Node) guess(id identity.NodeID, now time.Time) (s score) {
 		if p != nil {
 			p.mu.Lock()
 			w := p.ways[k]
-			resting = w != nil && w.until.After(now)
+			resting = w != nil && (w.fails > 0 || w.until.After(now))
 			p.mu.Unlock()
 		}
 		s.down = s.down && resting

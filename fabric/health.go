@@ -13,7 +13,6 @@ type health struct {
 	last   session.Stats
 	rate   float64 // bytes a second, both ways, smoothed
 	loss   float64 // part of the bytes that went twice, smoothed
-	down   time.Time
 	losses float64 // links lost, fading within minutes
 }
 
@@ -40,23 +39,33 @@ func (r *route) sample(now time.Time) {
 		h.losses = h.losses*0.98 + float64(st.LostLinks-h.last.LostLinks)
 	}
 	h.at, h.last = now, st
-	switch {
-	case st.Links > 0:
-		h.down = time.Time{}
-	case h.down.IsZero():
-		h.down = now
-	}
 	if st.Streams > 1 || len(r.tunnels) > 0 { // more than the control stream
 		r.used = now
 	}
 }
 
-// isDown reports whether the session has been without a link for a while.
-func (r *route) isDown(now time.Time) bool {
+// linked takes note of whether the session has a link.
+func (r *route) linked() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.health.down.IsZero() && now.Sub(r.health.down) >= downTime
+	switch { // the session is asked within the lock, so that the last word is the newest
+	case len(r.s.Links()) > 0:
+		r.alone, r.leaveRest = time.Time{}, 0
+	case r.alone.IsZero():
+		r.alone = time.Now()
+		time.AfterFunc(downTime, r.n.poke)
+	}
 }
+
+// aloneFor reports whether the session has been without a link for so long.
+func (r *route) aloneFor(d time.Duration, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.alone.IsZero() && now.Sub(r.alone) >= d
+}
+
+// isDown reports whether the session has been without a link for a while.
+func (r *route) isDown(now time.Time) bool { return r.aloneFor(downTime, now) }
 
 // score orders the sessions that a tunnel might use, and so the nodes: lower is
 // better. Round trips that differ by less than half count as equal, so that

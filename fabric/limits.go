@@ -9,10 +9,14 @@ import (
 const (
 	dialTime = 20 * time.Second        // for a session, whatever the way
 	wayTime  = 3 * time.Second         // for a link over one way
-	wayStart = 500 * time.Millisecond  // of one way over the next
-	callTime = 10 * time.Second        // for the answer to a command
+	wayStart = 250 * time.Millisecond  // of one way over the next
+	callTime = 10 * time.Second        // for a call, and its answer
+	openTime = 5 * time.Second         // for the answer to a command
 	tickTime = time.Second             // between two looks at everything
+	lonely   = 300 * time.Millisecond  // without a link, a session is no place for what is new
 	downTime = 1500 * time.Millisecond // without a link, a session is down; its tunnels move where they may
+
+	nodeStart = 500 * time.Millisecond // of one node over the next, when a tunnel looks for its other end
 
 	leaseLife = 2 * time.Minute // without a renewal; longer than a session lives without a link
 	holdTime  = time.Minute     // the provider's end of a tunnel waits for its opener
@@ -23,14 +27,22 @@ const (
 	firstClimbRest = 5 * time.Second // between two tries for a better way; doubles
 	lastClimbRest  = 5 * time.Minute
 
+	firstLeaveRest = time.Second // between two tries to leave a session that is down; doubles
+	lastLeaveRest  = 8 * time.Second
+
+	briefLink     = 2 * time.Second        // a link that lasted no longer was none
+	firstLinkRest = 100 * time.Millisecond // before the next one, from the second such link on; doubles
+	lastLinkRest  = 5 * time.Second
+
 	firstReopenRest = 100 * time.Millisecond // between two tries for a tunnel's route; doubles
-	lastReopenRest  = 5 * time.Second
+	lastReopenRest  = 2 * time.Second
 	reopenTime      = 30 * time.Second
 
 	sessionIdle = time.Minute // a session that is of no use is closed after
 	peerIdle    = 10 * time.Minute
 	helloTime   = 15 * time.Second // for the peer's hello on the control stream
 	drainLook   = 50 * time.Millisecond
+	grumbleRest = time.Second // between two lines about what one peer does wrong
 	drainPause  = time.Minute // a node that drains is left alone for
 )
 
@@ -42,11 +54,15 @@ const (
 	sessionBacklog     = 1024 // streams of one session that were not looked at yet
 	tunnelBacklog      = 256  // streams of one tunnel that nobody has accepted
 	maxServices        = 1024
+	maxLinksOf         = 512 // of all sessions with one peer that it has dialed
 	maxFresh           = 256 // links that have not said hello
+	maxFreshOf         = 32  // of one node
 	maxPending         = 1024
-	maxHandshakes      = 64 // tunnels being opened at a time
-	maxHops            = 3  // nodes that pass a link on
-	maxServed          = 64 // calls, and handshakes of links that were passed on, of one session
+	maxHandshakes      = 64   // tunnels being opened at one node at a time
+	maxHops            = 3    // nodes that pass a link on
+	maxPassed          = 1024 // links that are passed on for one node
+	maxOnward          = 16   // of them, those for which the next node is being dialed
+	maxServed          = 64   // calls, and handshakes of links that were passed on, of one session
 	controlQueue       = 2048
 	controlBytes       = 8 << 20
 )

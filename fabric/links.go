@@ -172,6 +172,9 @@ func (r *route) dialLink(ctx context.Context, n int) (net.Conn, error) {
 	if c := r.takeSpare(); c != nil {
 		return r.own(c), nil
 	}
+	if err := r.restLinks(ctx); err != nil {
+		return nil, err
+	}
 	class := frame.Bulk
 	if n == 0 || len(r.linkConns()) == 0 {
 		class = frame.Interactive
@@ -181,9 +184,46 @@ func (r *route) dialLink(ctx context.Context, n int) (net.Conn, error) {
 		return r.own(c), nil
 	}
 	if len(r.linkConns()) == 0 {
-		r.down()
+		r.down(time.Now())
 	}
 	return nil, err
+}
+
+// restLinks waits before a link is dialed where the last ones died at once, such
+// as at a peer whose door is open and who throws out whoever comes in.
+func (r *route) restLinks(ctx context.Context) error {
+	r.mu.Lock()
+	rest := time.Duration(0)
+	if r.died > 1 {
+		rest = time.Until(r.diedAt.Add(min(firstLinkRest<<min(r.died-2, 16), lastLinkRest)))
+	}
+	r.mu.Unlock()
+	if rest <= 0 {
+		return nil
+	}
+	t := time.NewTimer(rest)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// linkDied takes note of how long a link has lasted. Links that fall together
+// are one.
+func (r *route) linkDied(began, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case now.Sub(began) > briefLink:
+		r.died = 0
+	case began.Before(r.diedAt):
+	default:
+		r.died++
+		r.diedAt = now
+	}
 }
 
 // race makes a link over the first way that works. Each gets a start over the
@@ -305,6 +345,7 @@ func (r *route) lostLink(c *linkConn) {
 		}
 	}
 	r.p.failed(c.way, c.began)
+	r.linkDied(c.began, time.Now())
 	r.n.log.Warn("link down", "peer", r.p.id.String(), "way", c.way.String(), "lasted", time.Since(c.began).Round(time.Millisecond).String())
 }
 
@@ -324,7 +365,7 @@ func (r *route) probe() {
 		}
 	}
 	if len(ways) > 0 {
-		r.down()
+		r.down(time.Now())
 	}
 }
 

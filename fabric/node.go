@@ -6,7 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,16 +68,15 @@ var (
 // Locks are taken in this order, and none is held over I/O: Tunnel.mu, Node.mu,
 // peer.mu, route.mu.
 type Node struct {
-	o          Options
-	id         identity.NodeID
-	log        *slog.Logger
-	epoch      uint64 // of this life
-	started    time.Time
-	signer     *identity.Signer
-	verifier   *identity.Verifier
-	handshakes gate
-	admit      *admit.Controller
-	windows    *session.Budget
+	o        Options
+	id       identity.NodeID
+	log      *slog.Logger
+	epoch    uint64 // of this life
+	started  time.Time
+	signer   *identity.Signer
+	verifier *identity.Verifier
+	admit    *admit.Controller
+	windows  *session.Budget
 
 	ctx    context.Context // until Close
 	cancel context.CancelFunc
@@ -96,7 +96,7 @@ type Node struct {
 	peers     map[identity.NodeID]*peer
 	tunnels   map[tunnelKey]*Tunnel
 	services  map[serviceKey]*Provider
-	fresh     map[net.Conn]struct{} // links that have not said hello
+	fresh     map[carrier.Link]struct{} // links that have not said hello
 	listeners []carrier.Listener
 	addrs     []directory.Addr
 	past      session.Stats // of sessions that have ended
@@ -122,8 +122,8 @@ func Start(o Options) (*Node, error) {
 	o.Limits = filled(o.Limits)
 	now := time.Now()
 	n := &Node{o: o, id: o.Identity.ID(), epoch: uint64(now.UnixNano()), started: now, signer: o.Identity.Signer(), verifier: o.Identity.Verifier(),
-		admit: admit.New(o.Limits, clock.System()), windows: session.NewBudget(o.Limits.Each[admit.NodeScope].Window), handshakes: make(gate, maxHandshakes), poked: make(chan struct{}, 1), peers: map[identity.NodeID]*peer{},
-		tunnels: map[tunnelKey]*Tunnel{}, services: map[serviceKey]*Provider{}, fresh: map[net.Conn]struct{}{}}
+		admit: admit.New(o.Limits, clock.System()), windows: session.NewBudget(o.Limits.Each[admit.NodeScope].Window), poked: make(chan struct{}, 1), peers: map[identity.NodeID]*peer{},
+		tunnels: map[tunnelKey]*Tunnel{}, services: map[serviceKey]*Provider{}, fresh: map[carrier.Link]struct{}{}}
 	n.log = o.Log.With("node", n.id.String())
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	if err := n.begin(); err != nil {
@@ -173,14 +173,11 @@ func (n *Node) Close() error {
 		return nil
 	}
 	n.closed = true
-	var peers []*peer
-	for _, p := range n.peers {
-		peers = append(peers, p)
-	}
-	for c := range n.fresh {
-		c.Close()
-	}
+	peers, fresh := slices.Collect(maps.Values(n.peers)), slices.Collect(maps.Keys(n.fresh))
 	n.mu.Unlock()
+	for _, c := range fresh {
+		c.Close() // which may take a while
+	}
 	n.starting.Lock()
 	n.cancel()
 	n.starting.Unlock()
@@ -260,8 +257,12 @@ func (t *Tunnel) left() bool {
 // tunnels to it that may be elsewhere, move while it is still there.
 func (n *Node) peerDrains(r *route) {
 	r.mu.Lock()
+	again := r.draining
 	r.draining = true
 	r.mu.Unlock()
+	if again {
+		return
+	}
 	n.log.Info("peer drains", "peer", r.p.id.String())
 	r.each(mayFailOver, seekAway)
 	for _, p := range n.allPeers() {
@@ -355,8 +356,11 @@ func (r *route) look(now time.Time) {
 	if climb && !r.n.run(func() { r.climb(r.n.ctx) }) {
 		return
 	}
+	if r.dialed && r.aloneFor(lonely, now) {
+		r.p.redial() // the session does so itself, but with longer and longer rests
+	}
 	if r.isDown(now) {
-		r.down()
+		r.down(now)
 	}
 	r.shorten(now)
 }
@@ -412,6 +416,20 @@ func (r *route) climbSoon() {
 	r.n.poke()
 }
 
-// down has the tunnels that may be elsewhere leave a session without links. Its
-// streams may live on, if it comes back in time.
-func (r *route) down() { r.each(mayFailOver, seekAway) }
+// down has tunnels leave a session without links: those that may be elsewhere for
+// another node, the others for another session, which this node can make if the
+// peer had made this one. Its streams may live on, if it comes back in time. It
+// is for those who notice, and does something now and then.
+func (r *route) down(now time.Time) {
+	r.mu.Lock()
+	early := now.Before(r.leaveAt)
+	if !early {
+		r.leaveRest = min(max(2*r.leaveRest, firstLeaveRest), lastLeaveRest)
+		r.leaveAt = now.Add(r.leaveRest)
+	}
+	r.mu.Unlock()
+	if early {
+		return
+	}
+	r.each(func(t *Tunnel) bool { return mayFailOver(t) || !r.dialed }, seekAway)
+}

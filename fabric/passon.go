@@ -32,8 +32,11 @@ func (n *Node) pass(ctx context.Context, p *peer, r *route, k wayKey, class fram
 
 // hop opens a stream that node via is asked to pass on to node to. Only a direct
 // session with via will do, so that what is passed on is never within something
-// else that is.
+// else that is. Nothing is remembered of a node that nobody has heard of.
 func (n *Node) hop(ctx context.Context, via, to identity.NodeID, hops uint8, class frame.Class) (*session.Stream, error) {
+	if _, listed := n.dir.d.Node(via); !listed && n.known(via) == nil {
+		return nil, fmt.Errorf("%w: node %s is not known here", errNoPass, via)
+	}
 	p, err := n.peer(via)
 	if err != nil {
 		return nil, err
@@ -74,6 +77,8 @@ func foreign(err error) error {
 func (n *Node) passOn(r *route, h streamHead, st *session.Stream) {
 	grant, err := n.mayPass(r, h)
 	if err == nil && !n.run(func() { n.passOver(r, h, st, grant) }) {
+		r.p.passes.Add(-1)
+		grant.release()
 		err = ErrClosed
 	}
 	if err != nil {
@@ -89,8 +94,14 @@ func (n *Node) mayPass(from *route, h streamHead) (*grant, error) {
 	if h.hops == 0 || h.hops > maxHops {
 		return nil, fmt.Errorf("%w: it went through %d nodes already", errNoPass, maxHops)
 	}
+	if from.p.passes.Add(1) > maxPassed {
+		from.p.passes.Add(-1)
+		n.refused.Add(1)
+		return nil, &RefusedError{Limit: fmt.Sprintf("%d links that are passed on for one node", maxPassed), Retry: refusedRetry}
+	}
 	grant, refused := n.admitPass(from)
 	if refused != nil {
+		from.p.passes.Add(-1)
 		return nil, refused
 	}
 	return grant, nil
@@ -98,6 +109,7 @@ func (n *Node) mayPass(from *route, h streamHead) (*grant, error) {
 
 func (n *Node) passOver(r *route, h streamHead, st *session.Stream, grant *grant) {
 	defer grant.release()
+	defer r.p.passes.Add(-1)
 	n.passed.Add(1)
 	defer n.passed.Add(-1)
 	next, err := n.nextHop(r, h, st.Class())
@@ -134,6 +146,10 @@ func splice(to, from *session.Stream) {
 func (n *Node) nextHop(from *route, h streamHead, class frame.Class) (*session.Stream, error) {
 	ctx, cancel := context.WithTimeout(n.ctx, wayTime)
 	defer cancel()
+	if err := from.p.onward.take(ctx); err != nil {
+		return nil, fmt.Errorf("%w: too much else is being passed on for node %s", errNoPass, n.nameOf(from.p.id))
+	}
+	defer from.p.onward.give()
 	var errs []error
 	for _, via := range n.hopsTo(h.to) {
 		if via == from.p.id {
@@ -197,18 +213,28 @@ func (n *Node) listen(l carrier.Listener, name string) {
 	}
 }
 
-// helloing notes a link that has not said hello yet; there are so many at most.
-func (n *Node) helloing(c net.Conn) bool {
+// helloing notes a link that has not said hello yet; there are so many at most,
+// of all nodes and of one.
+func (n *Node) helloing(c carrier.Link) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed || len(n.fresh) >= maxFresh {
+		return false
+	}
+	same := 0
+	for other := range n.fresh {
+		if other.Peer() == c.Peer() {
+			same++
+		}
+	}
+	if same >= maxFreshOf {
 		return false
 	}
 	n.fresh[c] = struct{}{}
 	return true
 }
 
-func (n *Node) helloed(c net.Conn) {
+func (n *Node) helloed(c carrier.Link) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.fresh, c)

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spacestore/space/fabric/frame"
@@ -21,6 +23,12 @@ type peer struct {
 	id   identity.NodeID
 	ep   *session.Endpoint // of this peer alone, so that packets tell from whom they are
 	stop func()            // ends the watch for its revocation
+
+	handshakes gate // of tunnels to it
+	onward     gate // links of its that are being passed on
+	passes     atomic.Int64
+	grumbled   atomic.Int64 // when something that it did was last logged, in ns
+	unsaid     atomic.Int64 // what was not logged since
 
 	mu      sync.Mutex
 	routes  []*route // that have not ended; usually one, two where both ends have dialed at once
@@ -39,6 +47,12 @@ type dialing struct {
 
 // peer returns what there is about a node.
 func (n *Node) peer(id identity.NodeID) (*peer, error) {
+	var stale *peer
+	defer func() {
+		if stale != nil {
+			stale.drop()
+		}
+	}()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
@@ -51,9 +65,12 @@ func (n *Node) peer(id identity.NodeID) (*peer, error) {
 		return p, nil
 	}
 	if len(n.peers) >= maxPeers {
+		stale = n.forgetOne()
+	}
+	if len(n.peers) >= maxPeers {
 		return nil, &RefusedError{Limit: fmt.Sprintf("%d nodes that this one deals with", maxPeers), Retry: peerIdle}
 	}
-	p := &peer{n: n, id: id, ways: map[wayKey]*way{}, used: time.Now()}
+	p := &peer{n: n, id: id, ways: map[wayKey]*way{}, used: time.Now(), handshakes: make(gate, maxHandshakes), onward: make(gate, maxOnward)}
 	p.ep = session.NewEndpoint(session.Options{
 		MaxStreams: maxSessionStreams,
 		Budget:     n.windows,
@@ -63,6 +80,45 @@ func (n *Node) peer(id identity.NodeID) (*peer, error) {
 	n.peers[id] = p
 	p.stop = n.o.Identity.Watch(id, func() { go p.revoked() }) // it takes locks
 	return p, nil
+}
+
+// forgetOne makes room for another peer: it takes out the one that there has been
+// nothing with for longest, if there is one without a session. n.mu is held.
+func (n *Node) forgetOne() *peer {
+	var oldest *peer
+	var used time.Time
+	for _, p := range n.peers {
+		p.mu.Lock()
+		if len(p.routes) == 0 && p.dialing == nil && (oldest == nil || p.used.Before(used)) {
+			oldest, used = p, p.used
+		}
+		p.mu.Unlock()
+	}
+	if oldest == nil {
+		return nil
+	}
+	oldest.mu.Lock()
+	defer oldest.mu.Unlock()
+	if len(oldest.routes) > 0 || oldest.dialing != nil {
+		return nil // just now
+	}
+	oldest.gone = true
+	delete(n.peers, oldest.id)
+	return oldest
+}
+
+// grumble logs something that a peer can do again and again, such as being
+// refused: once a second, and how often it was not.
+func (p *peer) grumble(level slog.Level, msg string, args ...any) {
+	now, last := time.Now().UnixNano(), p.grumbled.Load()
+	if now-last < int64(grumbleRest) || !p.grumbled.CompareAndSwap(last, now) {
+		p.unsaid.Add(1)
+		return
+	}
+	if n := p.unsaid.Swap(0); n > 0 {
+		args = append(args, "more not logged", n)
+	}
+	p.n.log.Log(context.Background(), level, msg, append([]any{"peer", p.id.String()}, args...)...)
 }
 
 // known returns a peer where there is one.
@@ -85,13 +141,15 @@ func (n *Node) allPeers() []*peer {
 
 // live returns the session to use now: a direct one before one that is passed
 // on, and the one that the node with the lower ID has dialed where there are two,
-// so that both ends choose the same.
+// so that both ends choose the same. One that has lost all its links a while ago
+// is none, although its streams may live on.
 func (p *peer) live() *route {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var best *route
+	now := time.Now()
 	for _, r := range p.routes {
-		if !r.isReady() {
+		if !r.isReady() || r.aloneFor(lonely, now) {
 			continue
 		}
 		if best == nil || r.isDirect() && !best.isDirect() || r.isDirect() == best.isDirect() && r.dialed == p.n.before(p.id) {
@@ -106,7 +164,7 @@ func (p *peer) other(r *route) *route {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, o := range p.routes {
-		if o != r && o.isReady() && o.isDirect() {
+		if o != r && o.isReady() && o.isDirect() && !o.aloneFor(lonely, time.Now()) {
 			return o
 		}
 	}
@@ -181,6 +239,11 @@ func (p *peer) dial(d *dialing, first *linkConn) {
 }
 
 func (p *peer) begin(ctx context.Context, direct bool, first *linkConn) error {
+	if !direct {
+		if found, err := p.revive(ctx); found {
+			return err
+		}
+	}
 	r := newRoute(p, true)
 	if direct && first == nil {
 		var errs []error
@@ -216,6 +279,40 @@ func (p *peer) begin(ctx context.Context, direct bool, first *linkConn) error {
 		s.Close()
 		return context.Cause(ctx)
 	}
+}
+
+// revive makes links for a session that was dialed from here and has none: with
+// it all its streams go on. It returns false where there is no such session, or
+// the peer does not know it any more.
+func (p *peer) revive(ctx context.Context) (found bool, err error) {
+	for _, r := range p.all() {
+		if !r.dialed || !r.isReady() || !r.aloneFor(0, time.Now()) {
+			continue
+		}
+		err := r.s.Relink(ctx, r.dialLink)
+		if err == nil {
+			r.linked()
+		}
+		if r.s.Err() == nil {
+			return true, err
+		}
+	}
+	return false, nil
+}
+
+// redial has the peer dialed in the background, unless it is being.
+func (p *peer) redial() {
+	p.mu.Lock()
+	busy := p.dialing != nil
+	p.mu.Unlock()
+	if busy {
+		return
+	}
+	p.n.run(func() {
+		if _, err := p.route(p.n.ctx); err != nil {
+			p.n.log.Debug("not reached", "error", err)
+		}
+	})
 }
 
 // add takes in a session that has begun. It returns false where none may begin
@@ -274,6 +371,16 @@ func (n *Node) serve(c net.Conn, from identity.NodeID, how wayKey) error {
 	if err != nil {
 		c.Close()
 		return err
+	}
+	links := 0
+	for _, r := range p.all() {
+		if !r.dialed {
+			links += len(r.s.Links())
+		}
+	}
+	if links >= maxLinksOf {
+		c.Close()
+		return &RefusedError{Limit: fmt.Sprintf("%d links from one node", maxLinksOf), Retry: refusedRetry}
 	}
 	s, err := p.ep.Serve(c, from.String())
 	if err != nil || s == nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/spacestore/space/fabric/identity"
@@ -27,7 +28,7 @@ type Request struct {
 	Kind           string
 	Role           string
 	LocalServiceID string     // for people; "": the kind
-	Organization   string     // "": the node's own
+	Organization   string     // that it counts for at this node; "": the node's own, as at the other end
 	Apart          []TunnelID // to another node than those of these tunnels, such as for a mirror
 }
 
@@ -141,7 +142,7 @@ func (n *Node) service(k serviceKey) *Provider {
 func (n *Node) opened(r *route, o *openBody) openedBody {
 	no := func(limit string, retry time.Duration) openedBody {
 		n.refused.Add(1)
-		n.log.Warn("tunnel refused", "tunnel", o.Tunnel.String(), "peer", r.p.id.String(), "limit", limit)
+		r.p.grumble(slog.LevelWarn, "tunnel refused", "tunnel", o.Tunnel.String(), "limit", limit)
 		return openedBody{ID: o.ID, Limit: limit, Retry: retry}
 	}
 	failed := func(why string) openedBody { return openedBody{ID: o.ID, Error: why} }
@@ -149,8 +150,8 @@ func (n *Node) opened(r *route, o *openBody) openedBody {
 		if t.Peer() != r.p.id {
 			return failed("the tunnel is another node's")
 		}
-		if !t.use(r, max(o.Generation, t.Contract().RouteGeneration+1), "") {
-			return failed("the tunnel has ended")
+		if !t.use(r, o.Generation, "") {
+			return failed("the tunnel has ended, or is agreed on anew")
 		}
 		return openedBody{ID: o.ID, Service: t.Contract().LocalServiceID}
 	}
@@ -163,7 +164,7 @@ func (n *Node) opened(r *route, o *openBody) openedBody {
 	}
 	t := n.newTunnel(o.Tunnel, false, ask{
 		profile: Profile{Class: o.Class, Plane: o.Plane, Classes: o.Classes, Shards: o.Shards, Failover: o.Failover},
-		pool:    o.Pool, kind: o.Kind, role: o.Role, local: p.id, org: o.Organization})
+		pool:    o.Pool, kind: o.Kind, role: o.Role, local: p.id, org: r.organization()})
 	t.peer = r.p.id
 	grant, refused := n.admitTunnel(t, r)
 	if refused != nil {
@@ -172,6 +173,9 @@ func (n *Node) opened(r *route, o *openBody) openedBody {
 	t.grant = grant
 	if err := n.addTunnel(t); err != nil {
 		grant.release()
+		if errors.Is(err, errTunnelExists) { // asked for over two sessions at once
+			return n.opened(r, o)
+		}
 		return failed(err.Error())
 	}
 	if !t.use(r, o.Generation, o.Service) {

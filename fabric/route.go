@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -42,7 +44,7 @@ type route struct {
 	tunnels  map[tunnelKey]*Tunnel
 	pending  map[uint64]chan<- any // requests that wait for an answer
 	nextID   uint64
-	closed   []TunnelID          // that have ended here, of which the peer is to know
+	closed   []movedTunnel       // that have ended here, and in which generation, of which the peer is to know
 	moved    map[TunnelID]uint64 // generations that the peer is to know
 	used     time.Time           // when it last was of use
 	digestAt time.Time           // when to exchange digests again
@@ -59,6 +61,12 @@ type route struct {
 	climbing  bool
 	climbAt   time.Time
 	climbRest time.Duration
+
+	alone     time.Time // since when the session has had no link; zero: it has one
+	leaveAt   time.Time // when its tunnels may try again to leave it
+	leaveRest time.Duration
+	diedAt    time.Time // when a link has last died at once
+	died      int       // in a row
 
 	health health
 }
@@ -93,7 +101,7 @@ func (r *route) start(s *session.Session) {
 		if refused == nil {
 			grant.release()
 		} else {
-			r.n.log.Warn("session refused", "peer", r.p.id.String(), "limit", refused.Limit)
+			r.p.grumble(slog.LevelWarn, "session refused", "limit", refused.Limit)
 		}
 		return
 	}
@@ -127,7 +135,7 @@ func (r *route) setControl(st *session.Stream) {
 		st.Reset(codeGarbage, "a second control stream")
 		return
 	}
-	h := hello{Life: r.n.verifier.Life(), Epoch: r.n.epoch, Name: r.n.o.Name, Area: r.n.o.Area, Relay: r.n.o.Relay, Revoked: r.n.revocation()}
+	h := hello{Life: r.n.verifier.Life(), Epoch: r.n.epoch, Name: r.n.o.Name, Area: r.n.o.Area, Organization: r.n.o.Organization, Relay: r.n.o.Relay, Revoked: r.n.revocation()}
 	if r.dialed {
 		route := r.routeBody()
 		h.Route = &route
@@ -144,7 +152,7 @@ func (r *route) setControl(st *session.Stream) {
 	r.n.run(func() {
 		err := r.read(st)
 		if r.s.Err() == nil {
-			r.n.log.Warn("control stream ended", "peer", r.p.id.String(), "error", err)
+			r.p.grumble(slog.LevelWarn, "control stream ended", "error", err)
 		}
 		r.s.Close()
 	})
@@ -197,7 +205,11 @@ func (r *route) writeNotices() error {
 		}
 	}
 	for batch := range slices.Chunk(closed, maxBatch) {
-		if err := r.writeCommand(cmdClose, closeBody{batch}); err != nil {
+		var b closeBody
+		for _, t := range batch {
+			b.Tunnels, b.Generations = append(b.Tunnels, t.ID), append(b.Generations, t.Generation)
+		}
+		if err := r.writeCommand(cmdClose, b); err != nil {
 			return err
 		}
 	}
@@ -220,10 +232,21 @@ func (r *route) writeCommand(kind string, body any) error {
 
 // noteClosed has the peer told that a tunnel has ended here.
 func (r *route) noteClosed(t *Tunnel) {
+	t.mu.Lock()
+	gen := max(t.gen, t.contract.RouteGeneration)
+	t.mu.Unlock()
 	r.mu.Lock()
 	if !r.ended {
-		r.closed = append(r.closed, sided(t.id, t.opener))
+		r.closed = append(r.closed, movedTunnel{sided(t.id, t.opener), gen})
 	}
+	r.mu.Unlock()
+	r.noteAll()
+}
+
+// noteMoved has the peer told a tunnel's generation.
+func (r *route) noteMoved(t *Tunnel, gen uint64) {
+	r.mu.Lock()
+	r.moved[t.id] = gen
 	r.mu.Unlock()
 	r.noteAll()
 }
@@ -291,7 +314,7 @@ func (r *route) read(st io.Reader) error {
 	if m.kind != msgHello {
 		return fmt.Errorf("%w: message %d before hello", frame.ErrProtocol, m.kind)
 	}
-	if err := json.Unmarshal(m.body, &h); err != nil || len(h.Name) > maxName || len(h.Area) > maxName {
+	if err := json.Unmarshal(m.body, &h); err != nil || len(h.Name) > maxName || len(h.Area) > maxName || len(h.Organization) > maxName {
 		return fmt.Errorf("%w: hello: %v", frame.ErrProtocol, err)
 	}
 	if h.Route == nil == !r.dialed {
@@ -369,8 +392,12 @@ func (r *route) obey(c identity.Command) error {
 		if err := decode(&b); err != nil {
 			return err
 		}
-		for _, id := range b.Tunnels {
-			r.n.closedByPeer(r, id)
+		for i, id := range b.Tunnels {
+			gen := uint64(math.MaxUint64)
+			if i < len(b.Generations) {
+				gen = b.Generations[i]
+			}
+			r.n.closedByPeer(r, id, gen)
 		}
 	case cmdRoute:
 		var b routeBody
@@ -421,17 +448,26 @@ func (r *route) call(ctx context.Context, kind string, body func(id uint64) any)
 	if err := r.command(kind, body(id)); err != nil {
 		return nil, err
 	}
-	t := time.NewTimer(callTime)
+	t := time.NewTimer(openTime)
 	defer t.Stop()
-	select {
-	case v := <-c:
-		return v, nil
-	case <-r.s.Done():
-		return nil, r.s.Err()
-	case <-t.C:
-		return nil, fmt.Errorf("fabric: node %s does not answer", r.n.nameOf(r.p.id))
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	alone := time.NewTimer(lonely) // looks whether there is a link to wait for
+	defer alone.Stop()
+	for {
+		select {
+		case v := <-c:
+			return v, nil
+		case <-r.s.Done():
+			return nil, r.s.Err()
+		case <-t.C:
+			return nil, fmt.Errorf("fabric: node %s does not answer", r.n.nameOf(r.p.id))
+		case <-alone.C:
+			if r.aloneFor(lonely, time.Now()) {
+				return nil, fmt.Errorf("fabric: node %s is not reached just now", r.n.nameOf(r.p.id))
+			}
+			alone.Reset(lonely)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
 }
 
@@ -577,8 +613,9 @@ func (r *route) routeBody() routeBody {
 func (r *route) watch() {
 	for {
 		changed := r.s.Changed()
+		r.linked()
 		r.changedWay()
-		if r.s.Stats().Links == 0 && !r.dialed {
+		if !r.dialed && r.aloneFor(0, time.Now()) {
 			r.probe()
 		}
 		select {
@@ -647,12 +684,9 @@ func (r *route) bump() {
 	r.mu.Unlock()
 	for _, t := range tunnels {
 		if gen, ok := t.bump(r); ok {
-			r.mu.Lock()
-			r.moved[t.id] = gen
-			r.mu.Unlock()
+			r.noteMoved(t, gen)
 		}
 	}
-	r.noteAll()
 }
 
 // wereMoved takes in the generations of tunnels that the peer has opened.

@@ -486,16 +486,14 @@ func TestLimits(t *testing.T) {
 				t.Errorf("%v, where %q is the limit", err, limit)
 			}
 		}
-		small := Request{Profile: testProfile, Pool: "pool", Kind: "echo", Organization: "small"}
-		second, err := a.Tunnel(context.Background(), small)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, err = a.Tunnel(context.Background(), Request{Profile: testProfile, Pool: "pool", Kind: "echo"})
+		small := w.node(t, "c", "one", func(o *Options) { o.Organization = "small" })
+		second := w.open(t, small, testProfile, "pool")
+		_, err := a.Tunnel(context.Background(), Request{Profile: testProfile, Pool: "pool", Kind: "echo"})
 		refused(err, "pool pool")
 		first.Close()
 		waitFor(t, "room in the pool", func() bool { return len(b.Tunnels()) == 1 })
-		_, err = a.Tunnel(context.Background(), small)
+		// A node counts for its own organization, whatever it says of a tunnel.
+		_, err = small.Tunnel(context.Background(), Request{Profile: testProfile, Pool: "pool", Kind: "echo", Organization: "large"})
 		refused(err, "organization small")
 
 		// Streams beyond a limit are reset, and say so.

@@ -22,6 +22,7 @@ type stream struct {
 	header []byte
 	opened time.Time
 	grant  *grant
+	agreed uint64        // the tunnel's agreement that it was opened in, where it was here
 	gone   chan struct{} // closed when it is out of the registry
 
 	sent, got atomic.Int64
@@ -33,8 +34,8 @@ type stream struct {
 var _ Stream = (*stream)(nil)
 
 // add registers a stream.
-func (t *Tunnel) add(r *route, st *session.Stream, local bool, header []byte, g *grant) *stream {
-	s := &stream{t: t, r: r, st: st, local: local, header: header, opened: time.Now(), grant: g, gone: make(chan struct{})}
+func (t *Tunnel) add(r *route, st *session.Stream, local bool, header []byte, g *grant, agreed uint64) *stream {
+	s := &stream{t: t, r: r, st: st, local: local, header: header, opened: time.Now(), grant: g, agreed: agreed, gone: make(chan struct{})}
 	t.ever.Add(1)
 	t.mu.Lock()
 	if t.streams == nil {
@@ -80,7 +81,12 @@ func (s *stream) broke(err error) error {
 	switch {
 	case errors.Is(err, io.EOF):
 		s.eof.Store(true)
-	case errors.As(err, &reset), s.t.n.ctx.Err() != nil:
+	case errors.As(err, &reset):
+		s.forget()
+		if reset.Remote && reset.Code == codeNoTunnel && s.local {
+			s.t.disowned(s.r, s.agreed)
+		}
+	case s.t.n.ctx.Err() != nil:
 		s.forget()
 	}
 	return known(err)
@@ -112,41 +118,54 @@ func (s *stream) Write(p []byte) (int, error) {
 // ReadFrom implements io.ReaderFrom, as the session's stream does, without a
 // copy.
 func (s *stream) ReadFrom(r io.Reader) (int64, error) {
-	n, err := s.st.ReadFrom(&countedReader{r, s})
-	return n, known(err) // it may be r's: it is not for s to end for it
+	c := &countedReader{Reader: r, s: s}
+	n, err := s.st.ReadFrom(c)
+	if err == nil || c.failed { // r's: it is not for s to end for it
+		return n, known(err)
+	}
+	return n, s.broke(err)
 }
 
 // WriteTo implements io.WriterTo, as the session's stream does, without a copy.
 func (s *stream) WriteTo(w io.Writer) (int64, error) {
-	n, err := s.st.WriteTo(&countedWriter{w, s})
-	if err == nil {
+	c := &countedWriter{Writer: w, s: s}
+	n, err := s.st.WriteTo(c)
+	switch {
+	case err == nil:
 		s.eof.Store(true)
+		return n, nil
+	case c.failed: // w's
+		return n, known(err)
 	}
-	return n, known(err)
+	return n, s.broke(err)
 }
 
 // countedReader counts while a long copy is under way.
 type countedReader struct {
 	io.Reader
-	s *stream
+	s      *stream
+	failed bool // it, and not the stream that it is copied to
 }
 
 func (c *countedReader) Read(p []byte) (int, error) {
 	n, err := c.Reader.Read(p)
 	c.s.sent.Add(int64(n))
 	c.s.pace(n)
+	c.failed = err != nil && !errors.Is(err, io.EOF)
 	return n, err
 }
 
 type countedWriter struct {
 	io.Writer
-	s *stream
+	s      *stream
+	failed bool
 }
 
 func (c *countedWriter) Write(p []byte) (int, error) {
 	n, err := c.Writer.Write(p)
 	c.s.got.Add(int64(n))
 	c.s.pace(n)
+	c.failed = err != nil || n < len(p)
 	return n, err
 }
 

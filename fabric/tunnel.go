@@ -41,6 +41,9 @@ type Tunnel struct {
 	changed   chan struct{}   // closed and made anew when the contract or the route changes
 	seeking   bool            // somebody looks for another route
 	hold      *time.Timer     // ends the provider's end when the opener stays away
+	held      *bool           // tells one hold from the next; nil: there is none
+	gen       uint64          // at the opener's end: of the newest request, or change
+	agreed    uint64          // the generation of the request that the ends agree on
 	accept    []*stream       // that nobody has accepted
 	acceptor  chan struct{}   // holds one token when there may be some
 	streams   map[*stream]struct{}
@@ -61,6 +64,8 @@ var (
 	errPeerClosed = fmt.Errorf("%w: the peer has closed the tunnel", ErrClosed)
 	errNodeEnds   = fmt.Errorf("%w: the node ends", ErrClosed)
 	errAbandoned  = errors.New("fabric: the node that had opened the tunnel has not come back")
+
+	errTunnelExists = errors.New("fabric: the tunnel is there already")
 )
 
 // ID returns the tunnel's name, the same at both ends and for life.
@@ -169,7 +174,10 @@ func (a *ask) check() error {
 		return errors.New("fabric: a tunnel is to a pool and a kind of service; one is missing")
 	}
 	o := openBody{Pool: a.pool, Kind: a.kind, Role: a.role, Class: a.profile.Class, Plane: a.profile.Plane,
-		Classes: a.profile.Classes, Shards: a.profile.Shards, Service: a.local, Organization: a.org}
+		Classes: a.profile.Classes, Shards: a.profile.Shards, Service: a.local}
+	if len(a.org) > maxName {
+		return fmt.Errorf("fabric: a name of %d bytes; the limit is %d", len(a.org), maxName)
+	}
 	return o.check()
 }
 
@@ -180,7 +188,11 @@ func (n *Node) addTunnel(t *Tunnel) error {
 	if n.closed {
 		return ErrClosed
 	}
-	n.tunnels[tunnelKey{t.id, t.opener}] = t
+	k := tunnelKey{t.id, t.opener}
+	if n.tunnels[k] != nil {
+		return errTunnelExists
+	}
+	n.tunnels[k] = t
 	return nil
 }
 
@@ -202,49 +214,80 @@ func (n *Node) allTunnels() []*Tunnel {
 }
 
 // establish finds a provider and agrees with it. except is a node that shall
-// not be it, if there is another.
+// not be it, if there is another. Each node gets a start over the next, so that
+// one that can't be reached costs no more than that; one at a time is asked.
 func (t *Tunnel) establish(ctx context.Context, except *identity.NodeID) error {
 	nodes, err := t.n.providers(ctx, t, except)
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type reached struct {
+		p   *peer
+		r   *route
+		err error
+	}
+	results := make(chan reached, len(nodes))
+	reach := func(id identity.NodeID) {
+		p, err := t.n.peer(id)
+		if err != nil {
+			results <- reached{err: err}
+			return
+		}
+		if r := p.live(); r != nil {
+			results <- reached{p, r, nil}
+			return
+		}
+		if !t.n.run(func() {
+			r, err := p.route(ctx)
+			results <- reached{p, r, err}
+		}) {
+			results <- reached{err: ErrClosed}
+		}
+	}
 	var errs []error
 	var refused *RefusedError
-	for _, id := range nodes {
-		err := t.agree(ctx, id)
-		if err == nil {
-			return nil
-		}
-		errs = append(errs, err)
-		var no *RefusedError
-		if errors.As(err, &no) && (refused == nil || no.Retry < refused.Retry) {
-			refused = no
-		}
-		if ctx.Err() != nil {
-			break
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for waiting := 0; (waiting > 0 || len(nodes) > 0) && ctx.Err() == nil; {
+		select {
+		case <-next.C:
+			if len(nodes) > 0 {
+				reach(nodes[0])
+				nodes = nodes[1:]
+				waiting++
+				next.Reset(nodeStart)
+			}
+		case got := <-results:
+			waiting--
+			err := got.err
+			if err == nil {
+				err = t.agree(ctx, got.p, got.r)
+			}
+			if err == nil {
+				return nil
+			}
+			errs = append(errs, err)
+			var no *RefusedError
+			if errors.As(err, &no) && (refused == nil || no.Retry < refused.Retry) {
+				refused = no
+			}
+			next.Reset(0)
+		case <-ctx.Done():
 		}
 	}
 	if refused != nil {
 		return refused
 	}
+	if ctx.Err() != nil {
+		errs = append(errs, context.Cause(ctx))
+	}
 	return errors.Join(errs...)
 }
 
-// agree asks a node to be the tunnel's other end. A session that ends meanwhile,
-// such as one that was just being closed because it was idle, is made anew.
-func (t *Tunnel) agree(ctx context.Context, id identity.NodeID) error {
-	err := t.agreeOnce(ctx, id)
-	if (errors.Is(err, session.ErrClosed) || errors.Is(err, session.ErrLost)) && ctx.Err() == nil {
-		err = t.agreeOnce(ctx, id)
-	}
-	return err
-}
-
-func (t *Tunnel) agreeOnce(ctx context.Context, id identity.NodeID) error {
-	if err := t.n.handshakes.take(ctx); err != nil {
-		return err
-	}
-	defer t.n.handshakes.give()
+// agreeWith asks one node to be the tunnel's other end.
+func (t *Tunnel) agreeWith(ctx context.Context, id identity.NodeID) error {
 	p, err := t.n.peer(id)
 	if err != nil {
 		return err
@@ -253,9 +296,36 @@ func (t *Tunnel) agreeOnce(ctx context.Context, id identity.NodeID) error {
 	if err != nil {
 		return err
 	}
+	return t.agree(ctx, p, r)
+}
+
+// agree asks a node to be the tunnel's other end, over a session with it. One
+// that ends meanwhile, such as one that was just being closed because it was
+// idle, is made anew.
+func (t *Tunnel) agree(ctx context.Context, p *peer, r *route) error {
+	err := t.agreeOnce(ctx, r)
+	if (errors.Is(err, session.ErrClosed) || errors.Is(err, session.ErrLost)) && ctx.Err() == nil {
+		if r, err = p.route(ctx); err == nil {
+			err = t.agreeOnce(ctx, r)
+		}
+	}
+	return err
+}
+
+func (t *Tunnel) agreeOnce(ctx context.Context, r *route) error {
+	if err := r.p.handshakes.take(ctx); err != nil {
+		return err
+	}
+	defer r.p.handshakes.give()
+	id := r.p.id
 	t.mu.Lock()
+	if t.r == r {
+		t.mu.Unlock()
+		return nil // it is its route already
+	}
 	t.trying = id
-	gen := t.contract.RouteGeneration + 1
+	t.gen++
+	gen := t.gen
 	t.mu.Unlock()
 	defer func() {
 		t.mu.Lock()
@@ -265,7 +335,7 @@ func (t *Tunnel) agreeOnce(ctx context.Context, id identity.NodeID) error {
 	a := t.ask
 	v, err := r.call(ctx, cmdOpen, func(id uint64) any {
 		return openBody{ID: id, Tunnel: t.id, Pool: a.pool, Kind: a.kind, Role: a.role, Class: a.profile.Class, Plane: a.profile.Plane,
-			Classes: a.profile.Classes, Shards: a.profile.Shards, Failover: a.profile.Failover, Service: a.local, Organization: a.org, Generation: gen}
+			Classes: a.profile.Classes, Shards: a.profile.Shards, Failover: a.profile.Failover, Service: a.local, Generation: gen}
 	})
 	if err != nil {
 		t.mu.Lock()
@@ -302,14 +372,24 @@ func (t *Tunnel) use(r *route, gen uint64, remote string) bool {
 		r.noteClosed(t)
 		return false
 	}
+	if gen < t.agreed { // a request that was long under way, and given up
+		t.mu.Unlock()
+		return false
+	}
 	if !r.attach(t) { // r.mu is taken within t.mu, never the other way round
 		t.mu.Unlock()
 		return false
 	}
 	old := t.r
+	t.agreed = gen
+	behind := t.opener && gen <= t.contract.RouteGeneration // the old route has changed meanwhile
+	if behind {
+		gen = t.nextGen()
+	}
+	gen = max(gen, t.contract.RouteGeneration)
 	if t.hold != nil {
 		t.hold.Stop()
-		t.hold = nil
+		t.hold, t.held = nil, nil
 	}
 	t.r, t.peer = r, r.p.id
 	t.contract.RouteLeaseID, t.contract.RouteGeneration = r.leaseID(), gen
@@ -318,10 +398,19 @@ func (t *Tunnel) use(r *route, gen uint64, remote string) bool {
 	}
 	t.change()
 	t.mu.Unlock()
+	if behind {
+		r.noteMoved(t, gen)
+	}
 	if old != nil && old != r {
 		old.detach(t)
 	}
 	return true
+}
+
+// nextGen returns the next generation. t.mu is held.
+func (t *Tunnel) nextGen() uint64 {
+	t.gen = max(t.gen, t.contract.RouteGeneration) + 1
+	return t.gen
 }
 
 // bump notes that the route has changed, and returns the new generation.
@@ -332,7 +421,7 @@ func (t *Tunnel) bump(r *route) (gen uint64, ok bool) {
 	if t.r != r || t.err != nil {
 		return 0, false
 	}
-	t.contract.RouteGeneration++
+	t.contract.RouteGeneration = t.nextGen()
 	t.contract.RouteLeaseID = lease
 	t.change()
 	return t.contract.RouteGeneration, true
@@ -361,9 +450,32 @@ func (t *Tunnel) lost(r *route) {
 	t.change()
 	if t.opener {
 		t.seek(seekAny)
-	} else {
-		t.hold = time.AfterFunc(holdTime, func() { t.end(errAbandoned, false) })
+		return
 	}
+	hold := new(bool)
+	t.hold, t.held = time.AfterFunc(holdTime, func() { t.abandon(hold) }), hold
+}
+
+// abandon ends the provider's end, as long as it waits as it did when hold was
+// made: the timer may run although use has stopped it.
+func (t *Tunnel) abandon(hold *bool) {
+	t.endIf(func() bool { return t.held == hold }, errAbandoned, false)
+}
+
+// disowned takes note that the peer does not know the tunnel that both had agreed
+// on, such as because it has waited in vain for this node. The opener's end asks
+// again, after a moment in which the peer may say that it has closed it.
+func (t *Tunnel) disowned(r *route, agreed uint64) {
+	t.mu.Lock()
+	if !t.opener || t.r != r || t.agreed != agreed || t.err != nil {
+		t.mu.Unlock()
+		return
+	}
+	t.r = nil
+	t.change()
+	t.seek(seekAgain)
+	t.mu.Unlock()
+	r.detach(t)
 }
 
 // seekHow says what a tunnel looks for.
@@ -371,6 +483,7 @@ type seekHow int
 
 const (
 	seekAny    seekHow = iota // it has no route
+	seekAgain                 // so has it, and the peer may be about to say why
 	seekAway                  // another node than now, which drains or can't be reached
 	seekBetter                // another session with the same node
 )
@@ -397,10 +510,19 @@ func (t *Tunnel) reopen(peer identity.NodeID, old *route, how seekHow) {
 		case <-ctx.Done():
 		}
 	}()
+	if how == seekAgain {
+		how = seekAny
+		timer := time.NewTimer(firstReopenRest)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
 	log := t.n.log.With("tunnel", t.id.String(), "kind", t.ask.kind)
 	for rest := firstReopenRest; ctx.Err() == nil; rest = min(2*rest, lastReopenRest) {
-		news := t.n.Changed()
-		err := t.tryReopen(ctx, peer, how)
+		news, met := t.n.Changed(), t.n.nextMeeting()
+		err := t.tryReopen(ctx, peer, old, how)
 		if err == nil {
 			t.reopened(log, peer, old)
 			break
@@ -413,6 +535,7 @@ func (t *Tunnel) reopen(peer identity.NodeID, old *route, how seekHow) {
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
+		case <-met: // perhaps it is one that was not reached
 		case <-news: // perhaps of a node that is there again
 			rest = min(rest, firstReopenRest)
 			timer.Reset(rest)
@@ -431,14 +554,18 @@ func (t *Tunnel) reopen(peer identity.NodeID, old *route, how seekHow) {
 	}
 }
 
-func (t *Tunnel) tryReopen(ctx context.Context, peer identity.NodeID, how seekHow) error {
+func (t *Tunnel) tryReopen(ctx context.Context, peer identity.NodeID, old *route, how seekHow) error {
 	ctx, cancel := context.WithTimeout(ctx, reopenTime)
 	defer cancel()
 	switch {
 	case how == seekBetter || !t.ask.profile.Failover:
-		return t.agree(ctx, peer)
+		return t.agreeWith(ctx, peer)
 	case how == seekAway:
-		return t.establish(ctx, &peer)
+		err := t.establish(ctx, &peer)
+		if err != nil && old != nil && old.isDown(time.Now()) {
+			err = t.agreeWith(ctx, peer) // there is no other node, but perhaps another session
+		}
+		return err
 	}
 	return t.establish(ctx, nil)
 }
@@ -446,7 +573,12 @@ func (t *Tunnel) tryReopen(ctx context.Context, peer identity.NodeID, how seekHo
 // reopened takes note that a tunnel that was with peer over old has another
 // route.
 func (t *Tunnel) reopened(log *slog.Logger, peer identity.NodeID, old *route) {
-	now := t.Peer()
+	t.mu.Lock()
+	now, same := t.peer, t.r == old
+	t.mu.Unlock()
+	if same {
+		return
+	}
 	if now == peer {
 		log.Info("tunnel has another route", "peer", now.String())
 		return
@@ -483,8 +615,13 @@ func (t *Tunnel) Close() error {
 // end ends the tunnel here, and at the peer if it is told. local: the streams
 // end too.
 func (t *Tunnel) end(why error, local bool) {
+	t.endIf(func() bool { return true }, why, local)
+}
+
+// endIf is end if that is so, which is asked with t.mu held.
+func (t *Tunnel) endIf(so func() bool, why error, local bool) {
 	t.mu.Lock()
-	if t.err != nil {
+	if t.err != nil || !so() {
 		t.mu.Unlock()
 		return
 	}
@@ -529,14 +666,17 @@ func (t *Tunnel) end(why error, local bool) {
 	t.n.log.Log(context.Background(), level, "tunnel ended", "tunnel", t.id.String(), "kind", t.ask.kind, "why", why)
 }
 
-// closedByPeer ends a tunnel that its other end has closed. Its streams end by
-// themselves: what was written before is still to be read.
-func (n *Node) closedByPeer(r *route, id TunnelID) {
+// closedByPeer ends a tunnel that its other end has closed, when it knew of
+// changes up to a generation. Where the ends have agreed on something later, that
+// was of a request that was given up, or of another session that was long without
+// a link. Its streams end by themselves: what was written before is still to be
+// read.
+func (n *Node) closedByPeer(r *route, id TunnelID, gen uint64) {
 	t := n.tunnel(receiverOf(id))
-	if t == nil || t.Peer() != r.p.id {
+	if t == nil {
 		return
 	}
-	t.end(errPeerClosed, false)
+	t.endIf(func() bool { return t.peer == r.p.id && t.agreed <= gen }, errPeerClosed, false)
 }
 
 // allows reports whether the tunnel's contract has a class.
@@ -553,7 +693,7 @@ func (t *Tunnel) Open(ctx context.Context, class frame.Class, header []byte) (St
 	h := tunnelHeader(t.id, t.opener, header)
 	for {
 		t.mu.Lock()
-		r, changed, err := t.r, t.changed, t.err
+		r, agreed, changed, err := t.r, t.agreed, t.changed, t.err
 		t.mu.Unlock()
 		if err != nil {
 			return nil, err
@@ -568,7 +708,7 @@ func (t *Tunnel) Open(ctx context.Context, class frame.Class, header []byte) (St
 			}
 			st, err := r.s.Open(class, h)
 			if err == nil {
-				return t.add(r, st, true, header, grant), nil
+				return t.add(r, st, true, header, grant, agreed), nil
 			}
 			grant.release()
 			var busy *session.BusyError
@@ -659,7 +799,7 @@ func (n *Node) incoming(r *route, h streamHead, st *session.Stream) {
 		n.refused.Add(1)
 		st.Reset(codeRefused, "nobody accepts the tunnel's streams")
 	default:
-		s := t.add(r, st, false, h.rest, grant)
+		s := t.add(r, st, false, h.rest, grant, 0)
 		t.mu.Lock()
 		t.accept = append(t.accept, s)
 		t.offer()

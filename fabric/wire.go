@@ -164,7 +164,9 @@ type hello struct {
 	Epoch uint64         `json:"epoch"`
 	Name  string         `json:"name"`
 	Area  string         `json:"area"`
-	Relay bool           `json:"relay"`
+	// Organization is whose the sender is, for who has not got its record yet.
+	Organization string `json:"organization,omitempty"`
+	Relay        bool   `json:"relay"`
 	// Revoked is the number of the revocation list that the sender has.
 	Revoked int64      `json:"revoked"`
 	Route   *routeBody `json:"route,omitempty"` // from the dialer: the lease to begin with
@@ -183,19 +185,18 @@ const (
 
 // openBody asks for a tunnel, or for a new route of one.
 type openBody struct {
-	ID           uint64        `json:"id"`
-	Tunnel       TunnelID      `json:"tunnel"`
-	Pool         string        `json:"pool"`
-	Kind         string        `json:"kind"`
-	Role         string        `json:"role"`
-	Class        string        `json:"class"`
-	Plane        string        `json:"plane"`
-	Classes      []frame.Class `json:"classes"`
-	Shards       int           `json:"shards"`
-	Failover     bool          `json:"failover"`
-	Service      string        `json:"service"`      // LocalServiceID of the asking end
-	Organization string        `json:"organization"` // that the tunnel counts for
-	Generation   uint64        `json:"generation"`
+	ID         uint64        `json:"id"`
+	Tunnel     TunnelID      `json:"tunnel"`
+	Pool       string        `json:"pool"`
+	Kind       string        `json:"kind"`
+	Role       string        `json:"role"`
+	Class      string        `json:"class"`
+	Plane      string        `json:"plane"`
+	Classes    []frame.Class `json:"classes"`
+	Shards     int           `json:"shards"`
+	Failover   bool          `json:"failover"`
+	Service    string        `json:"service"` // LocalServiceID of the asking end
+	Generation uint64        `json:"generation"`
 }
 
 // openedBody answers it.
@@ -209,8 +210,11 @@ type openedBody struct {
 }
 
 // closeBody ends tunnels at the other end. Their IDs have their sender's side.
+// Generations are those that their sender knew of, one for each: where the other
+// end has agreed on a later one, the tunnel stays.
 type closeBody struct {
-	Tunnels []TunnelID `json:"tunnels"`
+	Tunnels     []TunnelID `json:"tunnels"`
+	Generations []uint64   `json:"generations,omitempty"`
 }
 
 // routeBody renews a session's lease and says how its links go.
@@ -242,7 +246,7 @@ const (
 
 // check refuses a request that nobody makes in good faith.
 func (o *openBody) check() error {
-	for _, s := range []string{o.Pool, o.Kind, o.Role, o.Class, o.Plane, o.Service, o.Organization} {
+	for _, s := range []string{o.Pool, o.Kind, o.Role, o.Class, o.Plane, o.Service} {
 		if len(s) > maxName {
 			return fmt.Errorf("%w: a name of %d bytes", frame.ErrProtocol, len(s))
 		}

@@ -57,14 +57,16 @@ func (s Service) fits(pool, kind, role string) bool {
 
 // Record is what a node says of itself.
 type Record struct {
-	Node     identity.NodeID `json:"node"`
-	Name     string          `json:"name"` // for people
-	Area     string          `json:"area"`
-	Addrs    []Addr          `json:"addrs"`
-	Services []Service       `json:"services"`
-	Relay    bool            `json:"relay"` // passes links of others on
-	Serial   uint64          `json:"serial"`
-	Expires  time.Time       `json:"expires"`
+	Node identity.NodeID `json:"node"`
+	Name string          `json:"name"` // for people
+	Area string          `json:"area"`
+	// Organization is whose the node is.
+	Organization string    `json:"organization,omitempty"`
+	Addrs        []Addr    `json:"addrs"`
+	Services     []Service `json:"services"`
+	Relay        bool      `json:"relay"` // passes links of others on
+	Serial       uint64    `json:"serial"`
+	Expires      time.Time `json:"expires"`
 }
 
 // Summary is what a node that passes links on says of its area.
@@ -90,6 +92,9 @@ func (it *item) encode() []byte {
 	if it.Full {
 		flags |= 2
 	}
+	if it.Organization != "" {
+		flags |= 4
+	}
 	b := append([]byte{version, it.kind}, it.Node[:]...)
 	b = binary.BigEndian.AppendUint64(b, it.Serial)
 	b = binary.BigEndian.AppendUint64(b, uint64(it.Expires.UnixMilli()))
@@ -103,6 +108,9 @@ func (it *item) encode() []byte {
 	b = binary.BigEndian.AppendUint16(b, uint16(len(it.Services)))
 	for _, s := range it.Services {
 		b = appendString(appendString(appendString(b, s.Pool), s.Kind), s.Role)
+	}
+	if it.Organization != "" {
+		b = appendString(b, it.Organization)
 	}
 	return b
 }
@@ -128,6 +136,9 @@ func decodeItem(b []byte) (it item, err error) {
 	n = r.count(maxListed)
 	for range n {
 		it.Services = append(it.Services, Service{r.string(MaxName), r.string(MaxName), r.string(MaxName)})
+	}
+	if flags&4 != 0 { // older nodes do not say
+		it.Organization = r.string(MaxName)
 	}
 	return it, r.err
 }
