@@ -270,13 +270,13 @@ func TestCorruptChunksAreBlamedOnTheirMirror(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, m := newPayload(3, 40*testChunk), &memory{}
 		good := newSite(t, "good", p)
-		want, err := good.offer.Root()
+		want, err := good.offer.Root(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		liar := newPayload(3, 40*testChunk)
 		bad := newSite(t, "bad", liar)
-		if _, err := bad.offer.Root(); err != nil { // its hashes are from before it went bad
+		if _, err := bad.offer.Root(t.Context()); err != nil { // its hashes are from before it went bad
 			t.Fatal(err)
 		}
 		liar.bad = map[int]bool{}
@@ -313,7 +313,8 @@ func TestWrongWhole(t *testing.T) {
 			p.mu.Unlock()
 			return c
 		}
-		if _, err := fetch(t, Options{Sink: &memory{}, Mirrors: []Mirror{s}}); !errors.Is(err, ErrRoot) {
+		var remote *RemoteError
+		if _, err := fetch(t, Options{Sink: &memory{}, Mirrors: []Mirror{s}}); !errors.As(err, &remote) || remote.Code != CodeChanged {
 			t.Errorf("a payload that changed: %v", err)
 		}
 		tr := Start(t.Context(), Options{Name: "other", Sink: &memory{}, Mirrors: []Mirror{s}})
@@ -560,9 +561,12 @@ func FuzzReceiver(f *testing.F) {
 	p := newPayload(11, 100)
 	h := hashOf(p.b)
 	i := info{100, testChunk, "v"}
-	root := i.root([]Hash{h})
-	f.Add(said(typed(msgInfo, i.encode()), typed(msgHashes, u32(0), h[:]), typed(msgData, u32(0), u32(0), p.b), typed(msgFinal, root[:])))
-	f.Add(said(typed(msgInfo, info{1 << 40, 1 << 20, ""}.encode()), typed(msgHashes, u32(9), h[:])))
+	root := i.root(func(int) Hash { return h })
+	nothing := hashOf(make([]byte, 100))
+	f.Add(said(typed(msgInfo, i.encode()), typed(msgData, u32(0), u32(0), p.b), typed(msgSum, u32(0), h[:]), typed(msgFinal, root[:])))
+	f.Add(said(typed(msgInfo, i.encode()), typed(msgZeros, u32(0), u32(0), u32(100)), typed(msgSum, u32(0), nothing[:])))
+	f.Add(said(typed(msgInfo, i.encode()), typed(msgZeros, u32(0), u32(0), u32(1<<31)), typed(msgSum, u32(0), nothing[:])))
+	f.Add(said(typed(msgInfo, info{1 << 40, 1 << 20, ""}.encode()), typed(msgSum, u32(9), h[:])))
 	f.Add(said(typed(msgError, []byte{2}, []byte("no"))))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m := &memory{}
@@ -578,7 +582,7 @@ func FuzzReceiver(f *testing.F) {
 
 // FuzzServe lets a receiver ask anything.
 func FuzzServe(f *testing.F) {
-	f.Add(said(typed(msgOpen, []byte("it")), typed(msgPage, u32(0)), typed(msgChunk, u32(0), u32(5)), typed(msgRoot)))
+	f.Add(said(typed(msgOpen, []byte("it")), typed(msgSums, u32(0), u32(3)), typed(msgChunk, u32(0), u32(5)), typed(msgRoot)))
 	f.Add(said(typed(msgOpen, []byte("it")), typed(msgChunk, u32(1<<31), u32(1<<31))))
 	o, err := NewOffer(newPayload(12, 3*testChunk), testChunk)
 	if err != nil {
@@ -609,6 +613,7 @@ func FuzzJournal(f *testing.F) {
 	j.note(3, Hash{3})
 	j.synced(1)
 	j.note(4, Hash{4})
+	j.gone(3)
 	file, err := disk.Open("/j")
 	if err != nil {
 		f.Fatal(err)
@@ -619,9 +624,9 @@ func FuzzJournal(f *testing.F) {
 	}
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		j := &Journal{boot: BootID{1}, have: map[int]Hash{}}
+		j := &Journal{boot: BootID{1}, have: map[int]note{}}
 		j.load(b)
-		if len(j.have) > len(j.order) || j.sync > len(j.order) {
+		if len(j.have) > j.notes || j.sync > j.notes {
 			t.Fatalf("%+v", j)
 		}
 	})

@@ -2,11 +2,15 @@ package bulk
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/spacestore/space/internal/vfs"
@@ -23,9 +27,15 @@ type Journal struct {
 	f     vfs.File
 	err   error // the first one; nothing is noted after it
 	info  info
-	have  map[int]Hash
-	order []int // as noted
-	sync  int   // how many of order a sync covers
+	have  map[int]note
+	notes int // ever
+	sync  int // how many of them a sync covers
+}
+
+// note says that a chunk is in the sink.
+type note struct {
+	hash Hash
+	nth  int
 }
 
 // BootID names one life of the machine, from power-on to power-off.
@@ -34,6 +44,7 @@ type BootID [16]byte
 // The records: type, body, CRC-32C of both.
 const (
 	recChunk  = 'c' // u32 chunk, hash
+	recGone   = 'g' // u32 chunk: it is not what it should be, or about to be written anew
 	recSynced = 's' // u32: so many chunk records are durable in the sink
 	recBoot   = 'b' // boot ID: of the records that follow
 )
@@ -55,7 +66,7 @@ func bodyLength(kind byte) int {
 	switch kind {
 	case recChunk:
 		return 4 + len(Hash{})
-	case recSynced:
+	case recSynced, recGone:
 		return 4
 	case recBoot:
 		return len(BootID{})
@@ -66,7 +77,7 @@ func bodyLength(kind byte) int {
 // OpenJournal opens or makes the journal at path. boot is this life of the
 // machine; notes of an earlier life hold only where a sync covers them.
 func OpenJournal(fsys vfs.FS, path string, boot BootID) (*Journal, error) {
-	j := &Journal{fs: fsys, path: path, boot: boot, have: map[int]Hash{}}
+	j := &Journal{fs: fsys, path: path, boot: boot, have: map[int]note{}}
 	b, err := vfs.ReadFile(fsys, path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("bulk: journal: %w", err)
@@ -101,11 +112,12 @@ func (j *Journal) load(b []byte) {
 		switch b[0] {
 		case recChunk:
 			if c := int(binary.BigEndian.Uint32(body)); c < i.chunks() {
-				j.order = append(j.order, c)
-				j.have[c] = Hash(body[4:])
+				j.put(c, Hash(body[4:]))
 			}
+		case recGone:
+			delete(j.have, int(binary.BigEndian.Uint32(body)))
 		case recSynced:
-			j.sync = max(j.sync, min(int(binary.BigEndian.Uint32(body)), len(j.order)))
+			j.sync = max(j.sync, min(int(binary.BigEndian.Uint32(body)), j.notes))
 		case recBoot:
 			if BootID(body) != boot {
 				j.forgetUnsynced()
@@ -119,18 +131,20 @@ func (j *Journal) load(b []byte) {
 	}
 }
 
+// put takes in a note.
+func (j *Journal) put(c int, h Hash) {
+	j.have[c] = note{h, j.notes}
+	j.notes++
+}
+
 // forgetUnsynced drops what a power cut may have taken from the sink.
 func (j *Journal) forgetUnsynced() {
-	for _, c := range j.order[j.sync:] {
-		delete(j.have, c)
-	}
-	j.order = j.order[:j.sync]
-	for _, c := range j.order { // noted twice, and once of them with a sync
-		if _, ok := j.have[c]; !ok {
-			j.order, j.sync, j.have = nil, 0, map[int]Hash{}
-			return
+	for c, n := range j.have {
+		if n.nth >= j.sync {
+			delete(j.have, c)
 		}
 	}
+	j.notes = j.sync
 }
 
 // begin makes the journal one of a payload, and says which chunks are there.
@@ -139,17 +153,27 @@ func (j *Journal) begin(i info) (have map[int]Hash, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.info != i {
-		j.info, j.have, j.order, j.sync = i, map[int]Hash{}, nil, 0
+		j.info, j.have, j.notes, j.sync = i, map[int]note{}, 0, 0
 	}
+	order := slices.Collect(maps.Keys(j.have))
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(j.have[a].nth, j.have[b].nth) })
 	head := i.encode()
 	b := binary.BigEndian.AppendUint16([]byte(journalMagic), uint16(len(head)))
 	b = append(b, head...)
 	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(b[len(journalMagic):], castagnoli))
 	b = appendRecord(b, recBoot, j.boot[:])
-	for _, c := range j.order {
-		h := j.have[c]
-		b = appendRecord(b, recChunk, u32(uint32(c)), h[:])
+	synced := 0
+	have = make(map[int]Hash, len(order))
+	for nth, c := range order { // those that a sync covers come first
+		n := j.have[c]
+		if n.nth < j.sync {
+			synced++
+		}
+		b = appendRecord(b, recChunk, u32(uint32(c)), n.hash[:])
+		have[c] = n.hash
+		j.have[c] = note{n.hash, nth}
 	}
+	j.notes, j.sync = len(order), synced
 	b = appendRecord(b, recSynced, u32(uint32(j.sync)))
 	if err := vfs.WriteFileAtomic(j.fs, j.path, b); err != nil {
 		return nil, fmt.Errorf("bulk: journal: %w", err)
@@ -157,12 +181,8 @@ func (j *Journal) begin(i info) (have map[int]Hash, err error) {
 	if j.f, err = j.fs.OpenReadWrite(j.path, "space-bulk"); err != nil {
 		return nil, fmt.Errorf("bulk: journal: %w", err)
 	}
-	if _, err := j.f.Read(make([]byte, len(b))); err != nil { // go to the end
+	if _, err := io.CopyN(io.Discard, j.f, int64(len(b))); err != nil { // go to the end
 		return nil, fmt.Errorf("bulk: journal: %w", err)
-	}
-	have = make(map[int]Hash, len(j.have))
-	for c, h := range j.have {
-		have[c] = h
 	}
 	return have, nil
 }
@@ -173,8 +193,22 @@ func (j *Journal) note(chunk int, h Hash) error {
 	defer j.mu.Unlock()
 	j.write(appendRecord(nil, recChunk, u32(uint32(chunk)), h[:]))
 	if j.err == nil {
-		j.have[chunk] = h
-		j.order = append(j.order, chunk)
+		j.put(chunk, h)
+	}
+	return j.err
+}
+
+// gone says, durably, that a chunk is not there any more: it is about to be
+// written anew, and a crash may leave some of both.
+func (j *Journal) gone(chunk int) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.write(appendRecord(nil, recGone, u32(uint32(chunk))))
+	delete(j.have, chunk)
+	if j.err == nil {
+		if err := j.f.Sync(); err != nil {
+			j.err = fmt.Errorf("bulk: journal: %w", err)
+		}
 	}
 	return j.err
 }
@@ -183,7 +217,7 @@ func (j *Journal) note(chunk int, h Hash) error {
 func (j *Journal) mark() int {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return len(j.order)
+	return j.notes
 }
 
 // synced says, durably, that a sync of the sink covers what was noted up to mark.

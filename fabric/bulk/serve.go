@@ -1,12 +1,15 @@
 package bulk
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"sync"
+
+	"github.com/zeebo/blake3"
 )
 
 // Source is a payload to give. It is read from many goroutines.
@@ -18,20 +21,22 @@ type Source interface {
 	Version() (string, error)
 }
 
-// Offer is a source with the hashes that were asked for so far. All streams
+// Offer is a source with the hashes of what was read of it so far. All streams
 // that give one payload share one.
 type Offer struct {
 	src  Source
 	info info
 
-	mu    sync.Mutex
-	pages []*page
+	rooting chan struct{} // whoever reads what nobody has asked for
+
+	mu   sync.Mutex
+	sums []*sums // by page; nil: none is known
 }
 
-type page struct {
-	once   sync.Once
-	hashes []Hash
-	err    error
+// sums are the hashes of a page that are known.
+type sums struct {
+	known uint64
+	hash  [pageChunks]Hash
 }
 
 // NewOffer returns an offer in chunks of the given size; 0: ChunkSize.
@@ -43,53 +48,107 @@ func NewOffer(src Source, chunk int) (*Offer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bulk: %w", err)
 	}
-	o := &Offer{src: src, info: info{src.Size(), chunk, v}}
+	o := &Offer{src: src, info: info{src.Size(), chunk, v}, rooting: make(chan struct{}, 1)}
 	if err := o.info.check(); err != nil || len(v) > maxVersion {
 		return nil, fmt.Errorf("bulk: a payload of %d bytes in chunks of %d, version %q, can't be offered", o.info.Size, chunk, v)
 	}
-	o.pages = make([]*page, o.info.pages())
+	o.sums = make([]*sums, o.info.pages())
 	return o, nil
 }
 
-// Root returns the final hash. It reads the whole payload, but for what was
-// read for hashes before.
-func (o *Offer) Root() (Hash, error) {
-	all := make([]Hash, 0, o.info.chunks())
-	for p := range o.pages {
-		hs, err := o.hashes(p)
-		if err != nil {
+// Root returns the final hash. It reads what was not read before.
+func (o *Offer) Root(ctx context.Context) (Hash, error) {
+	select {
+	case o.rooting <- struct{}{}: // one at a time: the next one finds all hashes
+		defer func() { <-o.rooting }()
+	case <-ctx.Done():
+		return Hash{}, ctx.Err()
+	}
+	buf := make([]byte, dataHead+maxData)
+	for c := range o.info.chunks() {
+		if err := ctx.Err(); err != nil {
 			return Hash{}, err
 		}
-		all = append(all, hs...)
+		if _, err := o.sumOf(c, buf); err != nil {
+			return Hash{}, err
+		}
 	}
-	return o.info.root(all), nil
+	return o.info.root(func(c int) Hash { h, _ := o.known(c); return h }), nil
 }
 
-// hashes returns the chunk hashes of a page.
-func (o *Offer) hashes(n int) ([]Hash, error) {
-	o.mu.Lock()
-	p := o.pages[n]
-	if p == nil || p.err != nil {
-		p = &page{}
-		o.pages[n] = p
-	}
-	o.mu.Unlock()
-	p.once.Do(func() {
-		buf := make([]byte, min(int64(o.info.Chunk), o.info.Size))
-		for c := n * pageChunks; c < n*pageChunks+o.info.pageLength(n); c++ {
-			b := buf[:o.info.length(c)]
-			if err := o.read(b, int64(c)*int64(o.info.Chunk)); err != nil {
-				o.mu.Lock()
-				p.err = err
-				o.mu.Unlock()
-				return
-			}
-			p.hashes = append(p.hashes, hashOf(b))
-		}
-	})
+// known returns a chunk's hash, if the chunk was read before.
+func (o *Offer) known(c int) (h Hash, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return p.hashes, p.err
+	p := o.sums[c/pageChunks]
+	if p == nil || p.known&(1<<(c%pageChunks)) == 0 {
+		return h, false
+	}
+	return p.hash[c%pageChunks], true
+}
+
+// learn takes note of a chunk's hash. It was another one before if the source
+// changes without telling.
+func (o *Offer) learn(c int, h Hash) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	p := o.sums[c/pageChunks]
+	if p == nil {
+		p = &sums{}
+		o.sums[c/pageChunks] = p
+	}
+	if p.known&(1<<(c%pageChunks)) != 0 && p.hash[c%pageChunks] != h {
+		return errChanged
+	}
+	p.known |= 1 << (c % pageChunks)
+	p.hash[c%pageChunks] = h
+	return nil
+}
+
+// sumOf returns a chunk's hash, and reads the chunk if it has to.
+func (o *Offer) sumOf(c int, buf []byte) (Hash, error) {
+	if h, ok := o.known(c); ok {
+		return h, nil
+	}
+	return o.pass(c, o.info.length(c), buf, nil)
+}
+
+// pass reads a chunk in pieces, has give send those from a byte on, and returns
+// the chunk's hash. What is read is hashed on the way: nothing is read twice.
+func (o *Offer) pass(c, from int, buf []byte, give func(b []byte, n, off int) error) (Hash, error) {
+	h, known := o.known(c)
+	off, length := 0, o.info.length(c)
+	if known {
+		off = from
+	}
+	var hasher *blake3.Hasher
+	if !known {
+		hasher = blake3.New()
+	}
+	for off < length {
+		end := min(off+maxData, length)
+		if off < from {
+			end = min(end, from)
+		}
+		b := buf[dataHead : dataHead+end-off]
+		if err := o.read(b, int64(c)*int64(o.info.Chunk)+int64(off)); err != nil {
+			return Hash{}, err
+		}
+		if !known {
+			hasher.Write(b)
+		}
+		if off >= from {
+			if err := give(buf, len(b), off); err != nil {
+				return Hash{}, err
+			}
+		}
+		off = end
+	}
+	if known {
+		return h, nil
+	}
+	h = sumOf(hasher)
+	return h, o.learn(c, h)
 }
 
 // read fills b from the payload as it was when the offer was made.
@@ -104,16 +163,15 @@ func (o *Offer) read(b []byte, off int64) error {
 	return err
 }
 
+var errChanged = &RemoteError{CodeChanged, "the payload has changed since it was opened"}
+
 // unchanged fails if the payload is not any more what it was.
 func (o *Offer) unchanged() error {
 	v, err := o.src.Version()
-	if err != nil {
-		return err
+	if err == nil && v != o.info.Version {
+		err = errChanged
 	}
-	if v != o.info.Version {
-		return &RemoteError{CodeChanged, "the payload has changed since it was opened"}
-	}
-	return nil
+	return err
 }
 
 // Serve gives payloads over one stream until the receiver ends it. find
@@ -123,7 +181,7 @@ func Serve(ctx context.Context, s io.ReadWriteCloser, find func(name string) (*O
 	defer stop()
 	defer s.Close()
 	l := newLink(s)
-	err := serve(l, find)
+	err := serve(ctx, l, find)
 	if err == io.EOF {
 		return nil
 	}
@@ -140,7 +198,7 @@ func Serve(ctx context.Context, s io.ReadWriteCloser, find func(name string) (*O
 	return err
 }
 
-func serve(l *link, find func(string) (*Offer, error)) error {
+func serve(ctx context.Context, l *link, find func(string) (*Offer, error)) error {
 	m, n, err := l.next()
 	if err != nil {
 		return err
@@ -174,16 +232,16 @@ func serve(l *link, find func(string) (*Offer, error)) error {
 		if err != nil {
 			return err
 		}
+		if buf == nil {
+			buf = make([]byte, dataHead+maxData)
+		}
 		switch {
-		case m == msgPage && n == 4:
-			err = o.sendPage(l, binary.BigEndian.Uint32(b))
+		case m == msgSums && n == 8:
+			err = o.sendSums(ctx, l, binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:]), buf)
 		case m == msgChunk && n == 8:
-			if buf == nil {
-				buf = make([]byte, maxData)
-			}
 			err = o.sendChunk(l, binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:]), buf)
 		case m == msgRoot && n == 0:
-			err = o.sendRoot(l)
+			err = o.sendRoot(ctx, l)
 		default:
 			err = fmt.Errorf("%w: message %d of %d bytes", errProtocol, m, n)
 		}
@@ -202,44 +260,53 @@ func asRemote(err error) error {
 	return fmt.Errorf("%w: %w", err, &RemoteError{CodeFailed, "reading failed"}) // details are nobody else's
 }
 
-func (o *Offer) sendPage(l *link, n uint32) error {
-	if int64(n) >= int64(len(o.pages)) {
-		return fmt.Errorf("%w: page %d of %d", errProtocol, n, len(o.pages))
-	}
-	hs, err := o.hashes(int(n))
-	if err != nil {
-		return err
-	}
-	b := make([]byte, 0, len(hs)*len(Hash{}))
-	for i := range hs {
-		b = append(b, hs[i][:]...)
-	}
-	return l.send(msgHashes, u32(n), b)
-}
+func sendSum(l *link, c int, h Hash) error { return l.send(msgSum, u32(uint32(c)), h[:]) }
 
-func (o *Offer) sendChunk(l *link, n, from uint32, buf []byte) error {
-	if int64(n) >= int64(o.info.chunks()) || int64(from) >= int64(o.info.length(int(n))) {
-		return fmt.Errorf("%w: chunk %d from byte %d", errProtocol, n, from)
+func (o *Offer) sendSums(ctx context.Context, l *link, first, count uint32, buf []byte) error {
+	if count == 0 || count > pageChunks || int64(first)+int64(count) > int64(o.info.chunks()) {
+		return fmt.Errorf("%w: hashes of %d chunks from %d on", errProtocol, count, first)
 	}
-	length := o.info.length(int(n))
-	for off := int(from); off < length; {
-		b := buf[:min(len(buf), length-off)]
-		if err := o.read(b, int64(n)*int64(o.info.Chunk)+int64(off)); err != nil {
+	for c := int(first); c < int(first+count); c++ {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := l.send(msgData, u32(n), u32(uint32(off)), b); err != nil {
+		h, err := o.sumOf(c, buf)
+		if err != nil {
 			return err
 		}
-		off += len(b)
+		// Each at once, so that the receiver sees that it goes on.
+		if err := errors.Join(sendSum(l, c, h), l.flush()); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-func (o *Offer) sendRoot(l *link) error {
+func (o *Offer) sendChunk(l *link, n, from uint32, buf []byte) error {
+	if int64(n) >= int64(o.info.chunks()) || int64(from) > int64(o.info.length(int(n))) {
+		return fmt.Errorf("%w: chunk %d from byte %d", errProtocol, n, from)
+	}
+	c := int(n)
+	h, err := o.pass(c, int(from), buf, func(b []byte, n, off int) error {
+		if bytes.Equal(b[dataHead:dataHead+n], zeros[:n]) {
+			return l.send(msgZeros, u32(uint32(c)), u32(uint32(off)), u32(uint32(n)))
+		}
+		return l.sendData(b, n, c, off)
+	})
+	if err != nil {
+		return err
+	}
+	return sendSum(l, c, h)
+}
+
+func (o *Offer) sendRoot(ctx context.Context, l *link) error {
 	if err := o.unchanged(); err != nil {
 		return err
 	}
-	r, err := o.Root()
+	r, err := o.Root(ctx)
+	if err == nil {
+		err = o.unchanged() // reading may have taken long
+	}
 	if err != nil {
 		return err
 	}

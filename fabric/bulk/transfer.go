@@ -1,15 +1,15 @@
 package bulk
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/zeebo/blake3"
 )
 
 // Mirror is a place that has the payload.
@@ -34,25 +34,30 @@ var (
 	ErrFull = errors.New("bulk: the sink is full; what has arrived is kept, go on when there is room")
 	// ErrNoMirror: no mirror can give what is missing.
 	ErrNoMirror = errors.New("bulk: no mirror gives the payload")
-	// ErrRoot: all chunks are there, and the whole is not what it should be.
+	// ErrRoot: no mirror has a payload with the final hash that was asked for.
 	ErrRoot = errors.New("bulk: the payload's final hash is wrong")
+	// ErrDisputed: mirrors disagree on what the payload is, and nothing says who is
+	// right. What has arrived is kept.
+	ErrDisputed = errors.New("bulk: the mirrors disagree on the content")
 )
 
 // Options say what to fetch, and how.
 type Options struct {
 	Name    string
-	Mirrors []Mirror
+	Mirrors []Mirror // see Transfer.AddMirror too
+	// Trusted: mirrors come in the order of trust. Where two disagree, the one that
+	// was named before the other is right. Otherwise that ends the transfer.
+	Trusted bool
 	Sink    Sink
 	Journal *Journal // nil: nothing is remembered
 	// KeepJournal leaves the journal where it is when the transfer is done, for a
 	// caller that has something left to do before nothing can be lost any more.
 	KeepJournal bool
-	// AnyVersion goes on with what the journal has whatever version of the payload
-	// is offered now, such as by other mirrors than before: the hashes tell.
-	AnyVersion bool
-	Want       *Hash // the root, where it is known beforehand
-	Streams    int   // for each mirror; 0: 2
-	Rate       int64 // bytes a second at most; 0: as fast as it goes
+	Size        *int64 // of the payload, where it is known beforehand
+	MaxSize     int64  // of the payload; 0: any
+	Want        *Hash  // the root, where it is known beforehand
+	Streams     int    // for each mirror; 0: 2
+	Rate        int64  // bytes a second at most; 0: as fast as it goes
 	// Stall is how long a mirror may give nothing before another one goes on
 	// in its place; 0: 600 ms. Where there is no other, it is a minute.
 	Stall time.Duration
@@ -84,6 +89,9 @@ const (
 	lonelyStall  = time.Minute
 	depth        = 2         // chunks under way on one stream
 	maxCorrupt   = 3         // chunks that a mirror may get wrong
+	maxMirrors   = 64        // in one transfer
+	maxHeld      = 128 << 20 // bytes of chunks that are not whole, in memory
+	sumsAtOnce   = 16        // hashes that one request asks for
 	syncBytes    = 256 << 20 // written between two syncs
 	firstBackoff = 50 * time.Millisecond
 	lastBackoff  = 5 * time.Second
@@ -107,30 +115,45 @@ type Transfer struct {
 	rate     int64
 	issueAt  time.Time // when the rate allows the next chunk
 	info     *info
-	hashes   map[int]Hash // of chunks, as the first mirror has them, and of chunks that are there
-	pages    []pageState
-	have     []bool
-	missing  int // chunks
-	under    int // chunks taken out of todo and not there yet
-	next     int // lowest chunk that was never in todo
+	chunks   []*chunks // by page; nil: nothing is known
+	missing  int       // chunks that are not there
+	disputed int       // chunks of which it is not known whether the authority agrees
+	next     int       // lowest chunk that was never in todo
 	todo     []*task
+	free     [][]byte // buffers of chunks
+	held     int      // buffers in use
 	unsynced int64
 	lastNews time.Time
 	progress Progress
 	mirrors  []*mirror
+	workers  []*worker
+	start    func(*mirror) // its workers; nil: not now
+
+	// What the hashes are held against.
+	authority *mirror      // whose hashes count; nil: nobody has answered
+	several   bool         // they are of more than one authority
+	auditing  bool         // they are asked for: always, where the root is not known
+	proven    bool         // they make the root that was asked for
+	sums      map[int]Hash // its hashes of chunks that are not there, or have others
+	nextSum   int          // page
+	summing   bool         // a request for them is under way
+	audits    int          // times that the whole was held against a final hash
 }
 
-type pageState uint8
-
-const (
-	pageUnknown pageState = iota
-	pageAsked
-	pageKnown
-)
+// chunks is what is known of a page's chunks.
+type chunks struct {
+	have   uint64 // verified and written
+	agreed uint64 // the authority has this hash too
+	asked  uint64 // the authority was asked for its hash
+	hash   [pageChunks]Hash
+	by     [pageChunks]uint8 // index in mirrors and one, of who gave it; 0: it was there
+}
 
 // mirror is a Mirror and what is known of it.
 type mirror struct {
 	Mirror
+	nth   int
+	last  error // of its last stream
 	state MirrorState
 }
 
@@ -138,7 +161,8 @@ type mirror struct {
 type task struct {
 	chunk int
 	buf   []byte
-	n     int // bytes of buf that have come
+	n     int            // bytes of buf that have come
+	hash  *blake3.Hasher // of those
 	from  *mirror
 	mixed bool    // they came from several mirrors
 	avoid *mirror // got it wrong
@@ -163,11 +187,25 @@ func newTransfer(o Options) *Transfer {
 		o.GiveUp = 2 * time.Minute
 	}
 	t := &Transfer{o: o, done: make(chan struct{}), changed: make(chan struct{}), rate: o.Rate, lastNews: time.Now(),
-		hashes: map[int]Hash{}, progress: Progress{Size: -1}}
+		sums: map[int]Hash{}, auditing: o.Want == nil, progress: Progress{Size: -1}}
 	for _, m := range o.Mirrors {
-		t.mirrors = append(t.mirrors, &mirror{Mirror: m, state: MirrorState{Name: m.String()}})
+		t.AddMirror(m)
 	}
 	return t
+}
+
+// AddMirror has another mirror take part, also while the transfer goes on.
+func (t *Transfer) AddMirror(m Mirror) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.mirrors) == maxMirrors {
+		return
+	}
+	added := &mirror{Mirror: m, nth: len(t.mirrors), state: MirrorState{Name: m.String()}}
+	t.mirrors = append(t.mirrors, added)
+	if t.start != nil {
+		t.start(added)
+	}
 }
 
 // Wait returns when the transfer has ended: nil, and the payload is whole and
@@ -215,41 +253,67 @@ func (t *Transfer) Progress() Progress {
 	return p
 }
 
-// run runs the workers, then checks the whole.
+// run fetches until the whole is what it should be.
 func (t *Transfer) run(ctx context.Context) {
 	defer close(t.done)
 	defer t.cancel()
-	var wg sync.WaitGroup
-	var workers []*worker
-	for _, m := range t.mirrors {
+	for again := true; again; {
+		t.fetch(ctx)
+		again, t.err = t.outcome(ctx)
+	}
+}
+
+// fetch runs the workers until they have nothing to do any more.
+func (t *Transfer) fetch(ctx context.Context) {
+	ended := make(chan struct{})
+	running := 1    // this one, until all have begun
+	end := func() { // with the lock held
+		if running--; running == 0 {
+			t.start = nil
+			close(ended)
+		}
+	}
+	t.mu.Lock()
+	t.lastNews = time.Now()
+	t.workers = nil
+	t.start = func(m *mirror) {
 		for range t.o.Streams {
 			w := &worker{t: t, m: m}
-			workers = append(workers, w)
-			wg.Go(func() { w.run(ctx) })
+			t.workers = append(t.workers, w)
+			running++
+			go func() {
+				w.run(ctx)
+				t.mu.Lock()
+				defer t.mu.Unlock()
+				end()
+			}()
 		}
 	}
-	end := make(chan struct{})
-	go func() {
-		wg.Wait()
-		close(end)
-	}()
+	for _, m := range t.mirrors {
+		t.start(m)
+	}
+	end()
+	t.mu.Unlock()
 	tick := time.NewTicker(t.o.Stall / 3)
 	defer tick.Stop()
-	for running := true; running; {
+	for {
 		select {
-		case <-end:
-			running = false
+		case <-ended:
+			return
 		case now := <-tick.C:
-			t.watch(workers, now)
+			t.watch(now)
 		}
 	}
-	t.err = t.outcome(ctx)
 }
 
 // fail ends the transfer; the first reason is the one that counts.
 func (t *Transfer) fail(err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.failLocked(err)
+}
+
+func (t *Transfer) failLocked(err error) {
 	if t.failure == nil {
 		t.failure = err
 	}
@@ -257,19 +321,18 @@ func (t *Transfer) fail(err error) {
 }
 
 // watch takes work from mirrors that have stalled.
-func (t *Transfer) watch(workers []*worker, now time.Time) {
+func (t *Transfer) watch(now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.paused && now.Sub(t.lastNews) > t.o.GiveUp && t.failure == nil {
-		t.failure = fmt.Errorf("%w: nothing has come for %s", ErrNoMirror, t.o.GiveUp)
-		t.wake()
+	if !t.paused && now.Sub(t.lastNews) > t.o.GiveUp {
+		t.failLocked(fmt.Errorf("%w: nothing has come for %s", t.noMirror(), t.o.GiveUp))
 	}
-	for _, w := range workers {
+	for _, w := range t.workers {
 		if w.stream == nil || w.busy == 0 && w.opened {
 			continue
 		}
 		limit := lonelyStall
-		for _, other := range workers {
+		for _, other := range t.workers {
 			if other.m != w.m && other.opened && other.m.state.Out == "" && (other.busy == 0 || now.Sub(other.news) <= t.o.Stall) {
 				limit = t.o.Stall
 			}
@@ -283,28 +346,34 @@ func (t *Transfer) watch(workers []*worker, now time.Time) {
 	}
 }
 
-// outcome says how the transfer went, after the last worker has ended.
-func (t *Transfer) outcome(ctx context.Context) error {
+// outcome says how the transfer went after the last worker has ended, or that it
+// is to go on.
+func (t *Transfer) outcome(ctx context.Context) (again bool, _ error) {
 	t.mu.Lock()
-	failure, i, missing := t.failure, t.info, t.missing
-	t.mu.Unlock()
+	failure := t.failure
 	switch {
 	case failure != nil:
 	case ctx.Err() != nil:
 		failure = ctx.Err()
-	case i == nil, missing > 0 && !t.draining:
-		failure = t.noMirror()
-	case missing > 0:
+	case t.finished:
+	case t.info != nil && t.draining:
 		failure = context.Canceled
+	default:
+		failure = t.noMirror()
 	}
+	t.mu.Unlock()
 	if failure != nil {
-		return t.keep(failure)
+		return false, t.keep(failure)
 	}
-	if err := t.checkRoot(ctx); err != nil {
-		return t.keep(err)
+	again, err := t.checkRoot(ctx)
+	if again {
+		return true, nil
 	}
-	if err := t.sync(); err != nil {
-		return t.keep(err)
+	if err == nil {
+		err = t.sync()
+	}
+	if err != nil {
+		return false, t.keep(err)
 	}
 	if t.o.Journal != nil {
 		end := t.o.Journal.Remove
@@ -312,10 +381,10 @@ func (t *Transfer) outcome(ctx context.Context) error {
 			end = t.o.Journal.Close
 		}
 		if err := end(); err != nil {
-			return fmt.Errorf("bulk: the transfer is done, but its journal: %w", err)
+			return false, fmt.Errorf("bulk: the transfer is done, but its journal: %w", err)
 		}
 	}
-	return nil
+	return false, nil
 }
 
 // keep makes what has come durable, if the sink lets us, and returns err.
@@ -323,73 +392,148 @@ func (t *Transfer) keep(err error) error {
 	if t.o.Journal == nil {
 		return err
 	}
-	if errors.Is(err, ErrRoot) {
-		return errors.Join(err, t.o.Journal.Remove())
-	}
 	if !errors.Is(err, errSink) {
 		err = errors.Join(err, t.sync())
 	}
 	return errors.Join(err, t.o.Journal.Close())
 }
 
+// noMirror is ErrNoMirror, with what each mirror said. Called with the lock held.
 func (t *Transfer) noMirror() error {
 	err := ErrNoMirror
-	for _, m := range t.Progress().Mirrors {
-		why := m.Out
-		if why == "" {
-			why = fmt.Sprintf("failed %d times", m.Failed)
+	for _, m := range t.mirrors {
+		switch why := m.state; {
+		case m.last != nil && why.Out == m.last.Error():
+			err = fmt.Errorf("%w; %s: %w", err, m, m.last)
+		case why.Out != "":
+			err = fmt.Errorf("%w; %s: %s", err, m, why.Out)
+		case m.last != nil:
+			err = fmt.Errorf("%w; %s: failed %d times: %w", err, m, why.Failed, m.last)
 		}
-		err = fmt.Errorf("%w; %s: %s", err, m.Name, why)
 	}
 	return err
 }
 
 // begin takes note of what a mirror says of the payload.
-func (t *Transfer) begin(m *mirror, i info) error {
+func (t *Transfer) begin(w *worker, i info) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.info != nil {
-		if i.Size != t.info.Size || i.Chunk != t.info.Chunk {
-			m.state.Out = "it has another payload under this name"
+	m := w.m
+	if t.info == nil {
+		if t.o.Size != nil && i.Size != *t.o.Size || t.o.MaxSize > 0 && i.Size > t.o.MaxSize {
+			t.out(m, fmt.Sprintf("its payload has %d bytes, which can't be", i.Size))
 			return errOut
 		}
-		return nil
-	}
-	have := map[int]Hash{}
-	if t.o.Journal != nil {
-		known := i
-		switch {
-		case t.o.Want != nil:
-			known.Version = string(t.o.Want[:])
-		case t.o.AnyVersion || len(t.mirrors) > 1: // each names versions as it likes; the hashes tell
-			known.Version = ""
-		}
-		var err error
-		if have, err = t.o.Journal.begin(known); err != nil {
-			t.failure = err
-			t.wake()
+		if err := t.adopt(i); err != nil {
+			t.failLocked(err)
 			return err
 		}
+	} else if i.Size != t.info.Size || i.Chunk != t.info.Chunk {
+		t.out(m, "it has another payload under this name")
+		return errOut
 	}
-	t.info = &i
-	t.pages = make([]pageState, i.pages())
-	t.have = make([]bool, i.chunks())
-	t.missing = i.chunks() - len(have)
-	for c, h := range have {
-		t.have[c] = true
-		t.hashes[c] = h
-		t.progress.Resumed += int64(i.length(c))
+	if t.authority == nil || t.o.Trusted && m.nth < t.authority.nth || !t.opened(t.authority) {
+		t.follow(m)
 	}
-	t.progress.Size, t.progress.Done = i.Size, t.progress.Resumed
-	t.finished = t.missing == 0
+	w.opened, w.news = true, time.Now()
 	t.wake()
 	return nil
 }
 
-// job is what a worker does next: ask for a page, or for a chunk.
+// opened reports whether a mirror has a stream that works.
+func (t *Transfer) opened(m *mirror) bool {
+	for _, w := range t.workers {
+		if w.m == m && w.opened {
+			return true
+		}
+	}
+	return false
+}
+
+// adopt makes the transfer one of this payload, and of what the journal has of it.
+func (t *Transfer) adopt(i info) error {
+	i.Version = "" // each mirror names them as it likes; the hashes tell
+	have := map[int]Hash{}
+	if t.o.Journal != nil {
+		known := i
+		if t.o.Want != nil {
+			known.Version = string(t.o.Want[:])
+		}
+		var err error
+		if have, err = t.o.Journal.begin(known); err != nil {
+			return sinkError(err)
+		}
+	}
+	t.info = &i
+	t.chunks = make([]*chunks, i.pages())
+	t.missing = i.chunks()
+	for c, h := range have {
+		t.put(c, h, 0)
+		t.progress.Resumed += int64(i.length(c))
+	}
+	t.progress.Size = i.Size
+	t.look()
+	return nil
+}
+
+// page returns what is known of a chunk's page, and the chunk's bit in it.
+func (t *Transfer) page(c int) (p *chunks, bit uint64) {
+	p = t.chunks[c/pageChunks]
+	if p == nil {
+		p = &chunks{}
+		t.chunks[c/pageChunks] = p
+	}
+	return p, 1 << (c % pageChunks)
+}
+
+func (t *Transfer) has(c int) bool {
+	p := t.chunks[c/pageChunks]
+	return p != nil && p.have&(1<<(c%pageChunks)) != 0
+}
+
+// put takes note of a chunk that is in the sink.
+func (t *Transfer) put(c int, h Hash, by uint8) {
+	p, bit := t.page(c)
+	p.have |= bit
+	p.agreed &^= bit
+	p.hash[c%pageChunks], p.by[c%pageChunks] = h, by
+	t.missing--
+	t.disputed++
+	t.progress.Done += int64(t.info.length(c))
+	t.nextSum = min(t.nextSum, c/pageChunks)
+}
+
+// drop takes a chunk back: what is in the sink is not what should be there.
+func (t *Transfer) drop(c int) {
+	if t.o.Journal != nil {
+		if err := t.o.Journal.gone(c); err != nil {
+			t.failLocked(sinkError(err))
+			return
+		}
+	}
+	p, bit := t.page(c)
+	if p.agreed&bit == 0 {
+		t.disputed--
+	}
+	p.have &^= bit
+	p.agreed &^= bit
+	t.missing++
+	t.progress.Done -= int64(t.info.length(c))
+	if c < t.next {
+		t.todo = append(t.todo, &task{chunk: c})
+	}
+}
+
+// look sees whether the workers have nothing to do any more.
+func (t *Transfer) look() {
+	t.finished = t.missing == 0 && (!t.auditing || t.disputed == 0)
+	t.wake()
+}
+
+// job is what a worker does next: ask for hashes, or for a chunk.
 type job struct {
-	page int
-	task *task
+	first, count int // of the chunks whose hashes are asked for
+	task         *task
 }
 
 // take returns the next job for a worker; nil: there is none now (wait for
@@ -404,17 +548,16 @@ func (t *Transfer) take(m *mirror) (j *job, again <-chan struct{}, at time.Time,
 	if t.paused {
 		return nil, again, at, false
 	}
+	if j := t.takeSums(m); j != nil {
+		return j, again, at, false
+	}
 	if now := time.Now(); t.rate > 0 && now.Before(t.issueAt) {
 		return nil, again, t.issueAt, false
 	}
-	if p := t.nextPage(); p >= 0 {
-		return &job{page: p}, again, at, false
-	}
-	tk := t.nextTask(m)
+	tk := t.takeTask(m)
 	if tk == nil {
 		return nil, again, at, false
 	}
-	t.under++
 	if t.rate > 0 {
 		now := time.Now()
 		if t.issueAt.Before(now) {
@@ -436,21 +579,52 @@ func (t *Transfer) isOver(m *mirror) bool {
 	return t.failure != nil || t.finished || t.draining || m.state.Out != ""
 }
 
-// nextTask returns a chunk of which the hash is known.
-func (t *Transfer) nextTask(m *mirror) *task {
+// takeTask returns a chunk to fetch.
+func (t *Transfer) takeTask(m *mirror) *task {
 	for k, tk := range t.todo {
-		if tk.avoid != m || t.alone(m) {
+		if (tk.buf != nil || t.room()) && (tk.avoid != m || t.alone(m)) {
 			t.todo = append(t.todo[:k], t.todo[k+1:]...)
+			t.lend(tk)
 			return tk
 		}
 	}
-	for ; t.next < len(t.have) && (t.have[t.next] || t.pages[t.next/pageChunks] == pageKnown); t.next++ {
-		if !t.have[t.next] {
+	if t.info == nil || !t.room() {
+		return nil
+	}
+	for ; t.next < t.info.chunks(); t.next++ {
+		if !t.has(t.next) {
+			tk := &task{chunk: t.next}
 			t.next++
-			return &task{chunk: t.next - 1}
+			t.lend(tk)
+			return tk
 		}
 	}
 	return nil
+}
+
+// room reports whether another chunk may be begun.
+func (t *Transfer) room() bool { return t.held < max(maxHeld/t.info.Chunk, depth) }
+
+// lend gives a task a buffer.
+func (t *Transfer) lend(tk *task) {
+	if tk.buf != nil {
+		return
+	}
+	t.held++
+	var b []byte
+	if n := len(t.free); n > 0 {
+		b, t.free = t.free[n-1], t.free[:n-1]
+	} else {
+		b = make([]byte, t.info.length(0))
+	}
+	tk.buf, tk.n, tk.hash = b[:t.info.length(tk.chunk)], 0, blake3.New()
+}
+
+// takeBack takes the buffer of a task.
+func (t *Transfer) takeBack(tk *task) {
+	t.held--
+	t.free = append(t.free, tk.buf[:cap(tk.buf)])
+	tk.buf, tk.n, tk.hash, tk.from, tk.mixed = nil, 0, nil, nil, false
 }
 
 // alone reports whether no other mirror is left.
@@ -463,59 +637,15 @@ func (t *Transfer) alone(m *mirror) bool {
 	return true
 }
 
-// nextPage returns a page of hashes to ask for: that of the chunks that are
-// next, or the one after it, so that its hashes are there in time; -1: none.
-func (t *Transfer) nextPage() int {
-	ahead := 0
-	for p := t.next / pageChunks; p < len(t.pages) && ahead < 2; p++ {
-		if !t.needsPage(p) {
-			continue
-		}
-		ahead++
-		if t.pages[p] == pageUnknown {
-			t.pages[p] = pageAsked
-			return p
-		}
-	}
-	return -1
-}
-
-func (t *Transfer) needsPage(p int) bool {
-	for c := p * pageChunks; c < p*pageChunks+t.info.pageLength(p); c++ {
-		if !t.have[c] {
-			return true
-		}
-	}
-	return false
-}
-
 // giveBack returns a job that a worker could not finish.
 func (t *Transfer) giveBack(j *job) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if j.task != nil {
-		t.under--
 		t.todo = append([]*task{j.task}, t.todo...)
 	} else {
-		t.pages[j.page] = pageUnknown
+		t.unask(j)
 	}
-	t.wake()
-}
-
-// learn takes in a page of hashes.
-func (t *Transfer) learn(p int, hashes []Hash) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for k, h := range hashes {
-		c := p*pageChunks + k
-		if t.have[c] && t.hashes[c] != h {
-			// What we have is not what the mirror has now.
-			t.failure = fmt.Errorf("%w: the mirror's payload is not the one that was begun; remove what has arrived and start again", ErrRoot)
-		}
-		t.hashes[c] = h
-	}
-	t.pages[p] = pageKnown
-	t.lastNews = time.Now()
 	t.wake()
 }
 
@@ -534,14 +664,13 @@ var (
 	errSink = errors.New("bulk: sink")
 )
 
-// complete verifies a chunk and writes it.
-func (t *Transfer) complete(m *mirror, tk *task) error {
-	t.mu.Lock()
-	want := t.hashes[tk.chunk]
-	t.mu.Unlock()
-	h := hashOf(tk.buf)
-	if h != want {
-		return t.corrupt(m, tk)
+// complete takes in a chunk that has come whole, with the hash that the mirror
+// says it has.
+func (t *Transfer) complete(m *mirror, tk *task, says Hash) error {
+	h := sumOf(tk.hash)
+	if h != says {
+		t.corrupt(m, tk)
+		return nil
 	}
 	if _, err := t.o.Sink.WriteAt(tk.buf, int64(tk.chunk)*int64(t.info.Chunk)); err != nil {
 		return t.sinkFailed(err)
@@ -552,14 +681,15 @@ func (t *Transfer) complete(m *mirror, tk *task) error {
 		}
 	}
 	t.mu.Lock()
-	t.have[tk.chunk] = true
-	t.under--
-	t.missing--
-	t.progress.Done += int64(len(tk.buf))
-	t.finished = t.missing == 0
+	t.put(tk.chunk, h, uint8(m.nth+1))
 	t.unsynced += int64(len(tk.buf))
+	t.takeBack(tk)
+	if m == t.authority {
+		t.sums[tk.chunk] = h
+	}
+	t.judge(tk.chunk)
+	t.look()
 	due := t.unsynced >= syncBytes && !t.finished
-	t.wake()
 	t.mu.Unlock()
 	if due {
 		if err := t.sync(); err != nil {
@@ -572,31 +702,38 @@ func (t *Transfer) complete(m *mirror, tk *task) error {
 
 // sinkFailed ends the transfer because of its own end.
 func (t *Transfer) sinkFailed(err error) error {
-	kind := errSink
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		kind = ErrFull
-	}
-	err = fmt.Errorf("%w: %w", kind, err)
+	err = sinkError(err)
 	t.fail(err)
 	return err
 }
 
-// corrupt takes note of a chunk that is wrong, and of who is to blame.
-func (t *Transfer) corrupt(m *mirror, tk *task) error {
+// sinkError marks an error of the sink, or of the journal beside it.
+func sinkError(err error) error {
+	kind := errSink
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		kind = ErrFull
+	}
+	return fmt.Errorf("%w: %w", kind, err)
+}
+
+// corrupt takes note of a chunk that is not what its mirror itself says it is.
+func (t *Transfer) corrupt(m *mirror, tk *task) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !tk.mixed {
-		m.state.Corrupt++
 		tk.avoid = m
-		if m.state.Corrupt >= maxCorrupt {
-			m.state.Out = fmt.Sprintf("%d of its chunks were corrupt", m.state.Corrupt)
-		}
+		t.blame(m)
 	}
-	tk.n, tk.from, tk.mixed = 0, nil, false
-	t.under--
+	t.takeBack(tk)
 	t.todo = append([]*task{tk}, t.todo...)
 	t.wake()
-	return nil
+}
+
+// blame takes note of a wrong chunk.
+func (t *Transfer) blame(m *mirror) {
+	if m.state.Corrupt++; m.state.Corrupt >= maxCorrupt {
+		t.out(m, fmt.Sprintf("%d of its chunks were corrupt", m.state.Corrupt))
+	}
 }
 
 // sync makes what was written durable and notes it. After a failure it is
@@ -625,135 +762,4 @@ func (t *Transfer) sync() error {
 		return t.o.Journal.synced(mark)
 	}
 	return nil
-}
-
-// checkRoot compares the final hash.
-func (t *Transfer) checkRoot(ctx context.Context) error {
-	t.mu.Lock()
-	i := *t.info
-	all := make([]Hash, i.chunks())
-	for c := range all {
-		all[c] = t.hashes[c]
-	}
-	t.mu.Unlock()
-	got := i.root(all)
-	if t.o.Want != nil {
-		if got != *t.o.Want {
-			return ErrRoot
-		}
-		return nil
-	}
-	return t.askRoot(ctx, got)
-}
-
-// hedge is how long a mirror may think before another one is asked too.
-const hedge = 2 * time.Second
-
-// askRoot compares a root with what the mirrors say: first the one that gave
-// most, then, when it does not answer, the others.
-func (t *Transfer) askRoot(ctx context.Context, got Hash) error {
-	ctx, cancel := context.WithTimeout(ctx, t.o.GiveUp)
-	defer cancel()
-	left := slices.DeleteFunc(slices.Clone(t.mirrors), func(m *mirror) bool { return m.state.Out != "" })
-	slices.SortStableFunc(left, func(a, b *mirror) int { return cmp.Compare(b.state.Bytes, a.state.Bytes) })
-	type answer struct {
-		m    *mirror
-		root Hash
-		err  error
-	}
-	answers := make(chan answer, len(left))
-	under := 0
-	var errs error
-	for {
-		var next <-chan time.Time
-		if len(left) > 0 {
-			d := hedge
-			if under == 0 {
-				d = 0
-			}
-			timer := time.NewTimer(d)
-			defer timer.Stop()
-			next = timer.C
-		} else if under == 0 {
-			return fmt.Errorf("%w: for the final hash: %w", ErrNoMirror, errs)
-		}
-		select {
-		case <-next:
-			m := left[0]
-			left = left[1:]
-			under++
-			go func() {
-				root, err := rootFrom(ctx, m, t.o.Name)
-				answers <- answer{m, root, err}
-			}()
-		case a := <-answers:
-			under--
-			var remote *RemoteError
-			switch {
-			case a.err == nil && a.root == got:
-				return nil
-			case a.err == nil, errors.As(a.err, &remote) && remote.Code == CodeChanged:
-				return errors.Join(ErrRoot, a.err)
-			}
-			errs = errors.Join(errs, fmt.Errorf("%s: %w", a.m, a.err))
-		}
-	}
-}
-
-// rootFrom asks a mirror for the final hash.
-func rootFrom(ctx context.Context, m Mirror, name string) (h Hash, err error) {
-	s, err := m.Open(ctx)
-	if err != nil {
-		return h, err
-	}
-	stop := context.AfterFunc(ctx, func() { s.Close() })
-	defer stop()
-	defer s.Close()
-	l := newLink(s)
-	if _, err := l.open(name); err != nil {
-		return h, err
-	}
-	if err := errors.Join(l.send(msgRoot), l.flush()); err != nil {
-		return h, err
-	}
-	b, err := l.expect(msgFinal, len(h))
-	if err == nil && copy(h[:], b) != len(h) {
-		err = errProtocol
-	}
-	return h, err
-}
-
-// open begins a conversation.
-func (l *link) open(name string) (info, error) {
-	if err := errors.Join(l.send(msgOpen, []byte(name)), l.flush()); err != nil {
-		return info{}, err
-	}
-	b, err := l.expect(msgInfo, 12+maxVersion)
-	if err != nil {
-		return info{}, err
-	}
-	return decodeInfo(b)
-}
-
-// expect reads a message of one type.
-func (l *link) expect(want message, limit int) ([]byte, error) {
-	m, n, err := l.next()
-	if err != nil {
-		return nil, unexpected(err)
-	}
-	if m == msgError {
-		return nil, l.remoteError(n)
-	}
-	if m != want {
-		return nil, fmt.Errorf("%w: message %d where %d belongs", errProtocol, m, want)
-	}
-	return l.body(n, limit)
-}
-
-func (l *link) remoteError(n int) error {
-	b, err := l.body(n, 1+maxErrorText)
-	if err != nil || len(b) == 0 {
-		return errors.Join(errProtocol, err)
-	}
-	return &RemoteError{Code(b[0]), string(b[1:])}
 }

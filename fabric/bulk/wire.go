@@ -16,9 +16,9 @@ type Hash [32]byte
 // Sizes.
 const (
 	ChunkSize    = 4 << 20   // of a payload's chunks, in bytes, where the source has no reason for another
-	maxChunk     = 64 << 20  // that a receiver accepts
+	maxChunk     = 8 << 20   // that a receiver accepts
 	minChunk     = 4 << 10   //
-	pageChunks   = 64        // chunk hashes in one page
+	pageChunks   = 64        // chunks whose hashes are asked for at once, and kept together
 	maxData      = 256 << 10 // payload bytes in one message, so that streams of higher classes get their turn
 	maxName      = 4096
 	maxVersion   = 64
@@ -35,15 +35,16 @@ type message uint8
 
 const (
 	msgOpen  message = 1 // name
-	msgPage  message = 2 // u32 page: asks for chunk hashes
-	msgChunk message = 3 // u32 chunk, u32 offset in it: asks for the chunk from there on
+	msgSums  message = 2 // u32 chunk, u32 count: asks for the hashes of so many chunks
+	msgChunk message = 3 // u32 chunk, u32 offset in it: asks for the chunk from there on, which may be its end, and its hash
 	msgRoot  message = 4 // asks for the final hash
 
-	msgInfo   message = 65 // answers msgOpen: u64 size, u32 chunk size, version
-	msgHashes message = 66 // u32 page, hashes
-	msgData   message = 67 // u32 chunk, u32 offset, bytes; as many as it takes
-	msgFinal  message = 68 // root
-	msgError  message = 69 // u8 code, text; ends the conversation
+	msgInfo  message = 65 // answers msgOpen: u64 size, u32 chunk size, version
+	msgSum   message = 66 // u32 chunk, hash
+	msgData  message = 67 // u32 chunk, u32 offset, bytes; as many as it takes, then msgSum
+	msgFinal message = 68 // root
+	msgError message = 69 // u8 code, text; ends the conversation
+	msgZeros message = 70 // u32 chunk, u32 offset, u32 count: stands for a msgData of zeros
 )
 
 // Code says what is wrong at the source.
@@ -51,11 +52,17 @@ type Code uint8
 
 // The codes.
 const (
-	CodeFailed   Code = 1 // reading failed; another time, or another mirror, may do better
-	CodeNotFound Code = 2 // the mirror has no such payload
-	CodeChanged  Code = 3 // the payload is not any more what it was when it was opened
-	CodeRefused  Code = 4 // the mirror does not want to, now
+	CodeFailed     Code = 1 // it failed; another time, or another mirror, may do better
+	CodeNotFound   Code = 2 // the mirror has no such payload
+	CodeChanged    Code = 3 // the payload is not any more what it was when it was opened
+	CodeRefused    Code = 4 // the mirror does not want to, now
+	CodeUnreadable Code = 5 // the mirror can't read it, and asking again won't help
 )
+
+// lasting reports whether asking the same mirror again is of no use.
+func (c Code) lasting() bool {
+	return c == CodeNotFound || c == CodeChanged || c == CodeUnreadable
+}
 
 // RemoteError is what a mirror says.
 type RemoteError struct {
@@ -74,7 +81,8 @@ type link struct {
 }
 
 func newLink(s io.ReadWriter) *link {
-	return &link{bufio.NewReaderSize(s, 64<<10), bufio.NewWriterSize(s, 64<<10)}
+	// Small, for what is between payload bytes; those pass by them.
+	return &link{bufio.NewReaderSize(s, 4<<10), bufio.NewWriterSize(s, 4<<10)}
 }
 
 // send queues a message; flush sends what is queued.
@@ -96,6 +104,24 @@ func (l *link) send(m message, parts ...[]byte) error {
 }
 
 func (l *link) flush() error { return l.w.Flush() }
+
+// dataHead is how many bytes of a msgData are before the payload's.
+const dataHead = 4 + 8
+
+// sendData sends a msgData of the n payload bytes that begin at b[dataHead], with
+// its head in front of them: one write, that nothing is copied for.
+func (l *link) sendData(b []byte, n, chunk, off int) error {
+	b = b[:dataHead+n]
+	n += 8
+	b[0], b[1], b[2], b[3] = byte(msgData), byte(n>>16), byte(n>>8), byte(n)
+	binary.BigEndian.PutUint32(b[4:], uint32(chunk))
+	binary.BigEndian.PutUint32(b[8:], uint32(off))
+	if err := l.flush(); err != nil {
+		return err
+	}
+	_, err := l.w.Write(b)
+	return err
+}
 
 // next reads the head of a message; its body follows in l.r.
 func (l *link) next() (m message, length int, err error) {
@@ -165,21 +191,26 @@ func (i info) length(chunk int) int {
 	return int(min(int64(i.Chunk), i.Size-int64(chunk)*int64(i.Chunk)))
 }
 
-// pageLength returns how many hashes a page has.
-func (i info) pageLength(page int) int { return min(pageChunks, i.chunks()-page*pageChunks) }
-
 func (i info) pages() int { return (i.chunks() + pageChunks - 1) / pageChunks }
 
 // root returns the final hash of a payload with these chunk hashes.
-func (i info) root(hashes []Hash) (r Hash) {
+func (i info) root(hash func(chunk int) Hash) Hash {
 	h := blake3.New()
 	h.Write([]byte("space-bulk-root/1\x00"))
 	h.Write(i.encode()[:12])
-	for k := range hashes {
-		h.Write(hashes[k][:])
+	for c := range i.chunks() {
+		sum := hash(c)
+		h.Write(sum[:])
 	}
-	h.Sum(r[:0])
-	return r
+	return sumOf(h)
+}
+
+func sumOf(h *blake3.Hasher) (sum Hash) {
+	h.Sum(sum[:0])
+	return sum
 }
 
 func hashOf(b []byte) Hash { return blake3.Sum256(b) }
+
+// zeros is what msgZeros stands for.
+var zeros [maxData]byte

@@ -3,7 +3,6 @@ package bulk
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -28,16 +27,11 @@ func (w *worker) run(ctx context.Context) {
 		err := w.converse(ctx)
 		w.t.mu.Lock()
 		w.stream, w.opened, w.busy = nil, false, 0
-		if err != nil && ctx.Err() == nil {
-			w.m.state.Failed++
-			var remote *RemoteError
-			if errors.As(err, &remote) && (remote.Code == CodeNotFound || remote.Code == CodeChanged) || errors.Is(err, errProtocol) {
-				w.m.state.Out = err.Error()
-				w.m.state.Changed = remote != nil && remote.Code == CodeChanged
-			}
+		if ctx.Err() == nil {
+			w.t.notice(w.m, err)
 		}
-		over := err == nil || ctx.Err() != nil || w.t.failure != nil || w.t.finished || w.m.state.Out != "" || w.t.draining
-		if w.t.info != nil && len(w.t.hashes) > 0 && w.stalled {
+		over := err == nil || ctx.Err() != nil || w.t.isOver(w.m)
+		if w.stalled {
 			backoff = max(backoff, time.Second) // others have its work now
 		}
 		w.stalled = false
@@ -56,7 +50,7 @@ func (w *worker) run(ctx context.Context) {
 				waiting = false
 			case <-changed: // perhaps the end
 				w.t.mu.Lock()
-				waiting = w.t.failure == nil && !w.t.finished && !w.t.draining
+				waiting = !w.t.isOver(w.m)
 				changed = w.t.changed
 				w.t.mu.Unlock()
 			}
@@ -87,12 +81,9 @@ func (w *worker) converse(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := w.t.begin(w.m, i); err != nil {
+	if err := w.t.begin(w, i); err != nil {
 		return err
 	}
-	w.t.mu.Lock()
-	w.opened, w.news = true, time.Now()
-	w.t.mu.Unlock()
 	return w.fetch(ctx, l)
 }
 
@@ -128,18 +119,18 @@ func (w *worker) fetch(ctx context.Context, l *link) (err error) {
 		if err := l.flush(); err != nil {
 			return err
 		}
-		done, err := w.receive(l, under[0])
+		j := under[0]
+		done, sum, err := w.receive(l, j)
 		if err != nil {
 			return err
 		}
 		if done {
-			j := under[0]
 			under = under[1:]
 			w.setBusy(len(under))
-			if j.task != nil {
-				if err := w.t.complete(w.m, j.task); err != nil {
-					return err
-				}
+			if j.task == nil {
+				w.t.summed()
+			} else if err := w.t.complete(w.m, j.task, sum); err != nil {
+				return err
 			}
 		}
 	}
@@ -174,12 +165,9 @@ func wait(ctx context.Context, again <-chan struct{}, at time.Time) error {
 // ask sends a job's request.
 func (w *worker) ask(l *link, j *job) error {
 	if j.task == nil {
-		return l.send(msgPage, u32(uint32(j.page)))
+		return l.send(msgSums, u32(uint32(j.first)), u32(uint32(j.count)))
 	}
 	tk := j.task
-	if length := w.t.info.length(tk.chunk); tk.buf == nil {
-		tk.buf = make([]byte, length)
-	}
 	if tk.n > 0 && tk.from != w.m {
 		tk.mixed = true
 	}
@@ -187,45 +175,67 @@ func (w *worker) ask(l *link, j *job) error {
 	return l.send(msgChunk, u32(uint32(tk.chunk)), u32(uint32(tk.n)))
 }
 
-// receive takes in one message, and says whether it was the job's last.
-func (w *worker) receive(l *link, j *job) (done bool, err error) {
+// receive takes in one message, and says whether it was the job's last: of a
+// chunk, its hash.
+func (w *worker) receive(l *link, j *job) (done bool, sum Hash, err error) {
 	m, n, err := l.next()
 	if err != nil {
-		return false, unexpected(err)
+		return false, sum, unexpected(err)
 	}
 	switch {
 	case m == msgError:
-		return false, l.remoteError(n)
-	case m == msgHashes && j.task == nil:
-		b, err := l.body(n, 4+pageChunks*len(Hash{}))
+		return false, sum, l.remoteError(n)
+	case m == msgSum && n == 4+len(sum):
+		b, err := l.body(n, n)
 		if err != nil {
-			return false, err
+			return false, sum, err
 		}
-		want := w.t.info.pageLength(j.page)
-		if len(b) != 4+want*len(Hash{}) || int(binary.BigEndian.Uint32(b)) != j.page {
-			return false, fmt.Errorf("%w: %d bytes of hashes", errProtocol, len(b))
-		}
-		hashes := make([]Hash, want)
-		for k := range hashes {
-			copy(hashes[k][:], b[4+k*len(Hash{}):])
-		}
+		c := int(binary.BigEndian.Uint32(b))
+		copy(sum[:], b[4:])
 		w.t.arrived(w, 0)
-		w.t.learn(j.page, hashes)
-		return true, nil
-	case m == msgData && j.task != nil && n > 8:
+		switch tk := j.task; {
+		case tk != nil && c == tk.chunk && tk.n == len(tk.buf):
+			return true, sum, nil
+		case tk == nil && c == j.first && j.count > 0:
+			w.t.learn(w.m, c, sum)
+			j.first++
+			j.count--
+			return j.count == 0, sum, nil
+		}
+		return false, sum, fmt.Errorf("%w: a hash that nobody asked for", errProtocol)
+	case (m == msgData || m == msgZeros) && j.task != nil && n > 8:
 		var head [8]byte
 		if _, err := io.ReadFull(l.r, head[:]); err != nil {
-			return false, unexpected(err)
+			return false, sum, unexpected(err)
+		}
+		n -= len(head)
+		count := n
+		if m == msgZeros {
+			b, err := l.body(n, 4)
+			if err != nil {
+				return false, sum, err
+			}
+			if len(b) != 4 {
+				return false, sum, fmt.Errorf("%w: zeros", errProtocol)
+			}
+			n, count = 0, int(binary.BigEndian.Uint32(b))
 		}
 		tk := j.task
-		if int(binary.BigEndian.Uint32(head[:])) != tk.chunk || int(binary.BigEndian.Uint32(head[4:])) != tk.n || n-8 > len(tk.buf)-tk.n {
-			return false, fmt.Errorf("%w: bytes that nobody asked for", errProtocol)
+		if int(binary.BigEndian.Uint32(head[:])) != tk.chunk || int(binary.BigEndian.Uint32(head[4:])) != tk.n || count < 1 || count > min(len(tk.buf)-tk.n, maxData) {
+			return false, sum, fmt.Errorf("%w: bytes that nobody asked for", errProtocol)
 		}
-		// What has come of a message that breaks off counts, too.
-		k, err := io.ReadFull(l.r, tk.buf[tk.n:tk.n+n-8])
+		piece := tk.buf[tk.n : tk.n+count]
+		k := count
+		if m == msgZeros {
+			clear(piece)
+		} else {
+			// What has come of a message that breaks off counts, too.
+			k, err = io.ReadFull(l.r, piece)
+		}
+		tk.hash.Write(piece[:k])
 		tk.n += k
-		w.t.arrived(w, k)
-		return tk.n == len(tk.buf), unexpected(err)
+		w.t.arrived(w, n*k/count)
+		return false, sum, unexpected(err)
 	}
-	return false, fmt.Errorf("%w: message %d out of place", errProtocol, m)
+	return false, sum, fmt.Errorf("%w: message %d out of place", errProtocol, m)
 }

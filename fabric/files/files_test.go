@@ -492,13 +492,13 @@ func FuzzManifest(f *testing.F) {
 	f.Add([]byte(manifestMagic))
 	f.Add((&manifest{entries: []entry{{kind: regular, size: 1}}}).encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m, err := decodeManifest(b)
+		m, err := decodeManifest(string(b))
 		if err != nil {
 			return
 		}
 		if !bytes.Equal(m.encode(), b) {
 			// Bits that are not carried are dropped; then it is the same.
-			again, err := decodeManifest(m.encode())
+			again, err := decodeManifest(string(m.encode()))
 			if err != nil || !again.sameLayout(m) {
 				t.Fatalf("read again: %v", err)
 			}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,7 +23,7 @@ const (
 	maxSize     = 1 << 57 // bytes of all contents
 )
 
-const manifestMagic = "space-files/1\n"
+const manifestMagic = "space-files/2\n"
 
 // kind is what an entry is.
 type kind uint8
@@ -31,16 +32,22 @@ const (
 	regular   kind = 1
 	directory kind = 2
 	symlink   kind = 3
+	hardlink  kind = 4 // another name of a regular file
 )
 
-// entry is a file, directory or symbolic link. The path of the share itself is "".
+// flagSparse is of a regular file that has holes.
+const flagSparse = 1
+
+// entry is a file, directory or link. The path of the share itself is "".
 type entry struct {
 	path   string // with slashes, relative to the share
 	kind   kind
+	sparse bool
 	perm   fs.FileMode // permission bits, and the sticky bit
 	mtime  int64       // nanoseconds since 1970
 	size   int64       // of a regular file
-	target string      // of a symbolic link
+	target string      // of a symbolic link; of another name, the path of the entry before it that is the file
+	xattrs string      // extended attributes, see appendXattr
 	offset int64       // of a regular file's first byte in the contents; follows from the others
 }
 
@@ -54,22 +61,59 @@ type manifest struct {
 	files   int64
 }
 
-// encode returns the manifest's bytes: the magic, then for each entry kind (u8),
-// permissions (u16), mtime (i64), size (u64), lengths of path and target (u16), both.
-// Numbers are big-endian.
+// encode returns the manifest's bytes: the magic, then for each entry kind and
+// flags (u8), permissions (u16), mtime (i64), size (u64), lengths of path, target
+// and extended attributes (u16), these three. Numbers are big-endian.
 func (m *manifest) encode() []byte {
 	b := []byte(manifestMagic)
 	for i := range m.entries {
 		e := &m.entries[i]
-		b = append(b, byte(e.kind))
+		flags := byte(0)
+		if e.sparse {
+			flags |= flagSparse
+		}
+		b = append(b, byte(e.kind), flags)
 		b = binary.BigEndian.AppendUint16(b, uint16(permBits(e.perm)))
 		b = binary.BigEndian.AppendUint64(b, uint64(e.mtime))
 		b = binary.BigEndian.AppendUint64(b, uint64(e.size))
 		b = binary.BigEndian.AppendUint16(b, uint16(len(e.path)))
 		b = binary.BigEndian.AppendUint16(b, uint16(len(e.target)))
-		b = append(append(b, e.path...), e.target...)
+		b = binary.BigEndian.AppendUint16(b, uint16(len(e.xattrs)))
+		b = append(append(append(b, e.path...), e.target...), e.xattrs...)
 	}
 	return b
+}
+
+// maxXattrs is how many bytes the extended attributes of an entry may have.
+const maxXattrs = 1<<16 - 1
+
+// appendXattr appends an attribute: lengths of name (u8) and value (u16), both.
+func appendXattr(b []byte, name string, value []byte) []byte {
+	b = append(b, byte(len(name)))
+	b = binary.BigEndian.AppendUint16(b, uint16(len(value)))
+	return append(append(b, name...), value...)
+}
+
+// xattrPrefix is that of the attributes which are carried: those that mean nothing
+// to the system.
+const xattrPrefix = "user."
+
+// eachXattr calls fn for each attribute, and reports whether they are well formed.
+func (e *entry) eachXattr(fn func(name, value string) error) (ok bool, err error) {
+	for b := e.xattrs; b != ""; {
+		if len(b) < 3 {
+			return false, nil
+		}
+		nn, nv := int(b[0]), int(b[1])<<8|int(b[2])
+		if b = b[3:]; len(b) < nn+nv || !strings.HasPrefix(b[:nn], xattrPrefix) || strings.ContainsRune(b[:nn], 0) {
+			return false, nil
+		}
+		if err := fn(b[:nn], b[nn:nn+nv]); err != nil {
+			return true, err
+		}
+		b = b[nn+nv:]
+	}
+	return true, nil
 }
 
 // stickyBit is the sticky bit as chmod(2) has it.
@@ -83,51 +127,48 @@ func permBits(m fs.FileMode) uint32 {
 	return p
 }
 
-const entryHead = 1 + 2 + 8 + 8 + 2 + 2
+// permOf is the inverse of permBits.
+func permOf(bits uint16) fs.FileMode {
+	m := fs.FileMode(bits & 0o777)
+	if bits&stickyBit != 0 {
+		m |= fs.ModeSticky
+	}
+	return m
+}
+
+const entryHead = 1 + 1 + 2 + 8 + 8 + 2 + 2 + 2
 
 // ErrManifest is of a share that can't be made below one directory, or is not one.
 var ErrManifest = errors.New("files: the manifest is not valid")
 
 // decodeManifest reads a manifest of somebody else's, and checks that what it
 // says can be made below one directory.
-func decodeManifest(b []byte) (*manifest, error) {
-	rest, ok := strings.CutPrefix(string(b), manifestMagic) // paths share this one copy
+func decodeManifest(text string) (*manifest, error) {
+	rest, ok := strings.CutPrefix(text, manifestMagic)
 	if !ok {
 		return nil, fmt.Errorf("%w: it does not begin as one", ErrManifest)
 	}
 	m := &manifest{}
 	dirs := map[string]bool{}
 	for last := ""; rest != ""; {
-		if len(rest) < entryHead || len(m.entries) == MaxEntries {
+		e, n, err := decodeEntry(rest)
+		if err != nil || len(m.entries) == MaxEntries {
 			return nil, fmt.Errorf("%w: entry %d", ErrManifest, len(m.entries))
 		}
-		h := []byte(rest[:entryHead])
-		perm := binary.BigEndian.Uint16(h[1:])
-		e := entry{kind: kind(h[0]), perm: fs.FileMode(perm & 0o777), mtime: int64(binary.BigEndian.Uint64(h[3:]))}
-		if perm&stickyBit != 0 {
-			e.perm |= fs.ModeSticky
-		}
-		size := binary.BigEndian.Uint64(h[11:])
-		np, nt := int(binary.BigEndian.Uint16(h[19:])), int(binary.BigEndian.Uint16(h[21:]))
-		if rest = rest[entryHead:]; len(rest) < np+nt {
-			return nil, fmt.Errorf("%w: entry %d is cut off", ErrManifest, len(m.entries))
-		}
-		e.path, e.target, rest = rest[:np], rest[np:np+nt], rest[np+nt:]
+		rest = rest[n:]
 		first := len(m.entries) == 0
 		switch {
 		case first != (e.path == ""), !first && !validPath(e.path), !first && e.path <= last, !first && !dirs[parent(e.path)],
-			np > maxPath, nt > maxPath:
+			len(e.path) > maxPath, len(e.target) > maxPath:
 			return nil, fmt.Errorf("%w: path %.80q", ErrManifest, e.path)
-		case e.kind == regular && (size > maxSize || nt > 0), e.kind != regular && size > 0,
-			e.kind == directory && nt > 0, e.kind == symlink && (nt == 0 || strings.ContainsRune(e.target, 0)), e.kind < regular || e.kind > symlink:
-			return nil, fmt.Errorf("%w: %.80q: kind %d, %d bytes", ErrManifest, e.path, e.kind, size)
+		case !m.possible(&e):
+			return nil, fmt.Errorf("%w: %.80q: kind %d, %d bytes", ErrManifest, e.path, e.kind, e.size)
 		}
 		last = e.path
 		if e.kind == directory {
 			dirs[e.path] = true
 		}
 		if e.offset = m.size; e.kind == regular {
-			e.size = int64(size)
 			m.size += e.size
 			m.files++
 			if m.size > maxSize {
@@ -140,6 +181,41 @@ func decodeManifest(b []byte) (*manifest, error) {
 		return nil, fmt.Errorf("%w: it is empty", ErrManifest)
 	}
 	return m, nil
+}
+
+// decodeEntry reads an entry, and says how many bytes it has.
+func decodeEntry(b string) (e entry, n int, err error) {
+	if len(b) < entryHead {
+		return e, 0, ErrManifest
+	}
+	h := []byte(b[:entryHead])
+	e = entry{kind: kind(h[0]), sparse: h[1]&flagSparse != 0, perm: permOf(binary.BigEndian.Uint16(h[2:])),
+		mtime: int64(binary.BigEndian.Uint64(h[4:])), size: int64(binary.BigEndian.Uint64(h[12:]))}
+	np, nt, nx := int(binary.BigEndian.Uint16(h[20:])), int(binary.BigEndian.Uint16(h[22:])), int(binary.BigEndian.Uint16(h[24:]))
+	if b = b[entryHead:]; len(b) < np+nt+nx {
+		return e, 0, ErrManifest
+	}
+	e.path, e.target, e.xattrs = b[:np], b[np:np+nt], b[np+nt:np+nt+nx]
+	return e, entryHead + np + nt + nx, nil
+}
+
+// possible reports whether an entry's parts fit together, after the entries that m has.
+func (m *manifest) possible(e *entry) bool {
+	if ok, _ := e.eachXattr(func(string, string) error { return nil }); !ok {
+		return false
+	}
+	switch e.kind {
+	case regular:
+		return e.size >= 0 && e.size <= maxSize && e.target == ""
+	case directory:
+		return e.size == 0 && e.target == "" && !e.sparse
+	case symlink:
+		return e.size == 0 && e.target != "" && !strings.ContainsRune(e.target, 0) && e.xattrs == "" && !e.sparse
+	case hardlink:
+		i, ok := slices.BinarySearchFunc(m.entries, e.target, func(a entry, path string) int { return strings.Compare(a.path, path) })
+		return e.size == 0 && ok && m.entries[i].kind == regular && e.xattrs == "" && !e.sparse
+	}
+	return false
 }
 
 // validPath reports whether a path stays below where it begins: names between
@@ -172,7 +248,7 @@ func (m *manifest) sameLayout(o *manifest) bool {
 	}
 	for i := range m.entries {
 		a, b := &m.entries[i], &o.entries[i]
-		if a.path != b.path || a.kind != b.kind || a.size != b.size {
+		if a.path != b.path || a.kind != b.kind || a.size != b.size || a.target != b.target {
 			return false
 		}
 	}
@@ -186,7 +262,8 @@ func (m *manifest) contentsName() string {
 	for i := range m.entries {
 		e := &m.entries[i]
 		b := append([]byte{byte(e.kind)}, e.path...)
-		h.Write(binary.BigEndian.AppendUint64(append(b, 0), uint64(e.size)))
+		b = append(append(append(b, 0), e.target...), 0)
+		h.Write(binary.BigEndian.AppendUint64(b, uint64(e.size)))
 	}
 	return contentsPrefix + hex.EncodeToString(h.Sum(nil)[:16])
 }

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sync"
 	"syscall"
 	"time"
 
@@ -39,8 +38,15 @@ type Mirror struct {
 type ReceiveOptions struct {
 	Target  string   // file or directory to make
 	Mirrors []Mirror // at least one
+	// More brings mirrors that are found later; nil: there will be none.
+	More <-chan Mirror
+	// Trusted: mirrors come in the order of trust. Where two have different contents,
+	// the one before the other is right. Otherwise the error is bulk.ErrDisputed.
+	Trusted bool
 	Class   frame.Class
 	Rate    int64 // bytes a second at most; 0: as fast as it goes
+	// Started is called with what can be told to a transfer that runs; nil: nothing is.
+	Started func(Control)
 	// Progress is called now and then; nil: nobody wants to know.
 	Progress func(Progress)
 }
@@ -52,11 +58,18 @@ type Progress struct {
 	Restart string        // why it had to begin again; "": it had not
 }
 
+// Control is what can be told to a transfer that runs.
+type Control interface {
+	Pause()
+	Resume()
+	SetRate(bytesPerSecond int64)
+}
+
 const (
 	partSuffix = ".space-part"
 	maxStarts  = 3 // of a share that changes while it is received
 	showEvery  = 200 * time.Millisecond
-	mirrorWait = 3 * time.Second // for the other mirrors, when one has answered
+	mirrorWait = 3 * time.Second // for a mirror's manifest, until another one is asked too
 	streams    = 2               // of contents, for each mirror
 )
 
@@ -66,6 +79,7 @@ const (
 	journalFile  = "journal"
 	manifestFile = "manifest"
 	treeName     = "tree"
+	markFile     = "done" // what tree becomes the target as; see mark
 )
 
 // Receive fetches a share. When it returns nil the target is whole and durable.
@@ -78,26 +92,43 @@ func Receive(ctx context.Context, o ReceiveOptions) error {
 	if o.Class == 0 {
 		o.Class = frame.Bulk
 	}
-	r := &receiver{o: o, part: filepath.Join(filepath.Dir(o.Target), "."+filepath.Base(o.Target)+partSuffix)}
-	if err := r.free(); err != nil {
-		return err
-	}
-	if err := r.begin(); err != nil {
+	r := newReceiver(o)
+	done, err := r.begin()
+	if err != nil {
 		return err
 	}
 	defer r.lock.Close()
+	if done {
+		return nil
+	}
 	for start := 1; ; start++ {
 		err := r.receive(ctx)
 		var remote *bulk.RemoteError
-		again := errors.Is(err, bulk.ErrRoot) || errors.As(err, &remote) && remote.Code == bulk.CodeChanged
+		again := errors.Is(err, errLost) || errors.As(err, &remote) && remote.Code == bulk.CodeChanged
 		if !again || start == maxStarts || ctx.Err() != nil {
 			return err
 		}
 		r.restart = err.Error()
-		if err := r.clear(); err != nil {
-			return err
+		if errors.Is(err, errLost) {
+			if err := r.clear(); err != nil {
+				return err
+			}
 		}
 	}
+}
+
+// Received finishes what a Receive for the same target has left that was killed when
+// all was there, and reports whether it did. ErrExists: the target is something else.
+func Received(target string) (done bool, err error) {
+	r := newReceiver(ReceiveOptions{Target: target})
+	if _, err := os.Lstat(target); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	done, err = r.begin()
+	if err == nil {
+		err = r.lock.Close()
+	}
+	return done, err
 }
 
 // receiver is a transfer to one target.
@@ -107,6 +138,13 @@ type receiver struct {
 	lock    *os.File
 	restart string
 }
+
+func newReceiver(o ReceiveOptions) *receiver {
+	return &receiver{o: o, part: filepath.Join(filepath.Dir(o.Target), "."+filepath.Base(o.Target)+partSuffix)}
+}
+
+// errLost: what the journal says is there is not.
+var errLost = errors.New("files: what has arrived is damaged")
 
 // free fails if the target is there.
 func (r *receiver) free() error {
@@ -120,10 +158,47 @@ func (r *receiver) free() error {
 	return nil
 }
 
-// begin makes the hidden directory, or takes it over.
-func (r *receiver) begin() error {
+// begin makes the hidden directory, or takes it over. done: all had come already, and
+// now the target is there.
+func (r *receiver) begin() (done bool, err error) {
+	exists := r.free()
+	if exists != nil && !errors.Is(exists, ErrExists) {
+		return false, exists
+	}
+	if _, err := os.Lstat(r.part); exists != nil && errors.Is(err, fs.ErrNotExist) {
+		return false, exists // nothing is left of a Receive
+	}
+	if err := r.acquire(); err != nil {
+		return false, err
+	}
+	if exists == nil {
+		return false, nil
+	}
+	m, err := r.mark()
+	if err == nil && m != nil {
+		var now mark
+		if now, err = markOf(r.o.Target, m.perm); err == nil && now == *m {
+			if err = r.complete(*m); err == nil {
+				return true, nil
+			}
+		}
+	}
+	if err == nil {
+		if _, terr := os.Lstat(filepath.Join(r.part, treeName)); m == nil && errors.Is(terr, fs.ErrNotExist) {
+			err = os.RemoveAll(r.part) // of one that was killed at the very end, or beginning
+		}
+	}
+	r.lock.Close()
+	if err != nil {
+		return false, fmt.Errorf("files: %w", err)
+	}
+	return false, exists
+}
+
+// acquire makes the hidden directory and its lock ours.
+func (r *receiver) acquire() error {
 	if err := os.Mkdir(r.part, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("files: %w", err)
+		return fmt.Errorf("files: %w", sinkError(err))
 	}
 	fi, err := os.Lstat(r.part)
 	if err == nil && !fi.IsDir() {
@@ -158,7 +233,7 @@ func (r *receiver) begin() error {
 // clear forgets what has arrived. The order matters: without its manifest a
 // journal counts for nothing.
 func (r *receiver) clear() error {
-	for _, name := range []string{manifestFile, journalFile, treeName} {
+	for _, name := range []string{markFile, manifestFile, journalFile, treeName} {
 		if err := removeAll(filepath.Join(r.part, name)); err != nil {
 			return fmt.Errorf("files: %w", err)
 		}
@@ -186,11 +261,11 @@ func removeAll(path string) error {
 
 // receive is one try.
 func (r *receiver) receive(ctx context.Context) error {
-	m, b, mirrors, err := r.manifest(ctx)
+	m, text, from, err := r.manifest(ctx)
 	if err != nil {
 		return err
 	}
-	if err := r.adopt(m, b); err != nil {
+	if err := r.adopt(m, text); err != nil {
 		return err
 	}
 	root, err := os.OpenRoot(r.part)
@@ -203,7 +278,7 @@ func (r *receiver) receive(ctx context.Context) error {
 		return err
 	}
 	defer s.dir.Close()
-	err = r.contents(ctx, m, s, mirrors)
+	err = r.contents(ctx, m, s, from)
 	if cerr := s.close(); err == nil {
 		err = cerr
 	}
@@ -216,73 +291,90 @@ func (r *receiver) receive(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.thank(ctx, mirrors)
+	r.thank(ctx, m)
 	return nil
 }
 
-// manifest fetches what the share consists of. The mirrors that have no such
-// share, or another one, or do not answer soon after the first one, are left out.
-func (r *receiver) manifest(ctx context.Context) (*manifest, []byte, []Mirror, error) {
+// manifest fetches what the share consists of: from the first mirror that gives it,
+// and says from which. They are asked one after the other, and a second one beside
+// one that is slow: a manifest may be large, and is held in memory.
+func (r *receiver) manifest(ctx context.Context) (*manifest, string, int, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	type answer struct {
-		m   *manifest
-		b   []byte
-		err error
+		m    *manifest
+		text string
+		from int
+		err  error
 	}
-	answers := make([]answer, len(r.o.Mirrors))
-	var wg sync.WaitGroup
-	for i, mirror := range r.o.Mirrors {
-		wg.Go(func() {
-			a := &answers[i]
-			var w whole
-			a.err = bulk.Start(ctx, bulk.Options{Name: manifestName, Mirrors: []bulk.Mirror{r.mirror(mirror)}, Sink: &w, Streams: 1, GiveUp: time.Minute}).Wait()
-			if a.b = w.b; a.err == nil {
-				a.m, a.err = decodeManifest(w.b)
+	answers := make(chan answer)
+	next, under := 0, 0
+	defer func() {
+		cancel()
+		for range under {
+			<-answers
+		}
+	}()
+	slow := time.NewTimer(0)
+	defer slow.Stop()
+	errs := error(bulk.ErrNoMirror)
+	for next < len(r.o.Mirrors) || under > 0 {
+		select {
+		case <-slow.C:
+			if next == len(r.o.Mirrors) || under == maxManifests {
+				continue
 			}
+			from := next
+			next++
+			under++
+			slow.Reset(mirrorWait)
+			go func() {
+				m, text, err := r.manifestOf(ctx, r.o.Mirrors[from])
+				answers <- answer{m, text, from, err}
+			}()
+		case a := <-answers:
+			under--
 			if a.err == nil {
-				time.AfterFunc(mirrorWait, cancel)
+				return a.m, a.text, a.from, nil
 			}
-		})
+			errs = fmt.Errorf("%w; %w", errs, a.err)
+			slow.Reset(0)
+		}
 	}
-	wg.Wait()
-	var first *answer
-	var good []Mirror
-	var errs error
-	for i := range answers {
-		a := &answers[i]
-		if a.err == nil && first != nil && !a.m.sameLayout(first.m) {
-			a.err = errors.New("it shares something else under this name")
-		}
-		if a.err != nil {
-			errs = errors.Join(errs, fmt.Errorf("%s: %w", r.o.Mirrors[i].Name, a.err))
-			continue
-		}
-		if first == nil {
-			first = a
-		}
-		good = append(good, r.o.Mirrors[i])
+	if err := ctx.Err(); err != nil {
+		errs = err
 	}
-	if first == nil {
-		if errs == nil {
-			errs = bulk.ErrNoMirror
-		}
-		return nil, nil, nil, errs
+	return nil, "", 0, errs
+}
+
+// maxManifests is how many manifests are fetched at once.
+const maxManifests = 2
+
+func (r *receiver) manifestOf(ctx context.Context, from Mirror) (*manifest, string, error) {
+	var w whole
+	err := bulk.Start(ctx, bulk.Options{Name: manifestName, Mirrors: []bulk.Mirror{r.mirror(from)}, Sink: &w, MaxSize: maxManifest, Streams: 1, GiveUp: time.Minute}).Wait()
+	if err != nil {
+		return nil, "", err
 	}
-	return first.m, first.b, good, nil
+	text := string(w.b) // the manifest's paths are parts of this one copy
+	w.b = nil
+	m, err := decodeManifest(text)
+	if err != nil {
+		return nil, "", fmt.Errorf("%s: %w", from.Name, err)
+	}
+	return m, text, nil
 }
 
 // adopt sees that what is in the hidden directory is of this share.
-func (r *receiver) adopt(m *manifest, b []byte) error {
+func (r *receiver) adopt(m *manifest, text string) error {
 	path := filepath.Join(r.part, manifestFile)
 	old, err := os.ReadFile(path)
 	// Without its tree, which has perhaps become the target, the journal lies.
 	if _, lost := os.Lstat(filepath.Join(r.part, treeName)); err == nil && !errors.Is(lost, fs.ErrNotExist) {
-		if was, derr := decodeManifest(old); derr == nil && was.sameLayout(m) {
-			if string(old) != string(b) { // such as: other times
-				return vfs.WriteFileAtomic(vfs.OS(), path, b)
+		if was, derr := decodeManifest(string(old)); derr == nil && was.sameLayout(m) {
+			if string(old) == text {
+				return nil
 			}
-			return nil
+			return r.write(manifestFile, text) // such as: other times
 		}
 		r.restart = "something else is shared now under this name"
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -291,14 +383,20 @@ func (r *receiver) adopt(m *manifest, b []byte) error {
 	if err := r.clear(); err != nil {
 		return err
 	}
-	if err := vfs.WriteFileAtomic(vfs.OS(), path, b); err != nil {
+	return r.write(manifestFile, text)
+}
+
+// write makes a file in the hidden directory, durably.
+func (r *receiver) write(name, text string) error {
+	if err := vfs.WriteFileAtomic(vfs.OS(), filepath.Join(r.part, name), []byte(text)); err != nil {
 		return fmt.Errorf("files: %w", sinkError(err))
 	}
 	return nil
 }
 
-// contents fetches the contents of all files.
-func (r *receiver) contents(ctx context.Context, m *manifest, s *sink, mirrors []Mirror) error {
+// contents fetches the contents of all files. Mirrors that share something else under
+// this name do not have them under theirs.
+func (r *receiver) contents(ctx context.Context, m *manifest, s *sink, from int) error {
 	boot, err := bootID()
 	if err != nil {
 		return err
@@ -307,12 +405,16 @@ func (r *receiver) contents(ctx context.Context, m *manifest, s *sink, mirrors [
 	if err != nil {
 		return err
 	}
-	o := bulk.Options{Name: m.contentsName(), Sink: s, Journal: j, KeepJournal: true, AnyVersion: true, Streams: streams, Rate: r.o.Rate}
-	for _, mirror := range mirrors {
+	o := bulk.Options{Name: m.contentsName(), Sink: s, Journal: j, KeepJournal: true, Size: &m.size, Trusted: r.o.Trusted, Streams: streams, Rate: r.o.Rate}
+	for _, mirror := range r.o.Mirrors {
 		o.Mirrors = append(o.Mirrors, r.mirror(mirror))
 	}
 	t := bulk.Start(ctx, o)
+	if r.o.Started != nil {
+		r.o.Started(t)
+	}
 	show := func() { r.o.Progress(Progress{t.Progress(), m.files, r.restart}) }
+	more := r.o.More
 	done := make(chan error, 1)
 	go func() { done <- t.Wait() }()
 	tick := time.NewTicker(showEvery)
@@ -321,31 +423,34 @@ func (r *receiver) contents(ctx context.Context, m *manifest, s *sink, mirrors [
 		select {
 		case err := <-done:
 			show()
-			if errors.Is(err, bulk.ErrNoMirror) {
-				return mirrorsChanged(err, t.Progress())
+			if errors.Is(err, bulk.ErrNoMirror) && t.Progress().Mirrors[from].Changed {
+				err = errors.Join(err, &bulk.RemoteError{Code: bulk.CodeChanged, Text: "what is shared has changed"})
 			}
 			return err
 		case <-tick.C:
 			show()
+		case mirror, ok := <-more:
+			if !ok {
+				more = nil
+				break
+			}
+			r.o.Mirrors = append(r.o.Mirrors, mirror)
+			t.AddMirror(r.mirror(mirror))
 		}
 	}
-}
-
-// mirrorsChanged makes of an error of all mirrors one that says so, if all that is
-// wrong is that what they share has changed.
-func mirrorsChanged(err error, p bulk.Progress) error {
-	for _, m := range p.Mirrors {
-		if m.Changed {
-			return errors.Join(err, &bulk.RemoteError{Code: bulk.CodeChanged, Text: "what is shared has changed"})
-		}
-	}
-	return err
 }
 
 // publish gives what is whole its name.
 func (r *receiver) publish(top *entry) error {
 	from := filepath.Join(r.part, treeName)
-	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, r.o.Target, unix.RENAME_NOREPLACE)
+	m, err := markOf(from, top.perm)
+	if err != nil {
+		return fmt.Errorf("files: %w", err)
+	}
+	if err := r.write(markFile, m.String()); err != nil {
+		return err
+	}
+	err = unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, r.o.Target, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // the file system does not know that
 		if err = r.free(); err == nil {
 			err = unix.Rename(from, r.o.Target)
@@ -359,27 +464,92 @@ func (r *receiver) publish(top *entry) error {
 	case err != nil:
 		return fmt.Errorf("files: %w", &os.LinkError{Op: "rename", Old: from, New: r.o.Target, Err: err})
 	}
-	if top.kind == directory && top.perm&0o200 == 0 { // see sink.finish
-		if err := os.Chmod(r.o.Target, top.perm); err != nil {
-			return fmt.Errorf("files: %w", err)
-		}
-	}
-	if err := vfs.SyncDir(vfs.OS(), filepath.Dir(r.o.Target)); err != nil {
+	return r.complete(m)
+}
+
+// complete does what is left when the target has its name.
+func (r *receiver) complete(m mark) error {
+	dir, err := os.Open(filepath.Dir(r.o.Target))
+	if err != nil {
 		return fmt.Errorf("files: %w", err)
 	}
-	// The target is there; what is left is of no use to anybody.
-	if err := os.RemoveAll(r.part); err != nil {
+	defer dir.Close()
+	fi, err := os.Lstat(r.o.Target)
+	if err == nil && fi.IsDir() && m.perm&0o200 == 0 { // see sink.finish
+		if err = os.Chmod(r.o.Target, m.perm); err == nil {
+			err = unix.Syncfs(int(dir.Fd())) // it may not be readable, for a sync of its own
+		}
+	}
+	if err == nil {
+		err = dir.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("files: %w", err)
+	}
+	// The target is there; what is left is of no use to anybody. The mark goes last.
+	for _, name := range []string{journalFile, manifestFile, markFile} {
+		if err == nil {
+			err = os.RemoveAll(filepath.Join(r.part, name))
+		}
+	}
+	if err == nil {
+		err = os.RemoveAll(r.part)
+	}
+	if err != nil {
 		return fmt.Errorf("files: %s is whole, but: %w", r.o.Target, err)
 	}
 	return nil
 }
 
-// thank tells the mirrors that gave it that all of it is here. It is only a courtesy.
-func (r *receiver) thank(ctx context.Context, mirrors []Mirror) {
+// mark is what the tree is, by which it is known again when it has become the target,
+// by one that was killed after it had renamed it.
+type mark struct {
+	dev, ino uint64
+	born     int64 // 0: not known
+	perm     fs.FileMode
+}
+
+func (m mark) String() string {
+	return fmt.Sprintf("space-files-done/1 %d %d %d %d\n", m.dev, m.ino, m.born, permBits(m.perm))
+}
+
+func markOf(path string, perm fs.FileMode) (m mark, err error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
+		return m, &os.PathError{Op: "statx", Path: path, Err: err}
+	}
+	m = mark{dev: unix.Mkdev(st.Dev_major, st.Dev_minor), ino: st.Ino, perm: perm}
+	if st.Mask&unix.STATX_BTIME != 0 {
+		m.born = st.Btime.Sec*1e9 + int64(st.Btime.Nsec)
+	}
+	return m, nil
+}
+
+// mark returns the mark that is there; nil: none, or not a whole one.
+func (r *receiver) mark() (*mark, error) {
+	b, err := os.ReadFile(filepath.Join(r.part, markFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var m mark
+	var perm uint16
+	if _, err := fmt.Sscanf(string(b), "space-files-done/1 %d %d %d %d\n", &m.dev, &m.ino, &m.born, &perm); err != nil {
+		return nil, nil
+	}
+	m.perm = permOf(perm)
+	return &m, nil
+}
+
+// thank tells the mirrors that have it that all of it is here. It is only a courtesy.
+func (r *receiver) thank(ctx context.Context, m *manifest) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	for _, m := range mirrors {
-		st, err := m.Open(ctx, frame.Interactive, []byte{forDone})
+	header := append([]byte{forDone}, m.contentsName()...)
+	for _, mirror := range r.o.Mirrors {
+		st, err := mirror.Open(ctx, frame.Interactive, header)
 		if err != nil {
 			continue
 		}
@@ -400,7 +570,7 @@ type mirrorOf struct {
 
 // Open implements bulk.Mirror.
 func (m mirrorOf) Open(ctx context.Context) (io.ReadWriteCloser, error) {
-	return m.Opener.Open(ctx, m.class, []byte{forPayload})
+	return m.Opener.Open(ctx, m.class, []byte{forPayload, version})
 }
 
 // String implements bulk.Mirror.

@@ -18,6 +18,7 @@ import (
 	"syscall"
 
 	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
 
 	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/bulk"
@@ -25,9 +26,12 @@ import (
 
 // What a stream is for, the first byte of its header.
 const (
-	forPayload = 'p' // package bulk's conversation
-	forDone    = 'd' // the receiver has all of it, durably; nothing follows
+	forPayload = 'p' // package bulk's conversation; its version follows
+	forDone    = 'd' // the receiver has all of it, durably; the name of its contents follows
 )
+
+// version is that of the conversation and of what is given by it.
+const version = 2
 
 // Names of the two payloads; see manifest.contentsName.
 const (
@@ -40,29 +44,54 @@ const maxStreams = 64
 
 // Share is a file or directory that is offered. It may be served to many at once.
 type Share struct {
-	path  string
-	chunk int
-	sent  atomic.Int64
-	done  func()
+	path string
+	o    ShareOptions
+	sent atomic.Int64
 
 	mu     sync.Mutex
 	now    *offer // what is there, as it was when it was looked at
 	closed bool
+	told   string // what Failed was called with last
 }
 
 // ShareOptions are for NewShare; the zero value is usable.
 type ShareOptions struct {
 	// Done is called when somebody has received it whole.
 	Done func()
+	// SkipUnreadable leaves out what can't be read, instead of sharing nothing.
+	SkipUnreadable bool
+	// Failed is called when somebody can't be given something, and why.
+	Failed func(error)
 
 	chunk int // bytes of a chunk; 0: bulk.ChunkSize
 }
 
-// NewShare offers what is at path. Close it.
+// UnreadableError tells of files and directories that can't be read.
+type UnreadableError struct {
+	Count int
+	Path  string // of one of them
+	Err   error  // with it
+}
+
+func (e *UnreadableError) Error() string {
+	if e.Count == 1 {
+		return fmt.Sprintf("files: %.200q can't be read: %v", e.Path, e.Err)
+	}
+	return fmt.Sprintf("files: %d files and directories can't be read, such as %.200q: %v", e.Count, e.Path, e.Err)
+}
+
+// Unwrap returns why one of them can't be read.
+func (e *UnreadableError) Unwrap() error { return e.Err }
+
+// NewShare offers what is at path. Close it. All of it has to be readable, or the
+// error is an *UnreadableError, if nothing else is said.
 func NewShare(path string, o ShareOptions) (*Share, error) {
-	s := &Share{path: path, chunk: o.chunk, done: o.Done}
-	if s.done == nil {
-		s.done = func() {}
+	s := &Share{path: path, o: o}
+	if s.o.Done == nil {
+		s.o.Done = func() {}
+	}
+	if s.o.Failed == nil {
+		s.o.Failed = func(error) {}
 	}
 	_, err := s.offer(true)
 	return s, err
@@ -95,13 +124,23 @@ func (s *Share) Size() (size, files int64, skipped int) {
 	return s.now.m.size, s.now.m.files, s.now.skipped
 }
 
+// Unreadable tells what is left out because it can't be read; nil: nothing.
+func (s *Share) Unreadable() *UnreadableError {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now == nil {
+		return nil
+	}
+	return s.now.unreadable
+}
+
 // offer returns what is there. fresh: if it has changed since it was looked at, it
 // is looked at again.
 func (s *Share) offer(fresh bool) (*offer, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil, errors.New("files: the share is closed")
+		return nil, errClosed
 	}
 	if s.now != nil {
 		if !fresh {
@@ -111,7 +150,7 @@ func (s *Share) offer(fresh bool) (*offer, error) {
 			return s.now, nil
 		}
 	}
-	next, err := look(s.path, s.chunk)
+	next, err := look(s.path, s.o)
 	if err != nil {
 		return nil, err
 	}
@@ -151,15 +190,38 @@ func (s *Share) Serve(ctx context.Context, t fabric.Accepter) error {
 func (s *Share) serve(ctx context.Context, st fabric.Stream) {
 	h := st.Header()
 	switch {
-	case bytes.Equal(h, []byte{forDone}):
-		s.done()
+	case len(h) > 0 && h[0] == forDone:
+		if s.gives(string(h[1:])) {
+			s.o.Done()
+		}
 		st.Close()
-	case bytes.Equal(h, []byte{forPayload}):
+	case bytes.Equal(h, []byte{forPayload, version}):
 		// What went wrong the receiver is told by bulk.
-		_ = bulk.Serve(ctx, &counted{st, &s.sent}, s.find)
+		err := bulk.Serve(ctx, &counted{st, &s.sent}, s.find)
+		if remote := (*bulk.RemoteError)(nil); errors.As(err, &remote) && remote.Code == bulk.CodeUnreadable && s.news(remote.Text) {
+			s.o.Failed(errors.New(remote.Text))
+		}
 	default:
-		st.Reset(uint32(bulk.CodeNotFound), "this is a share of files; the stream is for something else")
+		st.Reset(uint32(bulk.CodeNotFound), fmt.Sprintf("this is a share of files, version %d; the stream is for something else", version))
 	}
+}
+
+// gives reports whether contents are those of the share.
+func (s *Share) gives(name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now != nil && s.now.contentsName == name
+}
+
+// news reports whether a failure is another one than the last.
+func (s *Share) news(text string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.told == text {
+		return false
+	}
+	s.told = text
+	return true
 }
 
 // find is bulk.Serve's.
@@ -171,7 +233,7 @@ func (s *Share) find(name string) (*bulk.Offer, error) {
 	// the manifest that was given, or the receiver is told that they have changed.
 	o, err := s.offer(name == manifestName)
 	if err != nil {
-		return nil, &bulk.RemoteError{Code: bulk.CodeFailed, Text: "what is shared can't be read any more"}
+		return nil, tellable("what is shared", err)
 	}
 	if name == manifestName {
 		return o.manifest, nil
@@ -197,14 +259,17 @@ func (c *counted) Write(p []byte) (int, error) {
 
 // offer is what was there when somebody looked, and the source of its contents.
 type offer struct {
-	m        *manifest
-	stats    []stat // of the entries
-	root     *os.Root
-	path     string // of the share, without symbolic links
-	base     string // of the share in root
-	version  string
-	skipped  int
-	handles  *handles
+	m       *manifest
+	stats   []stat // of the entries
+	root    *os.Root
+	path    string // of the share, without symbolic links
+	base    string // of the share in root
+	version string
+	skipped int
+	handles *handles
+
+	unreadable *UnreadableError
+
 	manifest *bulk.Offer
 	contents *bulk.Offer
 
@@ -234,8 +299,38 @@ func changed(path string) error {
 	return &bulk.RemoteError{Code: bulk.CodeChanged, Text: fmt.Sprintf("%.200q has changed while it was sent", path)}
 }
 
+// tellable makes of an error of reading name one for the receiver: whether it is of
+// use to ask again, and why not.
+func tellable(name string, err error) error {
+	var remote *bulk.RemoteError
+	var unreadable *UnreadableError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &remote):
+		return err
+	case errors.As(err, &unreadable):
+		return &bulk.RemoteError{Code: bulk.CodeUnreadable, Text: unreadable.Error()}
+	case errors.Is(err, fs.ErrNotExist):
+		return &bulk.RemoteError{Code: bulk.CodeNotFound, Text: fmt.Sprintf("%.200s is not there any more", name)}
+	}
+	for _, passing := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EAGAIN, syscall.EINTR, syscall.ENOBUFS, errClosed} {
+		if errors.Is(err, passing) {
+			return err
+		}
+	}
+	var errno syscall.Errno
+	why := "it is out of order"
+	if errors.As(err, &errno) { // the rest, such as paths here, is nobody else's
+		why = errno.Error()
+	}
+	return &bulk.RemoteError{Code: bulk.CodeUnreadable, Text: fmt.Sprintf("%.200s can't be read: %s", name, why)}
+}
+
+var errClosed = errors.New("files: the share is closed")
+
 // look makes an offer of what is at path.
-func look(path string, chunk int) (*offer, error) {
+func look(path string, so ShareOptions) (*offer, error) {
 	path, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return nil, fmt.Errorf("files: %w", err)
@@ -246,35 +341,61 @@ func look(path string, chunk int) (*offer, error) {
 	}
 	o := &offer{root: root, path: path, base: filepath.Base(path)}
 	o.handles = newHandles(o.open)
-	if err := o.walk(); err != nil {
-		root.Close()
-		return nil, fmt.Errorf("files: %w", err)
+	if err = o.walk(); err == nil && o.unreadable != nil && !so.SkipUnreadable {
+		err = o.unreadable
 	}
-	o.contentsName = o.m.contentsName()
-	o.version = o.sum(func(i int) (stat, error) { return o.stats[i], nil })
-	b := o.m.encode()
-	if len(b) > maxManifest {
-		root.Close()
-		return nil, fmt.Errorf("files: %s has too many files for one share", path)
-	}
-	sum := blake3.Sum256(b)
-	o.manifest, err = bulk.NewOffer(&text{bytes.NewReader(b), hex.EncodeToString(sum[:16])}, 0)
+	var b []byte
 	if err == nil {
-		o.contents, err = bulk.NewOffer(o, chunk)
+		if b = o.m.encode(); len(b) > maxManifest {
+			err = fmt.Errorf("%s has too many files for one share", path)
+		}
+	}
+	if err == nil {
+		o.contentsName = o.m.contentsName()
+		o.version = o.sum(func(i int) (stat, error) { return o.stats[i], nil })
+		sum := blake3.Sum256(b)
+		o.manifest, err = bulk.NewOffer(&text{bytes.NewReader(b), hex.EncodeToString(sum[:16])}, 0)
+	}
+	if err == nil {
+		o.contents, err = bulk.NewOffer(o, so.chunk)
 	}
 	if err != nil {
 		root.Close()
-		return nil, err
+		return nil, fmt.Errorf("files: %w", err)
 	}
 	return o, nil
+}
+
+// cannot takes note of something that can't be read.
+func (o *offer) cannot(p string, err error) {
+	if o.unreadable == nil {
+		o.unreadable = &UnreadableError{Path: strings.TrimPrefix(p, "./"), Err: unwrapPath(err)}
+	}
+	o.unreadable.Count++
+}
+
+// unwrapPath takes the path off an error that is told with another one.
+func unwrapPath(err error) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
 }
 
 // walk fills in the manifest.
 func (o *offer) walk() error {
 	o.m = &manifest{}
+	var inodes []inode
 	err := fs.WalkDir(o.root.FS(), o.base, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
+		if err != nil && d == nil {
 			return err
+		}
+		if err != nil { // of a directory: it has been seen before, and can't be read
+			if !errors.Is(err, fs.ErrNotExist) {
+				o.cannot(p, err)
+			}
+			return nil
 		}
 		fi, err := d.Info()
 		if errors.Is(err, fs.ErrNotExist) && p != o.base {
@@ -288,13 +409,13 @@ func (o *offer) walk() error {
 		switch {
 		case fi.Mode().IsRegular():
 			e.kind, e.size = regular, fi.Size()
+			st, ok := fi.Sys().(*syscall.Stat_t)
+			e.sparse = ok && st.Blocks*512 < st.Size
 		case fi.IsDir():
 			e.kind = directory
 		case fi.Mode()&fs.ModeSymlink != 0:
 			e.kind = symlink
-			if e.target, err = o.root.Readlink(p); err != nil {
-				return err
-			}
+			e.target, err = o.root.Readlink(p)
 		default:
 			if p == o.base {
 				return errors.New("only files and directories can be shared")
@@ -302,15 +423,34 @@ func (o *offer) walk() error {
 			o.skipped++
 			return nil
 		}
+		if e.kind != symlink {
+			e.xattrs, err = o.probe(p)
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ELOOP): // it is another one now
+			return nil
+		case e.kind == directory: // it will be said when its entries are read
+		default:
+			o.cannot(p, err)
+			return nil
+		}
 		if len(rel) > maxPath || len(e.target) > maxPath || len(o.m.entries) == MaxEntries {
 			return fmt.Errorf("%s: its path is too long, or there are too many files for one share", p)
 		}
 		o.m.entries = append(o.m.entries, e)
 		o.stats = append(o.stats, statOf(fi))
+		inodes = append(inodes, inodeOf(fi))
 		return nil
 	})
 	if err != nil {
 		return err
+	}
+	if len(o.m.entries) == 0 {
+		if o.unreadable != nil {
+			return o.unreadable
+		}
+		return changed(o.base)
 	}
 	// WalkDir goes by names, directory by directory: "a", "a/b", "a-b". A manifest
 	// is in the order of paths, by which it can be checked.
@@ -320,12 +460,84 @@ func (o *offer) walk() error {
 	}
 	slices.SortFunc(order, func(a, b int) int { return strings.Compare(o.m.entries[a].path, o.m.entries[b].path) })
 	entries, stats := make([]entry, len(order)), make([]stat, len(order))
+	first := map[inode]string{}
 	for i, k := range order {
 		entries[i], stats[i] = o.m.entries[k], o.stats[k]
+		if e, n := &entries[i], inodes[k]; n.links > 1 && e.kind == regular {
+			if path, ok := first[n]; ok {
+				*e = entry{path: e.path, kind: hardlink, target: path, perm: e.perm, mtime: e.mtime}
+			} else {
+				first[n] = e.path
+			}
+		}
 	}
 	o.m.entries, o.stats = entries, stats
 	o.m.number()
 	return nil
+}
+
+// probe opens a file or directory, and returns its extended attributes.
+func (o *offer) probe(p string) (string, error) {
+	f, err := o.root.OpenFile(p, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	names, err := xattrNames(int(f.Fd()))
+	if err != nil || len(names) == 0 {
+		return "", err
+	}
+	var b, value []byte
+	for _, name := range names {
+		if !strings.HasPrefix(name, xattrPrefix) {
+			continue
+		}
+		if value == nil {
+			value = make([]byte, 1<<16)
+		}
+		n, err := unix.Fgetxattr(int(f.Fd()), name, value)
+		if errors.Is(err, unix.ENODATA) {
+			continue // removed while we looked
+		}
+		if err != nil {
+			return "", fmt.Errorf("extended attribute %s: %w", name, err)
+		}
+		if b = appendXattr(b, name, value[:n]); n > maxXattrs || len(b) > maxXattrs {
+			return "", errors.New("its extended attributes are too large")
+		}
+	}
+	return string(b), nil
+}
+
+// xattrNames lists extended attributes, where there are such.
+func xattrNames(fd int) ([]string, error) {
+	n, err := unix.Flistxattr(fd, nil)
+	if n == 0 || errors.Is(err, unix.ENOTSUP) {
+		return nil, nil
+	}
+	b := make([]byte, n+256) // one may be added meanwhile
+	if err == nil {
+		n, err = unix.Flistxattr(fd, b)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("extended attributes: %w", err)
+	}
+	names := strings.Split(strings.TrimSuffix(string(b[:n]), "\x00"), "\x00")
+	slices.Sort(names) // mirrors have them in different orders
+	return names, nil
+}
+
+// inode tells names of one file.
+type inode struct {
+	dev, ino uint64
+	links    uint64
+}
+
+func inodeOf(fi fs.FileInfo) inode {
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		return inode{uint64(st.Dev), st.Ino, uint64(st.Nlink)}
+	}
+	return inode{links: 1}
 }
 
 // sum names what is there by what of tells of each entry.
@@ -386,7 +598,7 @@ func (o *offer) ReadAt(p []byte, off int64) (int, error) {
 	defer o.end()
 	n := 0
 	err := o.m.each(off, len(p), func(i int, at int64, from, to int) error {
-		return o.handles.use(i, func(f *os.File) error {
+		return tellable(o.name(i), o.handles.use(i, func(f *os.File) error {
 			if _, err := f.ReadAt(p[from:to], at); errors.Is(err, io.EOF) {
 				return changed(o.name(i))
 			} else if err != nil {
@@ -402,7 +614,7 @@ func (o *offer) ReadAt(p []byte, off int64) (int, error) {
 				n = to
 			}
 			return err
-		})
+		}))
 	})
 	return n, err
 }

@@ -1,11 +1,13 @@
 package files
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -78,7 +80,11 @@ func (s *sink) WriteAt(p []byte, off int64) (int, error) {
 	n := 0
 	err := s.m.each(off, len(p), func(i int, at int64, from, to int) error {
 		return s.handles.use(i, func(f *os.File) error {
-			k, err := f.WriteAt(p[from:to], at)
+			write := f.WriteAt
+			if s.m.entries[i].sparse {
+				write = func(b []byte, at int64) (int, error) { return writeSparse(f, b, at, s.m.entries[i].size) }
+			}
+			k, err := write(p[from:to], at)
 			n += k
 			s.mu.Lock() // after writing: a sync that begins before may not have it
 			s.dirty[i] = true
@@ -87,6 +93,39 @@ func (s *sink) WriteAt(p []byte, off int64) (int, error) {
 		})
 	})
 	return n, err
+}
+
+// holeSize is how long zeros have to be for a hole, and on which borders it lies.
+const holeSize = 64 << 10
+
+var zeros [holeSize]byte
+
+// writeSparse writes b at offset at of a file that will have size bytes, with holes
+// where zeros are.
+func writeSparse(f *os.File, b []byte, at, size int64) (int, error) {
+	n := 0
+	for n < len(b) {
+		off := at + int64(n)
+		part := b[n:min(len(b), n+int(holeSize-off%holeSize))]
+		hole := bytes.Equal(part, zeros[:len(part)])
+		if hole {
+			err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, int64(len(part)))
+			if err == nil && off+int64(len(part)) == size {
+				err = f.Truncate(size)
+			}
+			if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+				return n, &os.PathError{Op: "fallocate", Path: f.Name(), Err: err}
+			}
+			hole = err == nil
+		}
+		if !hole {
+			if k, err := f.WriteAt(part, off); err != nil {
+				return n + k, err
+			}
+		}
+		n += len(part)
+	}
+	return n, nil
 }
 
 // Sync implements bulk.Sink.
@@ -145,17 +184,8 @@ func (s *sink) finish() error {
 		}
 	}
 	for i := range s.m.entries {
-		if e := &s.m.entries[i]; e.kind == symlink {
-			err := s.root.Symlink(e.target, s.name(i))
-			if errors.Is(err, fs.ErrExist) { // of an earlier try
-				if err = s.root.Remove(s.name(i)); err == nil {
-					err = s.root.Symlink(e.target, s.name(i))
-				}
-			}
-			if err == nil {
-				err = s.linkTime(i)
-			}
-			if err != nil {
+		if k := s.m.entries[i].kind; k == symlink || k == hardlink {
+			if err := s.link(i); err != nil {
 				return fmt.Errorf("files: %w", sinkError(err))
 			}
 		}
@@ -166,7 +196,10 @@ func (s *sink) finish() error {
 			if e.path == "" {
 				perm |= 0o200 // until it is renamed: its entry ".." is written
 			}
-			err := s.root.Chtimes(s.name(i), time.Time{}, e.modTime())
+			err := s.attributes(i)
+			if err == nil {
+				err = s.root.Chtimes(s.name(i), time.Time{}, e.modTime())
+			}
 			if err == nil {
 				err = s.root.Chmod(s.name(i), perm)
 			}
@@ -177,6 +210,63 @@ func (s *sink) finish() error {
 	}
 	if err := unix.Syncfs(int(s.dir.Fd())); err != nil {
 		return fmt.Errorf("files: sync: %w", err)
+	}
+	return nil
+}
+
+// link makes a symbolic link, or another name of a file.
+func (s *sink) link(i int) error {
+	e := &s.m.entries[i]
+	make := func() error {
+		if e.kind == symlink {
+			return s.root.Symlink(e.target, s.name(i))
+		}
+		return s.root.Link(treeName+"/"+e.target, s.name(i))
+	}
+	err := make()
+	if errors.Is(err, fs.ErrExist) { // of an earlier try
+		if err = s.root.Remove(s.name(i)); err == nil {
+			err = make()
+		}
+	}
+	if err == nil && e.kind == symlink {
+		err = s.linkTime(i)
+	}
+	return err
+}
+
+// attributes gives a directory its extended attributes.
+func (s *sink) attributes(i int) error {
+	d, err := s.root.Open(s.name(i))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return setXattrs(d, &s.m.entries[i])
+}
+
+// setXattrs gives a file or directory the extended attributes that it should have,
+// where the file system has such.
+func setXattrs(f *os.File, e *entry) error {
+	want := map[string]bool{}
+	_, err := e.eachXattr(func(name, value string) error {
+		want[name] = true
+		return unix.Fsetxattr(int(f.Fd()), name, []byte(value), 0)
+	})
+	if errors.Is(err, unix.ENOTSUP) {
+		return nil
+	}
+	var have []string
+	if err == nil {
+		have, err = xattrNames(int(f.Fd()))
+	}
+	for _, name := range have { // of an earlier try
+		if err == nil && strings.HasPrefix(name, xattrPrefix) && !want[name] {
+			err = unix.Fremovexattr(int(f.Fd()), name)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("extended attributes of %.200q: %w", e.path, err)
 	}
 	return nil
 }
@@ -198,7 +288,10 @@ func (s *sink) settle(i int) (err error) {
 	if fi, err := f.Stat(); err != nil {
 		return err
 	} else if fi.Size() != e.size {
-		return fmt.Errorf("%w: %.200q has %d bytes, not %d", bulk.ErrRoot, e.path, fi.Size(), e.size)
+		return fmt.Errorf("%w: %.200q has %d bytes, not %d", errLost, e.path, fi.Size(), e.size)
+	}
+	if err := setXattrs(f, e); err != nil {
+		return err
 	}
 	ts := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.NsecToTimespec(e.mtime)}
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), ts, 0); err != nil {
