@@ -403,19 +403,35 @@ func (s section) vpn(c *FabricConfig, n *yaml.Node) error {
 		}
 	}
 	err := s.mapping(n, "vpn", map[string]func(*yaml.Node) error{
-		"exit":    s.value("exit", setBool(&r.Exit)),
-		"network": s.value("network", func(text string) error { return setPrefix(&r.Network, text) }),
-		"device":  s.value("device", func(text string) error { return setDevice(&r.Device, text) }),
-		"mtu":     s.value("mtu", setCount(&r.MTU, 576, 65535)),
-		"pool":    s.value("pool", func(text string) error { return setFabricName(&r.Pool, text) }),
-		"routes":  s.list("routes", maxFabricSeeds, s.value("routes", prefix(&r.Routes))),
-		"bypass":  s.list("bypass", maxFabricSeeds, s.value("bypass", prefix(&r.Bypass))),
+		"exit": s.value("exit", setBool(&r.Exit)),
+		"network": func(n *yaml.Node) error {
+			if n.Kind == yaml.SequenceNode {
+				return s.list("network", maxFabricListen, s.value("network", prefix(&r.Networks)))(n)
+			}
+			return s.value("network", prefix(&r.Networks))(n)
+		},
+		"device": s.value("device", func(text string) error { return setDevice(&r.Device, text) }),
+		"mtu":    s.value("mtu", setCount(&r.MTU, 576, 65535)),
+		"pool":   s.value("pool", func(text string) error { return setFabricName(&r.Pool, text) }),
+		"routes": s.list("routes", maxFabricSeeds, s.value("routes", prefix(&r.Routes))),
+		"bypass": s.list("bypass", maxFabricSeeds, s.value("bypass", prefix(&r.Bypass))),
 	})
-	if err == nil && r.Exit != (r.Network != "") {
+	if err == nil && r.Exit != (len(r.Networks) > 0) {
 		err = s.errorf(n, "vpn: an exit has a network, and nothing else has")
 	}
 	if err == nil && r.Exit && len(r.Routes)+len(r.Bypass) > 0 {
 		err = s.errorf(n, "vpn: an exit has no routes of its own")
+	}
+	if err == nil {
+		var wrong error
+		if r.Exit {
+			_, wrong = exitOptions(r)
+		} else {
+			_, wrong = clientOptions(r)
+		}
+		if wrong != nil {
+			err = s.errorf(n, "%v", wrong)
+		}
 	}
 	c.VPN = append(c.VPN, r)
 	return err

@@ -58,7 +58,7 @@ fabric:
 		Expose: []control.ExposeRequest{{Pool: "ssh", Address: "127.0.0.1:22"},
 			{Pool: "lan", Allow: []string{"10.0.0.0/8:443"}, Peers: []string{"00000000000000000000000000000001"}, ProxyProtocol: true, Connections: 7}},
 		Forward: []control.ForwardRequest{{Listen: "127.0.0.1:2222", Pool: "ssh", Bulk: true, Target: "10.0.0.7:22"}},
-		VPN: []control.VPNRequest{{Exit: true, Network: "10.77.0.0/24", Device: "fabric0", MTU: 1400},
+		VPN: []control.VPNRequest{{Exit: true, Networks: []string{"10.77.0.0/24"}, Device: "fabric0", MTU: 1400},
 			{Routes: []string{"10.0.0.0/8"}, Bypass: []string{"10.1.0.0/16"}}},
 		Share: []control.SendRequest{{Name: "images", Path: filepath.Join(home, "srv/images")}}}
 	if !reflect.DeepEqual(got, want) {

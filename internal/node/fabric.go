@@ -75,6 +75,7 @@ func RunFabric(ctx context.Context, o Options) error {
 type fabricNode struct {
 	*fabric.Node
 	home   string
+	seeds  []string
 	log    *slog.Logger
 	lock   io.Closer
 	server *control.Server
@@ -119,7 +120,7 @@ func startFabric(t Target, reg prometheus.Registerer, log *slog.Logger) (*fabric
 	if err != nil {
 		return fail(fabricStartError(err))
 	}
-	f := &fabricNode{Node: n, home: t.Home, log: log, lock: lock, failed: make(chan error, 1), jobs: make(gate, maxJobs)}
+	f := &fabricNode{Node: n, home: t.Home, seeds: o.Seeds, log: log, lock: lock, failed: make(chan error, 1), jobs: make(gate, maxJobs)}
 	f.ctx, f.quit = context.WithCancelCause(context.Background())
 	if f.socket, err = control.ListenFabric(t.Home); err != nil {
 		return fail(err, n.Close())
