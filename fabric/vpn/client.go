@@ -25,6 +25,9 @@ type ClientOptions struct {
 	// Around, if set, says over which addresses the tunnel itself goes now: with a
 	// route to all the world, they must not be reached through the tunnel.
 	Around func() []netip.Addr
+	// Again, if set, finds another tunnel when one has ended, such as with its exit.
+	// Meanwhile the device stays, and packets are dropped.
+	Again func(ctx context.Context) (Tunnel, error)
 	// Leased, if set, is told of each lease when the device has it.
 	Leased func(Lease)
 	Log    *slog.Logger // nil: nothing is logged
@@ -35,6 +38,7 @@ type Client struct {
 	end
 	o    ClientOptions
 	held atomic.Pointer[[families]netip.Addr] // what packets are for; nil: there is no lease now
+	way  atomic.Pointer[sender]               // nil: there is no tunnel now
 	last [families]netip.Addr                 // the last lease's; invalid: there was none
 }
 
@@ -60,36 +64,67 @@ const (
 	lastBackoff  = 10 * time.Second
 )
 
-// Run carries packets until the tunnel ends, the device fails, or ctx is done.
-// It fails at once when the exit refuses the first lease; later ones are asked for
-// again. It closes the device.
+// Run carries packets until the tunnel ends and there is no other, the device
+// fails, or ctx is done. It fails at once when the exit refuses the first lease;
+// later ones are asked for again. It closes the device.
 func (c *Client) Run(ctx context.Context, t Tunnel) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(ctx, func() { c.dev.Close() })
-	s := &sender{t: t}
 	var wg sync.WaitGroup
-	wg.Go(func() { cancel(c.receive(s)) })
+	wg.Go(func() { cancel(c.receive()) })
 	wg.Go(func() {
 		if err := c.feed(ctx.Done()); err != nil {
 			cancel(err)
 		}
 	})
-	wg.Go(func() {
-		select {
-		case <-t.Done():
-			cancel(fmt.Errorf("vpn: the tunnel has ended: %w", t.Err()))
-		case <-ctx.Done():
-		}
-	})
-	t.HandlePackets(c.take)
-	cancel(c.hold(ctx, s))
+	cancel(c.follow(ctx, t))
 	err := context.Cause(ctx)
 	if stop() {
 		c.dev.Close()
 	}
 	wg.Wait()
 	return err
+}
+
+// endedError is of a tunnel that has ended.
+type endedError struct{ error }
+
+func (e *endedError) Unwrap() error { return e.error }
+
+// follow uses a tunnel, and the next one when it has ended.
+func (c *Client) follow(ctx context.Context, t Tunnel) error {
+	for {
+		err := c.over(ctx, t)
+		var ended *endedError
+		if !errors.As(err, &ended) || c.o.Again == nil || ctx.Err() != nil {
+			return err
+		}
+		c.log.Warn("the tunnel to the exit has ended; asking for another", "err", err)
+		if t, err = c.o.Again(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// over uses a tunnel until it ends, or ctx, or something else fails.
+func (c *Client) over(ctx context.Context, t Tunnel) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	s := &sender{t: t}
+	c.way.Store(s)
+	defer c.way.Store(nil)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel(nil)
+	wg.Go(func() {
+		select {
+		case <-t.Done():
+			cancel(&endedError{fmt.Errorf("vpn: the tunnel has ended: %w", t.Err())})
+		case <-ctx.Done():
+		}
+	})
+	t.HandlePackets(c.take)
+	return c.hold(ctx, s)
 }
 
 // take takes in packets of the tunnel.
@@ -99,23 +134,25 @@ func (c *Client) take(packets [][]byte) {
 }
 
 // receive sends what the host gives to the device, until the device fails.
-func (c *Client) receive(s *sender) error {
+func (c *Client) receive() error {
 	for {
 		packets, err := c.dev.Receive()
 		if err != nil {
 			return err
 		}
-		held := c.held.Load()
+		s, held := c.way.Load(), c.held.Load()
 		for _, b := range packets {
 			if p, ok := parse(b); !ok {
 				c.malformed.Add(1)
-			} else if held == nil || p.src != held[familyOf(p.src)] {
+			} else if s == nil || held == nil || p.src != held[familyOf(p.src)] {
 				c.foreign.Add(1)
 			} else {
 				c.add(s, p, b)
 			}
 		}
-		c.flush(s)
+		if s != nil {
+			c.flush(s)
+		}
 	}
 }
 

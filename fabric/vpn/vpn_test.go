@@ -517,6 +517,29 @@ func TestTunnelEnds(t *testing.T) {
 	wait(t, "the device's end", dev.closed)
 }
 
+// TestNextTunnel has a tunnel end, and another one be there, to an exit that has
+// restarted.
+func TestNextTunnel(t *testing.T) {
+	e, _ := newExit(t, "10.77.0.0/24")
+	restarted, exitDev := newExit(t, "10.77.0.0/24")
+	near, far := tunneltest.Pair(t, session.Options{})
+	next, nextFar := tunneltest.Pair(t, session.Options{})
+	serve(t, e, far, 1)
+	serve(t, restarted, nextFar, 1)
+	c, dev, leases := newClient(t, ClientOptions{Again: func(context.Context) (Tunnel, error) { return next, nil }})
+	run(t, c, near)
+	first := wait(t, "a lease", leases)
+	near.Close()
+	if again := wait(t, "a lease again", leases); again != first {
+		t.Errorf("lease %+v after %+v", again, first)
+	}
+	p := udpPacket(first.V4.Addr.Addr(), outside, 80, "x")
+	dev.host(p)
+	if got := exitDev.next(t); !bytes.Equal(got, p) {
+		t.Errorf("the exit's host gets %x", got)
+	}
+}
+
 // gone reports whether a session has ended: the last word may be lost.
 func gone(err error) bool {
 	return errors.Is(err, session.ErrClosed) || errors.Is(err, session.ErrLost)

@@ -88,13 +88,17 @@ func (f *fabricNode) vpnClient(ctx context.Context, r control.VPNRequest, tell f
 		return err
 	}
 	var t *fabric.Tunnel
-	if err := f.patiently(ctx, r.Wait, func() (err error) {
-		t, err = f.tunnel(ctx, fabric.Request{Profile: profile("vpn-packets"), Pool: r.Pool})
+	ask := func() error {
+		next, err := f.tunnel(ctx, fabric.Request{Profile: profile("vpn-packets"), Pool: r.Pool})
+		if err == nil {
+			t = next
+		}
 		return err
-	}); err != nil {
+	}
+	if err := f.patiently(ctx, r.Wait, ask); err != nil {
 		return unlessEnded(ctx, err)
 	}
-	defer t.Close()
+	defer func() { t.Close() }()
 	dev, err := openTUN(r.Device)
 	if err != nil {
 		return err
@@ -103,6 +107,21 @@ func (f *fabricNode) vpnClient(ctx context.Context, r control.VPNRequest, tell f
 	defer cancel(nil)
 	var once sync.Once
 	o.Device, o.Log, o.Around = dev, f.log, func() []netip.Addr { return f.reached(ctx) }
+	o.Again = func(ctx context.Context) (vpn.Tunnel, error) {
+		t.Close()
+		for pause := jobPause / 4; ; pause = min(2*pause, maxJobPause/6) {
+			err := ask()
+			if err == nil {
+				return t, nil
+			}
+			f.log.Warn("there is no exit now", "pool", r.Pool, "error", err, "again_in", pause.String())
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+		}
+	}
 	o.Leased = func(l vpn.Lease) {
 		at := deviceAt(dev, l.Addrs())
 		e := control.JobEvent{Note: "the exit has given an address anew: " + at}
