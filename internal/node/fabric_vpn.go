@@ -183,7 +183,7 @@ func exitOptions(r control.VPNRequest) (o vpn.ExitOptions, err error) {
 		return o, err
 	}
 	o.MTU = r.MTU
-	return o, capsule.Wrap(capsule.Invalid, o.Check(), "vpn")
+	return o, capsule.Wrap(capsule.Invalid, o.Check(), "")
 }
 
 // clientOptions reads what a client is told.
@@ -195,7 +195,7 @@ func clientOptions(r control.VPNRequest) (o vpn.ClientOptions, err error) {
 		return o, err
 	}
 	o.MTU = r.MTU
-	return o, capsule.Wrap(capsule.Invalid, o.Check(), "vpn")
+	return o, capsule.Wrap(capsule.Invalid, o.Check(), "")
 }
 
 func prefixes(texts []string) (list []netip.Prefix, err error) {
