@@ -54,7 +54,7 @@ type Stream struct {
 	sendWindow           uint64 // bytes that may be held until they are acknowledged
 	charged              int64  // bytes of the budget
 	account              Account
-	over                 bool   // nothing is charged any more
+	over                 bool // nothing is charged any more
 	writeAt              time.Time
 
 	// What is received: bytes to got have come, those to read are taken.

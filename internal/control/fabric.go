@@ -13,6 +13,8 @@ import (
 	"unicode/utf8"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/fabric"
@@ -313,6 +315,14 @@ func DialFabric(ctx context.Context, home string) (*FabricClient, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// fromStatus explains what happened to a node that keeps nothing.
+func (c *FabricClient) fromStatus(ctx context.Context, err error) error {
+	if st, ok := status.FromError(err); ok && err != nil && ctx.Err() == nil && st.Code() == codes.Unavailable && len(st.Details()) == 0 {
+		return capsule.Errorf(capsule.Unavailable, "the fabric's node at %s has ended; start the command again when it is back", c.socket)
+	}
+	return c.conn.fromStatus(ctx, err)
 }
 
 // Status implements Fabric.

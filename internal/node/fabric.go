@@ -111,6 +111,11 @@ func startFabric(t Target, reg prometheus.Registerer, log *slog.Logger) (*fabric
 	if err != nil {
 		return fail(err)
 	}
+	warnOfReaders(t.Home, log)
+	if !time.Now().Before(id.Expires()) {
+		log.Error("this node's certificate has ended, so others will not talk to it; set the clock, or move its directory away and join again",
+			"ended", id.Expires(), "directory", FabricDir(t.Home))
+	}
 	cfg := t.Config.Fabric.orDefault()
 	o, err := fabricOptions(cfg, id, authority, self, log)
 	if err != nil {
@@ -227,14 +232,14 @@ func (f *fabricNode) Usage(context.Context) (list []control.FabricUsage, _ error
 // NewToken implements control.Fabric.
 func (f *fabricNode) NewToken(_ context.Context, req control.TokenRequest) (string, error) {
 	if len(req.Addresses) == 0 {
-		for _, addr := range f.Addrs() { // nobody joins over others
-			if strings.HasPrefix(addr, "tls://") {
+		for _, addr := range f.Addrs() {
+			if joinable(addr) {
 				req.Addresses = append(req.Addresses, addr)
 			}
 		}
 	}
 	if len(req.Addresses) == 0 && f.Node.Status().Authority {
-		return "", capsule.Errorf(capsule.Invalid, "this node listens at no tls:// address, so nobody could join; start it with --listen tls://:7420, or give --address")
+		return "", capsule.Errorf(capsule.Invalid, "this node listens at no address of tls:// or https://, so nobody could join; start it with --listen tls://:7420, or give --address")
 	}
 	t, err := f.Node.NewToken(req.Life, req.Uses, req.Addresses)
 	if err != nil {
