@@ -23,6 +23,9 @@ import (
 type Options struct {
 	Identity  *identity.Node
 	Authority *identity.Authority // nil: it is elsewhere
+	// Join serves connections of nodes that join which others have passed on to this
+	// one, the authority's. nil: there are none.
+	Join func(net.Conn)
 
 	Name         string // for people
 	Area         string // whose nodes know all of each other

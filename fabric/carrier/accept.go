@@ -27,6 +27,7 @@ type acceptor struct {
 	ready  chan Link
 	joins  chan struct{}
 	join   func(net.Conn) // nil: nobody joins here
+	pass   func(net.Conn) // instead: it takes them elsewhere, unseen
 
 	mu        sync.Mutex
 	strangers []net.Conn // the oldest first
@@ -37,9 +38,9 @@ type acceptor struct {
 	quit context.CancelFunc
 }
 
-// newAcceptor returns an acceptor of links; config and join say who may come.
-func newAcceptor(id *identity.Node, config *tls.Config, join func(net.Conn)) *acceptor {
-	a := &acceptor{config: config, ready: make(chan Link, maxWaiting), joins: make(chan struct{}, maxJoins), join: join}
+// newAcceptor returns an acceptor of links; config and joins say who may come.
+func newAcceptor(id *identity.Node, config *tls.Config, joins Joins) *acceptor {
+	a := &acceptor{config: config, ready: make(chan Link, maxWaiting), joins: make(chan struct{}, maxJoins), join: joins.Admit, pass: joins.Pass}
 	a.ctx, a.quit = context.WithCancel(context.Background())
 	a.done = func(c *tls.Conn) {
 		if l, err := newLink(c, c.ConnectionState(), id); err == nil {
@@ -124,7 +125,13 @@ func sourceOf(addr net.Addr) string {
 }
 
 func (a *acceptor) meet(c net.Conn) {
-	conn := tls.Server(c, a.config)
+	config, first := a.config, (*replayed)(nil)
+	raw := c
+	if a.join == nil && a.pass != nil {
+		first = &replayed{Conn: c}
+		raw, config = first, first.watch(config)
+	}
+	conn := tls.Server(raw, config)
 	err := handshake(a.ctx, conn)
 	a.mu.Lock()
 	for i, s := range a.strangers {
@@ -134,24 +141,29 @@ func (a *acceptor) meet(c net.Conn) {
 		}
 	}
 	a.mu.Unlock()
+	if first != nil && first.joins {
+		first.again()
+		a.admit(first, a.pass)
+		return
+	}
 	if err != nil {
 		return // strangers come and go; there is nobody to tell
 	}
-	if conn.ConnectionState().NegotiatedProtocol == identity.JoinProtocol {
-		a.admit(conn)
+	if a.join != nil && conn.ConnectionState().NegotiatedProtocol == identity.JoinProtocol {
+		a.admit(conn, a.join)
 		return
 	}
 	a.done(conn)
 }
 
 // admit lets a node without certificate ask for one.
-func (a *acceptor) admit(c net.Conn) {
+func (a *acceptor) admit(c net.Conn, join func(net.Conn)) {
 	defer c.Close()
 	select {
 	case a.joins <- struct{}{}:
 		defer func() { <-a.joins }()
 		defer context.AfterFunc(a.ctx, func() { c.Close() })()
-		a.join(c)
+		join(c)
 	default: // it tries again
 	}
 }

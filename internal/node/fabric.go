@@ -117,7 +117,9 @@ func startFabric(t Target, reg prometheus.Registerer, log *slog.Logger) (*fabric
 			"ended", id.Expires(), "directory", FabricDir(t.Home))
 	}
 	cfg := t.Config.Fabric.orDefault()
-	o, err := fabricOptions(cfg, id, authority, self, log)
+	cfg.HTTPSWeb = cfg.HTTPSWeb || self.HTTPSWeb
+	ways := newCarriers(id, authority, cfg, log)
+	o, err := fabricOptions(cfg, ways, authority, self, log)
 	if err != nil {
 		return fail(err)
 	}
@@ -125,6 +127,7 @@ func startFabric(t Target, reg prometheus.Registerer, log *slog.Logger) (*fabric
 	if err != nil {
 		return fail(fabricStartError(err))
 	}
+	ways.node.Store(n)
 	f := &fabricNode{Node: n, home: t.Home, seeds: o.Seeds, log: log, lock: lock, failed: make(chan error, 1), jobs: make(gate, maxJobs)}
 	f.ctx, f.quit = context.WithCancelCause(context.Background())
 	if f.socket, err = control.ListenFabric(t.Home); err != nil {
@@ -153,8 +156,8 @@ func fabricStartError(err error) error {
 }
 
 // fabricOptions puts together what the fabric is told.
-func fabricOptions(cfg FabricConfig, id *identity.Node, authority *identity.Authority, self fabricSelf, log *slog.Logger) (fabric.Options, error) {
-	o := fabric.Options{Identity: id, Authority: authority, Name: cfg.Name, Area: cfg.Area, Organization: cfg.Organization,
+func fabricOptions(cfg FabricConfig, c carriers, authority *identity.Authority, self fabricSelf, log *slog.Logger) (fabric.Options, error) {
+	o := fabric.Options{Identity: c.id, Authority: authority, Join: c.joins.Admit, Name: cfg.Name, Area: cfg.Area, Organization: cfg.Organization,
 		Seeds: append(cfg.Seeds[:len(cfg.Seeds):len(cfg.Seeds)], self.Seeds...), Relay: cfg.Relay, Limits: cfg.Limits, Log: log}
 	if o.Name == "" {
 		o.Name = self.Name
@@ -162,7 +165,6 @@ func fabricOptions(cfg FabricConfig, id *identity.Node, authority *identity.Auth
 	if o.Area == "" {
 		o.Area = self.Area
 	}
-	c := newCarriers(id, authority, cfg, log)
 	o.Dial = c.out()
 	for _, l := range cfg.Listen {
 		in, err := c.in(l)

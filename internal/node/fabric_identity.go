@@ -33,6 +33,8 @@ type fabricSelf struct {
 	Name  string   `json:"name"`
 	Area  string   `json:"area"`
 	Seeds []string `json:"seeds,omitempty"` // where it joined
+	// HTTPSWeb: it did so over HTTPS, of a server with a certificate of the web.
+	HTTPSWeb bool `json:"https_web,omitempty"`
 }
 
 // DefaultArea is the area of nodes that were given none.
@@ -200,11 +202,17 @@ func JoinFabric(ctx context.Context, home, text, name, area string) (Member, err
 	if err != nil {
 		return Member{}, fabricError(err)
 	}
-	grant, err := carrier.JoinVia(ctx, token, csr)
+	joined, err := carrier.JoinVia(ctx, token, csr)
 	if err != nil {
 		return Member{}, fabricError(err)
 	}
-	n, err := identity.Accept(vfs.OS(), FabricDir(home), clk, key, grant, &token)
+	if joined.Web {
+		self.HTTPSWeb = true
+		if err := self.write(home); err != nil {
+			return Member{}, err
+		}
+	}
+	n, err := identity.Accept(vfs.OS(), FabricDir(home), clk, key, joined.Grant, &token)
 	if err != nil {
 		return Member{}, fabricError(err)
 	}
