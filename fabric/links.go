@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,8 +34,11 @@ const (
 func (w wayKey) direct() bool { return w.carrier != viaCarrier }
 
 func (w wayKey) String() string {
-	if w.direct() {
+	if w.direct() && !strings.Contains(w.addr, "://") { // those of HTTPS are URLs
 		return w.carrier + "://" + w.addr
+	}
+	if w.direct() {
+		return w.addr
 	}
 	return "via " + w.via.String()
 }
@@ -138,8 +142,9 @@ type linkConn struct {
 	way   wayKey
 	began time.Time
 
-	once    sync.Once
-	onClose func(*linkConn)
+	once     sync.Once
+	onClose  func(*linkConn)
+	rejected func() // is told when the peer does not take the certificate
 }
 
 // Close implements net.Conn.
@@ -249,7 +254,7 @@ func (p *peer) attempt(ctx context.Context, r *route, k wayKey, class frame.Clas
 		return nil, fmt.Errorf("%s: %w", k, err)
 	}
 	p.worked(k)
-	return &linkConn{Conn: c, way: k, began: time.Now()}, nil
+	return &linkConn{Conn: c, way: k, began: time.Now(), rejected: func() { p.n.rejected(p.id) }}, nil
 }
 
 // dialWay makes a connection over a way.

@@ -94,6 +94,8 @@ type Node struct {
 	failovers atomic.Int64
 	refused   atomic.Int64
 
+	rejectedAt, rejectedSaid atomic.Int64 // see rejected
+
 	mu        sync.Mutex
 	closed    bool
 	peers     map[identity.NodeID]*peer

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -275,6 +277,44 @@ func TestRevocation(t *testing.T) {
 			t.Error("the authority's node has a session with a revoked node")
 		}
 	})
+}
+
+// TestTwins has two processes use one identity: others say so.
+func TestTwins(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		var said lines
+		a := w.node(t, "seed", "one", func(o *Options) { o.Log = slog.New(slog.NewTextHandler(&said, nil)) })
+		b := w.node(t, "b", "one")
+		waitFor(t, "a session", func() bool {
+			_, ok := routeTo(a, b)
+			return ok
+		})
+		time.Sleep(2 * twinTime)
+		if said.has("two processes use the identity") {
+			t.Error("one node is taken for two")
+		}
+		w.ids["copy"] = w.ids["b"]
+		w.node(t, "copy", "one")
+		waitFor(t, "a word on two processes", func() bool { return said.has("two processes use the identity") })
+	})
+}
+
+// lines is what was logged.
+type lines struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *lines) has(s string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.b.String(), s)
 }
 
 func TestDrain(t *testing.T) {
