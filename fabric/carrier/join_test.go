@@ -2,13 +2,17 @@ package carrier
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/spacestore/space/fabric/identity"
+	"github.com/spacestore/space/fabric/identity/identitytest"
+	"github.com/spacestore/space/internal/clock"
 )
 
 // TestJoin admits a node that has nothing but a token, once.
@@ -138,6 +142,33 @@ func TestJoinOverHTTPS(t *testing.T) {
 	}
 	if _, err := JoinVia(timeout(t), token, csr); err == nil {
 		t.Error("a node was admitted where nobody should be")
+	}
+}
+
+// TestSilentJoiners has many come to join who ask for nothing: others still join.
+func TestSilentJoiners(t *testing.T) {
+	t.Parallel()
+	f := newFabric(t)
+	var served atomic.Int64
+	l := listen(t, NewTLS(f.node(), TLSOptions{Joins: Joins{Admit: func(c net.Conn) {
+		served.Add(1)
+		ServeJoin(c, f)
+	}}}))
+	token := f.Token(t, l.Addr())
+	d := tls.Dialer{NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}, Config: token.ClientConfig(clock.System())}
+	for range 2 * maxJoins {
+		c, err := d.DialContext(timeout(t), "tcp", l.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	for served.Load() < 2*maxJoins {
+		time.Sleep(time.Millisecond)
+	}
+	_, csr := identitytest.Request(t)
+	if _, err := JoinVia(timeout(t), token, csr); err != nil {
+		t.Error(err)
 	}
 }
 
