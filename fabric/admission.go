@@ -4,14 +4,16 @@ import (
 	"time"
 
 	"github.com/spacestore/space/fabric/admit"
+	"github.com/spacestore/space/fabric/session"
 )
 
 // What is admitted counts for the node and, each where it has one, the route
 // (the peer), the pool, the organization and the service. Sessions and links
 // that are passed on count for node and route; tunnels and streams for all.
 // A tunnel's end that has asked for it can change its peer, so its streams
-// count for the route apart from the rest. Windows are bounded for the node as a
-// whole, by the sessions (session.Budget).
+// count for the route apart from the rest. Windows of a tunnel's streams count for
+// the same as the streams; those of all streams are bounded for the node as a whole,
+// by the sessions (session.Budget).
 
 // Limits that a node has unless its options say otherwise.
 var defaultLimits = map[admit.Scope]admit.Limit{
@@ -36,13 +38,21 @@ func filled(c admit.Config) admit.Config {
 }
 
 // SetLimits changes the limits, for what is there too: nothing is taken away,
-// but nothing is added until there is room again. The bytes of windows stay what
-// they were when the node started.
+// but nothing is added until there is room again. The node's bytes of windows stay
+// what they were when it started.
 func (n *Node) SetLimits(c admit.Config) { n.admit.Configure(filled(c)) }
 
 // Usage returns what counts for whom, and the limits; at most limit accounts of
 // each scope.
-func (n *Node) Usage(limit int) []admit.Usage { return n.admit.Usage(limit) }
+func (n *Node) Usage(limit int) []admit.Usage {
+	all := n.admit.Usage(limit)
+	for i := range all {
+		if all[i].Scope == admit.NodeScope { // with the windows that are of no tunnel
+			all[i].Used.Window, all[i].Limit.Window = n.windows.Used(), n.windows.Limit()
+		}
+	}
+	return all
+}
 
 // Totals returns what each scope has counted, ever.
 func (n *Node) Totals() []admit.Total { return n.admit.Totals() }
@@ -52,9 +62,38 @@ type grant struct {
 	group  *admit.Group
 	leases []*admit.Lease
 	own    bool // the group is of this alone
+	// windows are of a stream, which has them until its last byte has arrived.
+	windows windows
 }
 
-// release gives it back.
+// windows are what a stream's windows count for. They are a session.Account.
+type windows []*admit.Lease
+
+// windowGrowth is the part of a limit beyond which windows grow no more: the rest
+// is for streams that begin.
+const windowGrowth = 0.75
+
+// Grow implements session.Account.
+func (w windows) Grow(n int64) bool {
+	for i, l := range w {
+		if !l.Grow(n, windowGrowth) {
+			for _, before := range w[:i] {
+				before.Shrink(n)
+			}
+			return false
+		}
+	}
+	return true
+}
+
+// Release implements session.Account.
+func (w windows) Release() {
+	for _, l := range w {
+		l.Release()
+	}
+}
+
+// release gives it back, but for the windows.
 func (g *grant) release() {
 	for _, l := range g.leases {
 		l.Release()
@@ -80,7 +119,7 @@ func (n *Node) admitOne(what admit.What, keys ...admit.Key) (*grant, *RefusedErr
 		group.Close()
 		return nil, n.refuse(no)
 	}
-	return &grant{group, []*admit.Lease{lease}, true}, nil
+	return &grant{group: group, leases: []*admit.Lease{lease}, own: true}, nil
 }
 
 // organization returns whose the peer is: what it has signed for all to see or,
@@ -119,18 +158,23 @@ func (n *Node) admitTunnel(t *Tunnel, r *route) (*grant, *RefusedError) {
 
 // admitStream admits a stream of a tunnel over a route.
 func (n *Node) admitStream(t *Tunnel, r *route) (*grant, *RefusedError) {
-	lease, no := t.grant.group.Acquire(admit.Streams, 1)
-	if no != nil {
-		return nil, n.refuse(no)
-	}
-	g := &grant{t.grant.group, []*admit.Lease{lease}, false}
+	g := &grant{group: t.grant.group}
+	groups := []*admit.Group{t.grant.group}
 	if t.opener {
-		lease, no := r.grant.group.Acquire(admit.Streams, 1)
+		groups = append(groups, r.grant.group)
+	}
+	for _, from := range groups {
+		lease, no := from.Acquire(admit.Streams, 1)
+		if no == nil {
+			g.leases = append(g.leases, lease)
+			lease, no = from.Acquire(admit.Window, session.FirstWindow)
+		}
 		if no != nil {
 			g.release()
+			g.windows.Release()
 			return nil, n.refuse(no)
 		}
-		g.leases = append(g.leases, lease)
+		g.windows = append(g.windows, lease)
 	}
 	return g, nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,8 +35,11 @@ const (
 func (w wayKey) direct() bool { return w.carrier != viaCarrier }
 
 func (w wayKey) String() string {
-	if w.direct() {
+	if w.direct() && !strings.Contains(w.addr, "://") { // those of HTTPS are URLs
 		return w.carrier + "://" + w.addr
+	}
+	if w.direct() {
+		return w.addr
 	}
 	return "via " + w.via.String()
 }
@@ -140,8 +144,9 @@ type linkConn struct {
 	began time.Time
 	ahead bool // it is passed on before others' bulk
 
-	once    sync.Once
-	onClose func(*linkConn)
+	once     sync.Once
+	onClose  func(*linkConn)
+	rejected func() // is told when the peer does not take the certificate
 }
 
 // Reserved implements session.Reserved.
@@ -302,7 +307,8 @@ func (p *peer) attempt(ctx context.Context, r *route, k wayKey, class frame.Clas
 		return nil, fmt.Errorf("%s: %w", k, err)
 	}
 	p.worked(k)
-	return &linkConn{Conn: c, way: k, began: time.Now(), ahead: !k.direct() && class < frame.Bulk}, nil
+	return &linkConn{Conn: c, way: k, began: time.Now(), ahead: !k.direct() && class < frame.Bulk,
+		rejected: func() { p.n.rejected(p.id) }}, nil
 }
 
 // dialWay makes a connection over a way.

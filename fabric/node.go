@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -24,6 +25,9 @@ import (
 type Options struct {
 	Identity  *identity.Node
 	Authority *identity.Authority // nil: it is elsewhere
+	// Join serves connections of nodes that join which others have passed on to this
+	// one, the authority's. nil: there are none.
+	Join func(net.Conn)
 
 	Name         string // for people
 	Area         string // whose nodes know all of each other
@@ -90,6 +94,8 @@ type Node struct {
 	passed    atomic.Int64 // links that pass through now
 	failovers atomic.Int64
 	refused   atomic.Int64
+
+	rejectedAt, rejectedSaid atomic.Int64 // see rejected
 
 	mu        sync.Mutex
 	closed    bool

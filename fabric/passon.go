@@ -172,7 +172,10 @@ func (n *Node) nextHop(from *route, h streamHead, class frame.Class) (*session.S
 func (n *Node) passedHere(r *route, st *session.Stream) {
 	ctx, cancel := context.WithTimeout(n.ctx, dialTime)
 	defer cancel()
-	l, err := carrier.Wrap(ctx, passed{st}, n.o.Identity, identity.NodeID{}, true)
+	l, err := carrier.Meet(ctx, passed{st}, n.o.Identity, n.o.Join)
+	if err == nil && l == nil {
+		return // a node has joined, or was refused
+	}
 	if err == nil {
 		err = n.serve(l, l.Peer(), wayKey{carrier: viaCarrier, via: r.p.id})
 	}
@@ -180,6 +183,52 @@ func (n *Node) passedHere(r *route, st *session.Stream) {
 		n.log.Debug("link that was passed on", "through", r.p.id.String(), "error", err)
 		st.Reset(codeNoWay, "the handshake failed")
 	}
+}
+
+// PassJoin takes the connection of a node that joins to the authority's node. It
+// closes the connection.
+func (n *Node) PassJoin(c net.Conn) error {
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(n.ctx, dialTime)
+	defer cancel()
+	if err := c.SetDeadline(time.Now().Add(dialTime)); err != nil {
+		return err
+	}
+	found, err := n.find(ctx, authorityService)
+	if err != nil {
+		return fmt.Errorf("fabric: the authority's node: %w", err)
+	}
+	var errs []error
+	for _, id := range found {
+		p, err := n.peer(id)
+		var r *route
+		if err == nil {
+			r, err = p.route(ctx)
+		}
+		var st *session.Stream
+		if err == nil {
+			st, err = r.s.Open(frame.Control, passHeader(id, 0))
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		stop := context.AfterFunc(ctx, func() { st.Reset(session.CodeCanceled, "the node that joins takes too long") })
+		defer stop()
+		n.run(func() { // ends with the connection
+			_, err := io.Copy(st, c)
+			if err == nil {
+				err = st.CloseWrite()
+			}
+			if err != nil {
+				st.Reset(codeNoWay, "the node that joins has ended")
+			}
+		})
+		_, err = io.Copy(c, st)
+		st.Close()
+		return err
+	}
+	return errors.Join(append(errs, fmt.Errorf("%w: the authority's node is not reached", errNoPass))...)
 }
 
 // listen takes in links until the listener ends.

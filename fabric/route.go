@@ -329,6 +329,7 @@ func (r *route) read(st io.Reader) error {
 	r.hello, r.isHello = h, true
 	r.mu.Unlock()
 	close(r.ready)
+	r.twins(h.Life)
 	r.n.met(r, h)
 	for {
 		m, err := readMessage(st)

@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/spacestore/space/fabric/admit"
 	"github.com/spacestore/space/fabric/frame"
 	"github.com/spacestore/space/fabric/identity"
+	"github.com/spacestore/space/fabric/session"
 )
 
 // routeTo returns a node's route to another one.
@@ -276,6 +279,44 @@ func TestRevocation(t *testing.T) {
 	})
 }
 
+// TestTwins has two processes use one identity: others say so.
+func TestTwins(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		var said lines
+		a := w.node(t, "seed", "one", func(o *Options) { o.Log = slog.New(slog.NewTextHandler(&said, nil)) })
+		b := w.node(t, "b", "one")
+		waitFor(t, "a session", func() bool {
+			_, ok := routeTo(a, b)
+			return ok
+		})
+		time.Sleep(2 * twinTime)
+		if said.has("two processes use the identity") {
+			t.Error("one node is taken for two")
+		}
+		w.ids["copy"] = w.ids["b"]
+		w.node(t, "copy", "one")
+		waitFor(t, "a word on two processes", func() bool { return said.has("two processes use the identity") })
+	})
+}
+
+// lines is what was logged.
+type lines struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *lines) has(s string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.b.String(), s)
+}
+
 func TestDrain(t *testing.T) {
 	simulate(t, func(t *testing.T, w *world) {
 		a := w.node(t, "seed", "one")
@@ -474,6 +515,7 @@ func TestLimits(t *testing.T) {
 			{Scope: admit.Pool, Name: "pool"}:          {Tunnels: 2},
 			{Scope: admit.Organization, Name: "small"}: {Tunnels: 1},
 			{Scope: admit.Service, Name: "b"}:          {Streams: 3, Rate: 100_000, Burst: 10_000},
+			{Scope: admit.Pool, Name: "narrow"}:        {Window: 2 * session.FirstWindow},
 		}}
 		a := w.node(t, "seed", "one")
 		b := w.node(t, "b", "one", func(o *Options) { o.Limits = limits })
@@ -516,6 +558,45 @@ func TestLimits(t *testing.T) {
 			st.Close()
 		}
 		waitFor(t, "no streams", func() bool { return b.Status().Streams == 0 })
+
+		// So are those for whose windows there is no room.
+		echo(t, b, "narrow")
+		narrow := w.open(t, a, testProfile, "narrow")
+		streams = nil
+		for i := range 3 {
+			st, err := narrow.Open(context.Background(), frame.Bulk, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i < 2 {
+				if _, err := st.Write([]byte("x")); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(st, make([]byte, 1)); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				_, err := io.ReadAll(st)
+				refused(err, "131072 window bytes of pool narrow")
+			}
+			streams = append(streams, st)
+		}
+		windows := func() (n int64) {
+			for _, u := range b.Usage(10) {
+				if u.Scope == admit.Pool && u.Name == "narrow" {
+					n = u.Used.Window
+				}
+			}
+			return n
+		}
+		if n := windows(); n != 2*session.FirstWindow {
+			t.Errorf("%d bytes of windows are in use", n)
+		}
+		for _, st := range streams {
+			st.Close()
+		}
+		waitFor(t, "no windows", func() bool { return windows() == 0 })
+		narrow.Close()
 
 		// A rate holds: what goes through counts both ways.
 		begin := time.Now()

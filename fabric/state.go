@@ -22,8 +22,9 @@ type Status struct {
 	Authority    bool              `json:"authority"`
 	Draining     bool              `json:"draining"`
 	Started      time.Time         `json:"started"`
-	CertRenewal  time.Time         `json:"certificate_renewal"` // when it asks for the next certificate
-	Nodes        int               `json:"nodes"`               // that its directory knows
+	CertRenewal  time.Time         `json:"certificate_renewal"`           // when it asks for the next certificate
+	Rejected     time.Time         `json:"certificate_rejected,omitzero"` // when another node did not take the certificate, lately
+	Nodes        int               `json:"nodes"`                         // that its directory knows
 	Sessions     int               `json:"sessions"`
 	Tunnels      int               `json:"tunnels"`
 	Streams      int               `json:"streams"`

@@ -708,9 +708,11 @@ func (t *Tunnel) Open(ctx context.Context, class frame.Class, header []byte) (St
 			}
 			st, err := r.s.Open(class, h)
 			if err == nil {
+				st.Count(grant.windows)
 				return t.add(r, st, true, header, grant, agreed), nil
 			}
 			grant.release()
+			grant.windows.Release()
 			var busy *session.BusyError
 			if errors.As(err, &busy) {
 				t.n.refused.Add(1)
@@ -783,9 +785,10 @@ func (n *Node) incoming(r *route, h streamHead, st *session.Stream) {
 	}
 	grant, refused := n.admitStream(t, r)
 	if refused != nil {
-		st.Reset(codeRefused, refused.Limit)
+		st.Refuse(codeRefused, refused.Limit, refused.Retry)
 		return
 	}
+	st.Count(grant.windows)
 	t.mu.Lock()
 	ok := t.err == nil && (t.peer == r.p.id || t.trying == r.p.id)
 	full := len(t.accept) >= tunnelBacklog

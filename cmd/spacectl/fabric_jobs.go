@@ -124,20 +124,21 @@ func newFabricVPN(a *app) *cobra.Command {
 	var r control.VPNRequest
 	cmd := &cobra.Command{
 		Use:   "vpn",
-		Short: "Carry IPv4 packets between this machine and an exit",
+		Short: "Carry IP packets between this machine and an exit",
 		Long: `Make a network device whose packets go to an exit of the fabric, which gives it
 its address; --route says which networks are reached through it. With --exit be
 such an exit, for the addresses of --network. Takes the right to make network
 devices (root, or CAP_NET_ADMIN) at the node, and ends with Ctrl-C.
 
-An exit passes packets on if its kernel is told to (net.ipv4.ip_forward);
+An exit passes packets on if its kernel is told to (net.ipv4.ip_forward,
+net.ipv6.conf.all.forwarding);
 docs/fabric.md has the lines.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
-			case r.Exit && r.Network == "":
-				return capsule.Errorf(capsule.Invalid, "fabric vpn: an exit needs the network whose addresses it gives out, such as --network 10.77.0.0/24")
-			case !r.Exit && r.Network != "":
+			case r.Exit && len(r.Networks) == 0:
+				return capsule.Errorf(capsule.Invalid, "fabric vpn: an exit needs the network whose addresses it gives out, such as --network 10.77.0.0/24,fd77::/64")
+			case !r.Exit && len(r.Networks) > 0:
 				return capsule.Errorf(capsule.Invalid, "fabric vpn: --network is for --exit; a client gets its address from the exit")
 			case r.Exit && len(r.Routes)+len(r.Bypass) > 0:
 				return capsule.Errorf(capsule.Invalid, "fabric vpn: --route and --bypass are for clients")
@@ -146,7 +147,8 @@ docs/fabric.md has the lines.`,
 				return c.VPN(cmd.Context(), r, tell)
 			}, func(at string) error {
 				if a.json() {
-					return a.printJSON(map[string]any{"device": at, "exit": r.Exit})
+					device, addresses, _ := strings.Cut(at, " ")
+					return a.printJSON(map[string]any{"device": device, "addresses": strings.Fields(addresses), "exit": r.Exit})
 				}
 				a.printf("%s\n", at)
 				return nil
@@ -155,12 +157,12 @@ docs/fabric.md has the lines.`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&r.Exit, "exit", false, "be the way out for others")
-	f.StringVar(&r.Network, "network", "", "with --exit: the network whose addresses are given out")
+	f.StringSliceVar(&r.Networks, "network", nil, "with --exit: the network whose addresses are given out, one of IPv4, one of IPv6, or both")
 	f.StringVar(&r.Device, "device", "", "name of the network device (default: the kernel's choice)")
 	f.IntVar(&r.MTU, "mtu", 0, "the device's MTU (default: as usual)")
 	addWait(cmd, &r.Wait)
 	f.StringVar(&r.Pool, "pool", "", "pool of exits (default ipv4-egress)")
-	f.StringSliceVar(&r.Routes, "route", nil, "networks that are reached through the tunnel, such as 10.0.0.0/8 or 0.0.0.0/0")
+	f.StringSliceVar(&r.Routes, "route", nil, "networks that are reached through the tunnel, such as 10.0.0.0/8, 0.0.0.0/0 or ::/0")
 	f.StringSliceVar(&r.Bypass, "bypass", nil, "networks that are not, although a route covers them: such as those of the fabric's nodes")
 	return cmd
 }

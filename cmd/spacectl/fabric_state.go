@@ -53,6 +53,9 @@ func (a *app) printFabricStatus(st fabric.Status) error {
 	if st.Draining {
 		pairs = append(pairs, "Draining", "yes")
 	}
+	if !st.Rejected.IsZero() {
+		pairs = append(pairs, "Shut out", "other nodes do not take the certificate ("+when(st.Rejected)+"): revoked, ended, or a clock is wrong")
+	}
 	a.fields(append(pairs, "Started", when(st.Started), "Certificate", "renewed from "+when(st.CertRenewal),
 		"Nodes known", fmt.Sprint(st.Nodes), "Sessions", fmt.Sprint(st.Sessions), "Tunnels", fmt.Sprint(st.Tunnels), "Streams", fmt.Sprint(st.Streams),
 		"Links passed on", fmt.Sprint(st.PassedOn), "Failovers", fmt.Sprint(st.Failovers), "Refused", fmt.Sprint(st.Refused), "Windows", size(st.Windows)+" of "+size(st.WindowLimit))...)

@@ -121,14 +121,20 @@ func (r *Refusal) Error() string {
 	return fmt.Sprintf("refused: %s; try again in %v", r.Limit, r.Retry)
 }
 
-// countRetry is when to come back for something that others must give back first.
-const countRetry = time.Second
+// When to come back for something that others must give back first: as soon as
+// enough of it will be, if they go on as they did lately.
+const (
+	countRetry = time.Second // where nobody has given anything back yet
+	minRetry   = 10 * time.Millisecond
+	maxRetry   = time.Minute
+)
 
 // account counts for a key.
 type account struct {
 	key     Key
 	limit   atomic.Pointer[Limit]
 	used    [counted]atomic.Int64
+	back    [counted]flow
 	refused [whats]atomic.Int64
 	passed  atomic.Int64 // bytes
 	full    atomic.Int64 // when the bucket is full again, since the controller's start
@@ -303,31 +309,91 @@ func (g *Group) returned() {
 // add counts n more in all accounts, or in none.
 func (g *Group) add(w What, n int64) *Refusal {
 	for i, a := range g.accounts {
-		if r := a.add(w, n); r != nil {
-			for _, b := range g.accounts[:i] {
-				b.used[w].Add(-n)
-			}
-			return r
+		if over := a.add(w, n, 1); over > 0 {
+			g.undo(i, w, n)
+			return g.c.refuse(a, w, n, over)
 		}
 	}
 	return nil
 }
 
-func (a *account) add(w What, n int64) *Refusal {
+// undo takes back what add counted in the first accounts.
+func (g *Group) undo(first int, w What, n int64) {
+	for _, a := range g.accounts[:first] {
+		a.used[w].Add(-n)
+	}
+}
+
+// refuse says that n of something is more than an account may have, by over.
+func (c *Controller) refuse(a *account, w What, n, over int64) *Refusal {
+	a.refused[w].Add(1)
+	limit := a.limit.Load()
+	r := &Refusal{Key: a.key, What: w, Limit: fmt.Sprintf("%d %s of %s", limit.of(w), w, a.key)}
+	if n <= limit.of(w) {
+		r.Retry = a.back[w].wait(over, c.now())
+		if limit.Rate > 0 { // those who have places wait for the bucket
+			r.Retry = max(r.Retry, a.owes(limit, c.now()))
+		}
+		r.Retry = min(max(r.Retry, minRetry), maxRetry)
+	}
+	return r
+}
+
+// add counts n more, as long as no more than a part of the limit is used then;
+// over is by how much it would be.
+func (a *account) add(w What, n int64, part float64) (over int64) {
 	for {
 		used, limit := a.used[w].Load(), a.limit.Load().of(w)
-		if limit > 0 && n > limit-used {
-			a.refused[w].Add(1)
-			r := &Refusal{Key: a.key, What: w, Limit: fmt.Sprintf("%d %s of %s", limit, w, a.key), Retry: countRetry}
-			if n > limit {
-				r.Retry = 0
+		if limit > 0 {
+			if part < 1 {
+				limit = int64(float64(limit) * part)
 			}
-			return r
+			if over := n - (limit - used); over > 0 {
+				return over
+			}
 		}
 		if a.used[w].CompareAndSwap(used, used+n) {
-			return nil
+			return 0
 		}
 	}
+}
+
+// flow is how fast something is given back.
+type flow struct {
+	mu   sync.Mutex
+	last int64         // when, since the controller's start
+	each time.Duration // between two that are given back, smoothed; 0: not known
+	seen bool
+}
+
+// gave takes note of n that were given back.
+func (f *flow) gave(n, now int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.seen {
+		each := time.Duration((now - f.last) / n)
+		if f.each == 0 {
+			f.each = each
+		}
+		f.each += (each - f.each) / 8
+		f.each = max(f.each, 1)
+	}
+	f.last, f.seen = now, true
+}
+
+// wait returns when n will have been given back.
+func (f *flow) wait(n, now int64) time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.each == 0 {
+		return countRetry
+	}
+	// If it takes longer than it did, it takes longer.
+	each := max(f.each, time.Duration((now-f.last)/n))
+	if each > maxRetry/time.Duration(n) {
+		return maxRetry
+	}
+	return each * time.Duration(n)
 }
 
 // Resize makes a lease one of n. More may be refused, and the lease stays as
@@ -352,9 +418,49 @@ func (l *Lease) Resize(n int64) *Refusal {
 	return nil
 }
 
+// Grow makes a lease larger by n, as long as no more than a part of each account's
+// limit is used then: who can do without leaves the rest to those who come. That
+// there is no room is no refusal.
+func (l *Lease) Grow(n int64, part float64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.done || n < 0 {
+		return false
+	}
+	for i, a := range l.g.accounts {
+		if a.add(l.what, n, part) > 0 {
+			l.g.undo(i, l.what, n)
+			return false
+		}
+	}
+	l.n += n
+	return true
+}
+
+// Shrink undoes Grow.
+func (l *Lease) Shrink(n int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.done && n >= 0 {
+		n = min(n, l.n)
+		l.g.undo(len(l.g.accounts), l.what, n)
+		l.n -= n
+	}
+}
+
 func (g *Group) sub(w What, n int64) {
+	if n == 0 {
+		return
+	}
+	now := int64(-1)
 	for _, a := range g.accounts {
 		a.used[w].Add(-n)
+		if a.limit.Load().of(w) > 0 {
+			if now < 0 {
+				now = g.c.now()
+			}
+			a.back[w].gave(n, now)
+		}
 	}
 }
 

@@ -467,3 +467,117 @@ func BenchmarkTakeUnlimited(b *testing.B) {
 		g.Take(1400)
 	}
 }
+
+// TestRetryFollowsWhatIsGivenBack has places come free every three seconds: who is
+// refused is told to come back then, not earlier, and not at a fixed time.
+func TestRetryFollowsWhatIsGivenBack(t *testing.T) {
+	clk := manualclock.New()
+	pool := Key{Pool, "build"}
+	c := New(Config{Named: map[Key]Limit{pool: {Streams: 2, Rate: 1000, Burst: 1000}}}, clk)
+	g, refused := c.Group(pool)
+	if refused != nil {
+		t.Fatal(refused)
+	}
+	defer g.Close()
+	take := func(n int64) *Lease {
+		t.Helper()
+		l, refused := g.Acquire(Streams, n)
+		if refused != nil {
+			t.Fatal(refused)
+		}
+		return l
+	}
+	retry := func(n int64) time.Duration {
+		t.Helper()
+		l, refused := g.Acquire(Streams, n)
+		if refused == nil {
+			l.Release()
+			t.Fatal("not refused")
+		}
+		return refused.Retry
+	}
+	a, b := take(1), take(1)
+	if got := retry(1); got != time.Second {
+		t.Errorf("before anything was given back: %v", got)
+	}
+	for range 20 {
+		clk.Advance(3 * time.Second)
+		a.Release()
+		a = take(1)
+	}
+	if got := retry(1); got != 3*time.Second {
+		t.Errorf("one place: %v", got)
+	}
+	if got := retry(2); got != 6*time.Second {
+		t.Errorf("two places: %v", got)
+	}
+	if got := retry(3); got != 0 {
+		t.Errorf("more than there are: %v", got)
+	}
+	clk.Advance(10 * time.Second)
+	if got := retry(1); got != 10*time.Second {
+		t.Errorf("when it takes longer than it did: %v", got)
+	}
+	clk.Advance(time.Hour)
+	if got := retry(1); got != time.Minute {
+		t.Errorf("after an hour: %v", got)
+	}
+	a.Release()
+	a = take(1)
+	for range 200 {
+		clk.Advance(time.Microsecond)
+		a.Release()
+		a = take(1)
+	}
+	if got := retry(1); got != 10*time.Millisecond {
+		t.Errorf("places that are free at once: %v", got)
+	}
+	g.Pace(21_000) // the bucket owes 20 s
+	if got := retry(1); got != 20*time.Second {
+		t.Errorf("with an empty bucket: %v", got)
+	}
+	a.Release()
+	b.Release()
+}
+
+// TestGrow has leases grow up to a part of the limit, whoever else has some.
+func TestGrow(t *testing.T) {
+	c := New(Config{Each: [Scopes]Limit{Pool: {Window: 100}, Organization: {Window: 1000}}}, manualclock.New())
+	g, refused := c.Group(Key{Pool, "p"}, Key{Organization, "o"})
+	if refused != nil {
+		t.Fatal(refused)
+	}
+	defer g.Close()
+	l, refused := g.Acquire(Window, 60)
+	if refused != nil {
+		t.Fatal(refused)
+	}
+	if !l.Grow(15, 0.75) || l.Grow(1, 0.75) {
+		t.Error("not 75 of 100")
+	}
+	used := func(want int64) {
+		t.Helper()
+		for _, u := range c.Usage(10) {
+			if u.Scope == Pool || u.Scope == Organization {
+				if u.Used.Window != want || u.Refused != 0 {
+					t.Errorf("%s has %d, and %d refusals; want %d", u.Scope, u.Used.Window, u.Refused, want)
+				}
+			}
+		}
+	}
+	used(75)
+	if other, refused := g.Acquire(Window, 25); refused != nil {
+		t.Errorf("the rest is for those who come: %v", refused)
+	} else {
+		other.Release()
+	}
+	l.Shrink(15)
+	used(60)
+	l.Release()
+	used(0)
+	if l.Grow(1, 1) {
+		t.Error("it grows after its end")
+	}
+	l.Shrink(1)
+	used(0)
+}

@@ -16,6 +16,9 @@
 // come for the last place at once may both be refused. A limit that is made
 // lower takes nothing away: nothing is added until there is room again.
 //
+// When to come back is when enough will have been given back, if it goes on as it
+// did lately, and not before an account's bucket has room again.
+//
 // Rates are token buckets: in any time T an account lets through at most its
 // rate times T and its burst, or one message where that is longer. [Group.Take]
 // refuses what is too early, [Group.Pace] says how long to wait.

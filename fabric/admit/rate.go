@@ -81,6 +81,12 @@ func (a *account) take(l *Limit, n, now int64) (cost, wait int64) {
 	}
 }
 
+// owes returns how long the bucket takes until a message of its burst passes.
+func (a *account) owes(l *Limit, now int64) time.Duration {
+	_, burst := l.bucket(0)
+	return time.Duration(max(a.full.Load()-now-burst, 0))
+}
+
 // Pace lets n bytes through all accounts and returns how long to wait before
 // the next ones: 0 as long as the bursts last. The caller waits, so that no
 // account owes more than what those who wait have sent.

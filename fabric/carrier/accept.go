@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,7 +14,7 @@ import (
 
 const (
 	maxStrangers = 256 // connections of one listener that have not shown who they are
-	maxJoins     = 16  // nodes that join through one listener at a time
+	maxJoins     = 64  // nodes that join through one listener at a time
 	maxWaiting   = 64  // links that nobody has accepted yet
 
 	firstRest = 5 * time.Millisecond // after the system could not accept; doubles
@@ -25,11 +26,12 @@ type acceptor struct {
 	config *tls.Config
 	done   func(c *tls.Conn) // has the connection of who has shown what it should
 	ready  chan Link
-	joins  chan struct{}
 	join   func(net.Conn) // nil: nobody joins here
+	pass   func(net.Conn) // instead: it takes them elsewhere, unseen
 
 	mu        sync.Mutex
 	strangers []net.Conn // the oldest first
+	joining   []net.Conn // likewise
 	closed    bool
 	wg        sync.WaitGroup
 
@@ -37,9 +39,9 @@ type acceptor struct {
 	quit context.CancelFunc
 }
 
-// newAcceptor returns an acceptor of links; config and join say who may come.
-func newAcceptor(id *identity.Node, config *tls.Config, join func(net.Conn)) *acceptor {
-	a := &acceptor{config: config, ready: make(chan Link, maxWaiting), joins: make(chan struct{}, maxJoins), join: join}
+// newAcceptor returns an acceptor of links; config and joins say who may come.
+func newAcceptor(id *identity.Node, config *tls.Config, joins Joins) *acceptor {
+	a := &acceptor{config: config, ready: make(chan Link, maxWaiting), join: joins.Admit, pass: joins.Pass}
 	a.ctx, a.quit = context.WithCancel(context.Background())
 	a.done = func(c *tls.Conn) {
 		if l, err := newLink(c, c.ConnectionState(), id); err == nil {
@@ -124,36 +126,63 @@ func sourceOf(addr net.Addr) string {
 }
 
 func (a *acceptor) meet(c net.Conn) {
-	conn := tls.Server(&records{Conn: c}, a.config)
+	config, first := a.config, (*replayed)(nil)
+	raw := c
+	if a.join == nil && a.pass != nil {
+		first = &replayed{Conn: c}
+		raw, config = first, first.watch(config)
+	}
+	conn := tls.Server(&records{Conn: raw}, config)
 	err := handshake(a.ctx, conn)
 	a.mu.Lock()
-	for i, s := range a.strangers {
-		if s == c {
-			a.strangers = append(a.strangers[:i], a.strangers[i+1:]...)
-			break
-		}
-	}
+	a.strangers = without(a.strangers, c)
 	a.mu.Unlock()
+	if first != nil && first.joins {
+		first.again()
+		a.admit(first, a.pass)
+		return
+	}
 	if err != nil {
 		return // strangers come and go; there is nobody to tell
 	}
-	if conn.ConnectionState().NegotiatedProtocol == identity.JoinProtocol {
-		a.admit(conn)
+	if a.join != nil && conn.ConnectionState().NegotiatedProtocol == identity.JoinProtocol {
+		a.admit(conn, a.join)
 		return
 	}
 	a.done(conn)
 }
 
-// admit lets a node without certificate ask for one.
-func (a *acceptor) admit(c net.Conn) {
-	defer c.Close()
-	select {
-	case a.joins <- struct{}{}:
-		defer func() { <-a.joins }()
-		defer context.AfterFunc(a.ctx, func() { c.Close() })()
-		a.join(c)
-	default: // it tries again
+// without takes a connection from a list, if it is there still.
+func without(conns []net.Conn, c net.Conn) []net.Conn {
+	if i := slices.Index(conns, c); i >= 0 {
+		return slices.Delete(conns, i, i+1)
 	}
+	return conns
+}
+
+// admit lets a node without certificate ask for one. Those who come and ask for
+// nothing keep nobody else out.
+func (a *acceptor) admit(c net.Conn, join func(net.Conn)) {
+	defer c.Close()
+	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return
+	}
+	if len(a.joining) >= maxJoins {
+		i := excess(a.joining)
+		go a.joining[i].Close() // it may take a while: TLS says goodbye
+		a.joining = slices.Delete(a.joining, i, i+1)
+	}
+	a.joining = append(a.joining, c)
+	a.mu.Unlock()
+	defer func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.joining = without(a.joining, c)
+	}()
+	defer context.AfterFunc(a.ctx, func() { c.Close() })()
+	join(c)
 }
 
 // offer has a link accepted. Where links come faster than they are accepted they

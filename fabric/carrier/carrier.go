@@ -55,6 +55,20 @@ func Wrap(ctx context.Context, conn net.Conn, id *identity.Node, to identity.Nod
 	return newLink(c, c.ConnectionState(), id)
 }
 
+// Meet is Wrap for a server to which nodes come that join: there is no link then.
+func Meet(ctx context.Context, conn net.Conn, id *identity.Node, join func(net.Conn)) (Link, error) {
+	c := tls.Server(conn, id.ServerConfig(join != nil))
+	if err := handshake(ctx, c); err != nil {
+		return nil, err
+	}
+	if join != nil && c.ConnectionState().NegotiatedProtocol == identity.JoinProtocol {
+		defer c.Close()
+		join(c)
+		return nil, nil
+	}
+	return newLink(c, c.ConnectionState(), id)
+}
+
 // handshake does a connection's handshake, or closes it.
 func handshake(ctx context.Context, c *tls.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTime)

@@ -5,7 +5,8 @@
 //     through requests and responses, where nothing else gets out (package relay).
 //   - [Link] is one connection, and says who is at its other end; [Wrap] makes one
 //     of any connection, such as a stream that another node passes on.
-//   - [JoinVia] and [ServeJoin] are for nodes that have no certificate yet.
+//   - [JoinVia] and [ServeJoin] are for nodes that have no certificate yet, which join
+//     over TLS or HTTPS, at the authority's node or through one that passes on.
 //
 // # Strangers
 //

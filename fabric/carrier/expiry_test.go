@@ -13,6 +13,7 @@ import (
 
 	"github.com/spacestore/space/fabric/frame"
 	"github.com/spacestore/space/fabric/identity"
+	"github.com/spacestore/space/fabric/identity/identitytest"
 	"github.com/spacestore/space/fabric/session"
 	"github.com/spacestore/space/internal/clock"
 )
@@ -39,7 +40,7 @@ func TestExpiryCutsLinks(t *testing.T) {
 			var ca Carrier
 			var near, far Link
 			for life := 2 * time.Second; near == nil; life *= 2 { // a busy machine may need more
-				a = (&fabric{t, openLate(t, f, identity.CertLife-life), nil}).node()
+				a = (&fabric{t, openLate(t, f, identity.CertLife-life)}).node()
 				ca = carrier(a)
 				near, far = brief(t, ca, l, b.ID(), time.Now().Add(life))
 			}
@@ -110,13 +111,9 @@ func isTimeout(err error) bool {
 
 // openLate opens the authority of a fabric once more, with a clock that is late:
 // its certificates expire so much earlier.
-func openLate(t *testing.T, f *fabric, late time.Duration) *identity.Authority {
+func openLate(t *testing.T, f *fabric, late time.Duration) *identitytest.Authority {
 	t.Helper()
-	a, err := identity.OpenAuthority(f.files, "/authority", offset{clock.System(), late})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a
+	return f.At(t, offset{clock.System(), late})
 }
 
 // TestSessionOutlivesCertificates: a node renews its certificate, and before the
@@ -125,7 +122,7 @@ func openLate(t *testing.T, f *fabric, late time.Duration) *identity.Authority {
 func TestSessionOutlivesCertificates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFabric(t)
-		late := &fabric{t, openLate(t, f, identity.CertLife-24*time.Hour), nil}
+		late := &fabric{t, openLate(t, f, identity.CertLife-24*time.Hour)}
 		a, b := late.node(), f.node()
 		here, there := session.NewEndpoint(session.Options{}), session.NewEndpoint(session.Options{})
 		defer there.Close()

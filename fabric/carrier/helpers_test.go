@@ -9,10 +9,8 @@ import (
 	"time"
 
 	"github.com/spacestore/space/fabric/identity"
+	"github.com/spacestore/space/fabric/identity/identitytest"
 	"github.com/spacestore/space/fabric/session"
-	"github.com/spacestore/space/internal/clock"
-	"github.com/spacestore/space/internal/vfs"
-	"github.com/spacestore/space/internal/vfs/vfstest"
 )
 
 // hung bounds waits for what must come.
@@ -21,44 +19,22 @@ const hung = 2 * time.Minute
 // fabric makes nodes.
 type fabric struct {
 	tb testing.TB
-	*identity.Authority
-	files vfs.FS // the authority's
+	*identitytest.Authority
 }
 
 func newFabric(tb testing.TB) *fabric {
 	tb.Helper()
-	files := vfstest.NewPowerCut()
-	a, err := identity.Create(files, "/authority", clock.System())
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return &fabric{tb, a, files}
+	return &fabric{tb, identitytest.New(tb, nil)}
 }
 
 func (f *fabric) node() *identity.Node {
 	f.tb.Helper()
-	token, err := f.NewToken(time.Hour, 1, []string{"127.0.0.1:1"})
-	if err != nil {
-		f.tb.Fatal(err)
-	}
-	key, csr, err := identity.NewRequest()
-	if err != nil {
-		f.tb.Fatal(err)
-	}
-	g, err := f.Join(token.JoinRequest(csr))
-	if err != nil {
-		f.tb.Fatal(err)
-	}
-	return f.accept(key, g, token)
+	return f.Node(f.tb)
 }
 
 func (f *fabric) accept(key ed25519.PrivateKey, g identity.Grant, token identity.Token) *identity.Node {
 	f.tb.Helper()
-	n, err := identity.Accept(vfstest.NewPowerCut(), "/node", clock.System(), key, g, &token)
-	if err != nil {
-		f.tb.Fatal(err)
-	}
-	return n
+	return f.Accept(f.tb, key, g, token)
 }
 
 func timeout(tb testing.TB) context.Context {

@@ -27,6 +27,8 @@ type HTTPSOptions struct {
 	// Web has a server that is dialed show a certificate which this system trusts
 	// for the URL's host, instead of one of the fabric. So does an inspecting proxy.
 	Web bool
+	// Joins is for listeners.
+	Joins Joins
 	// Header is sent with each request, such as credentials for a proxy.
 	Header http.Header
 
@@ -36,6 +38,7 @@ type HTTPSOptions struct {
 
 const (
 	maxExchanges = 1024            // connections of one listener on which requests come
+	maxStrange   = 64              // of these, of nodes that join, and show nothing
 	requestTime  = time.Minute     // for a request to come in whole
 	httpIdle     = 2 * time.Minute // between two requests on one connection
 	httpsLinger  = 2 * time.Second // a relay client without links ends after
@@ -72,9 +75,8 @@ func (*httpsCarrier) Name() string { return "https" }
 
 // Dial implements Carrier.
 func (h *httpsCarrier) Dial(ctx context.Context, addr string, to identity.NodeID) (Link, error) {
-	u, err := url.Parse(addr)
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
-		return nil, fmt.Errorf("carrier: %.80q is not the URL of a relay: https://HOST[:PORT][/PATH]", addr)
+	if err := checkURL(addr); err != nil {
+		return nil, err
 	}
 	c := h.hold(addr)
 	conn, err := c.Dial(ctx)
@@ -84,6 +86,13 @@ func (h *httpsCarrier) Dial(ctx context.Context, addr string, to identity.NodeID
 	}
 	// The handshake closes the connection where it fails.
 	return Wrap(ctx, &relayed{Conn: conn, release: func() { h.release(addr, c) }}, h.id, to, false)
+}
+
+func checkURL(addr string) error {
+	if u, err := url.Parse(addr); err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
+		return fmt.Errorf("carrier: %.80q is not the URL of a relay: https://HOST[:PORT][/PATH]", addr)
+	}
+	return nil
 }
 
 // relayed is a relayed connection that gives its client back.
@@ -105,34 +114,65 @@ func (h *httpsCarrier) hold(addr string) *relayClient {
 	defer h.mu.Unlock()
 	c := h.clients[addr]
 	if c == nil {
-		web := &http.Transport{
-			Proxy:                  h.o.proxy,
-			DialContext:            func(ctx context.Context, _, a string) (net.Conn, error) { return dialTCP(ctx, a) },
-			TLSHandshakeTimeout:    handshakeTime,
-			IdleConnTimeout:        httpIdle / 2, // before the server's
-			MaxIdleConnsPerHost:    64,
-			MaxConnsPerHost:        64,
-			MaxResponseHeaderBytes: 64 << 10,
-			DisableCompression:     true,
-			Protocols:              new(http.Protocols),
-		}
-		web.Protocols.SetHTTP1(true)
-		web.OnProxyConnectResponse = func(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.Response) error {
-			if resp.StatusCode == http.StatusOK {
-				return nil
-			}
-			return fmt.Errorf("the proxy %s refuses to connect: %s", proxy.Redacted(), resp.Status)
-		}
-		web.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: h.o.roots}
+		config := webConfig(h.o.roots)
 		if !h.o.Web {
-			web.TLSClientConfig = h.id.ClientConfig(identity.NodeID{})
+			config = h.id.ClientConfig(identity.NodeID{})
 		}
-		x := &relay.HTTP{URL: addr, Client: &http.Client{Transport: web, CheckRedirect: noRedirect}, Header: h.o.Header}
-		c = &relayClient{Client: relay.NewClient(x, relay.ClientOptions{Name: addr}), web: web}
+		c = newRelayClient(addr, config, h.o.proxy, h.o.Header)
 		h.clients[addr] = c
 	}
 	c.links++
 	return c
+}
+
+// webConfig is for servers that show certificates of the web. roots nil: the
+// system's.
+func webConfig(roots *x509.CertPool) *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
+}
+
+// newRelayClient returns a client for the relay at a URL.
+func newRelayClient(addr string, config *tls.Config, proxy func(*http.Request) (*url.URL, error), header http.Header) *relayClient {
+	web := &http.Transport{
+		Proxy:                  proxy,
+		DialContext:            func(ctx context.Context, _, a string) (net.Conn, error) { return dialTCP(ctx, a) },
+		TLSClientConfig:        config,
+		TLSHandshakeTimeout:    handshakeTime,
+		IdleConnTimeout:        httpIdle / 2, // before the server's
+		MaxIdleConnsPerHost:    64,
+		MaxConnsPerHost:        64,
+		MaxResponseHeaderBytes: 64 << 10,
+		DisableCompression:     true,
+		Protocols:              new(http.Protocols),
+	}
+	web.Protocols.SetHTTP1(true)
+	web.OnProxyConnectResponse = func(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.Response) error {
+		if resp.StatusCode == http.StatusOK {
+			return nil
+		}
+		return fmt.Errorf("the proxy %s refuses to connect: %s", proxy.Redacted(), resp.Status)
+	}
+	x := &relay.HTTP{URL: addr, Client: &http.Client{Transport: web, CheckRedirect: noRedirect}, Header: header}
+	return &relayClient{Client: relay.NewClient(x, relay.ClientOptions{Name: addr}), web: web}
+}
+
+// there reports whether a server answers at the URL, one that shows what it should:
+// a relay's client would try again and again.
+func (c *relayClient) there(ctx context.Context, addr string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, addr, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := (&http.Client{Transport: c.web, CheckRedirect: noRedirect}).Do(req)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+func (c *relayClient) close() {
+	c.Client.Close()
+	c.web.CloseIdleConnections()
 }
 
 // noRedirect keeps what a relay is sent with that relay.
@@ -152,8 +192,7 @@ func (h *httpsCarrier) release(addr string, c *relayClient) {
 			return
 		}
 		delete(h.clients, addr)
-		c.Client.Close()
-		c.web.CloseIdleConnections()
+		c.close()
 	})
 }
 
@@ -163,12 +202,14 @@ func (h *httpsCarrier) Listen(ctx context.Context, addr string) (Listener, error
 	if err != nil {
 		return nil, fmt.Errorf("carrier: %w", err)
 	}
-	config := h.id.ServerConfig(false)
+	// Who joins gets as far as the relay without a certificate, and inside no
+	// further than to ask for one.
+	config := h.id.ServerConfig(h.o.Joins.any())
 	if h.o.Cert != nil {
 		config = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{*h.o.Cert}, NextProtos: []string{"http/1.1"}}
 	}
 	s := &httpsListener{l: l, relay: relay.NewServer(relay.ServerOptions{Name: "https://" + l.Addr().String()}),
-		outer: newAcceptor(h.id, config, nil), inner: newAcceptor(h.id, h.id.ServerConfig(false), nil)}
+		outer: newAcceptor(h.id, config, Joins{}), inner: newAcceptor(h.id, h.id.ServerConfig(h.o.Joins.Admit != nil), h.o.Joins)}
 	s.conns = &exchanges{id: h.id, addr: l.Addr(), ready: make(chan net.Conn), done: s.outer.ctx.Done()}
 	s.outer.done = s.conns.put
 	s.http = &http.Server{Handler: s.relay, ReadTimeout: requestTime, ReadHeaderTimeout: handshakeTime, IdleTimeout: httpIdle,
@@ -210,26 +251,33 @@ type exchanges struct {
 	ready chan net.Conn
 	done  <-chan struct{}
 
-	mu  sync.Mutex
-	now int
+	mu      sync.Mutex
+	now     int
+	strange int // of these, of nodes that join
 }
 
 // put has a connection served; too many are closed.
 func (e *exchanges) put(c *tls.Conn) {
+	counted := &exchange{Conn: c, e: e, stop: func() {}}
+	if c.ConnectionState().NegotiatedProtocol == identity.JoinProtocol {
+		counted.strange = 1
+	}
 	e.mu.Lock()
-	full := e.now >= maxExchanges
+	full := e.now >= maxExchanges || e.strange+counted.strange > maxStrange
 	if !full {
 		e.now++
+		e.strange += counted.strange
 	}
 	e.mu.Unlock()
 	if full {
 		c.Close()
 		return
 	}
-	counted := &exchange{Conn: c, e: e, stop: func() {}}
 	if state := c.ConnectionState(); len(state.PeerCertificates) > 0 {
 		// Links end by themselves; nobody is to make new ones over it either.
-		_, _, counted.stop, _ = e.id.WatchPeer(state, func() { c.NetConn().Close() })
+		if _, _, stop, err := e.id.WatchPeer(state, func() { c.NetConn().Close() }); err == nil {
+			counted.stop = stop
+		}
 	}
 	select {
 	case e.ready <- counted:
@@ -257,9 +305,10 @@ func (e *exchanges) Addr() net.Addr { return e.addr }
 // exchange is a connection that is counted.
 type exchange struct {
 	*tls.Conn
-	e    *exchanges
-	once sync.Once
-	stop func()
+	e       *exchanges
+	strange int    // 1: of a node that joins
+	stop    func() // watching the peer's certificate
+	once    sync.Once
 }
 
 // Close implements net.Conn.
@@ -268,6 +317,7 @@ func (c *exchange) Close() error {
 		c.stop()
 		c.e.mu.Lock()
 		c.e.now--
+		c.e.strange -= c.strange
 		c.e.mu.Unlock()
 	})
 	return c.Conn.Close()

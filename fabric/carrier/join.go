@@ -3,12 +3,14 @@ package carrier
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"time"
 
@@ -36,19 +38,54 @@ type Admitter interface {
 	Join(identity.JoinRequest) (identity.Grant, error)
 }
 
+// Joins says what becomes of those who come to a listener without a certificate,
+// to join; with the zero value they are sent away.
+type Joins struct {
+	// Admit serves their connections, see [ServeJoin].
+	Admit func(net.Conn)
+	// Pass takes their connections elsewhere, where Admit is nil: to the authority's
+	// node, which is the TLS server that they ask for. They see ciphertext alone.
+	Pass func(net.Conn)
+}
+
+func (j Joins) any() bool { return j.Admit != nil || j.Pass != nil }
+
+// Joined is how a node was admitted.
+type Joined struct {
+	Grant identity.Grant
+	Web   bool // over HTTPS, of a server with a certificate of the web
+}
+
 // JoinVia asks a fabric's authority, at the addresses that the token names, to
-// admit the node whose certificate request is csr. Addresses are host:port, or
-// begin with tls://.
-func JoinVia(ctx context.Context, token identity.Token, csr []byte) (identity.Grant, error) {
+// admit the node whose certificate request is csr. Addresses are host:port or
+// tls://host:port, and URLs of relays: the authority's, or one that passes on.
+func JoinVia(ctx context.Context, token identity.Token, csr []byte) (Joined, error) {
+	return joinVia(ctx, token, csr, nil)
+}
+
+func joinVia(ctx context.Context, token identity.Token, csr []byte, roots *x509.CertPool) (j Joined, err error) {
 	var errs []error
 	for _, addr := range token.Addrs {
-		addr, _ = strings.CutPrefix(addr, "tls://")
-		if strings.Contains(addr, "://") {
+		switch carrier, at, _ := strings.Cut(addr, "://"); {
+		case at == "" || carrier == "tls":
+			j.Grant, err = joinAt(ctx, strings.TrimPrefix(addr, "tls://"), token, csr)
+		case carrier == "https":
+			// The server shows a certificate of the fabric or one of the web. Neither
+			// is what the token's secret is shown to: that is at the end of the link
+			// inside.
+			if j.Grant, err = joinOver(ctx, addr, token, csr, token.ClientConfig(clock.System())); err != nil && !errors.Is(err, identity.ErrToken) {
+				var web error
+				if j.Grant, web = joinOver(ctx, addr, token, csr, webConfig(roots)); web == nil || errors.Is(web, identity.ErrToken) {
+					j.Web, err = true, web
+				} else {
+					err = fmt.Errorf("%w; as a server of the web: %w", err, web)
+				}
+			}
+		default:
 			continue // nobody joins over other carriers
 		}
-		g, err := joinAt(ctx, addr, token, csr)
 		if err == nil {
-			return g, nil
+			return j, nil
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", addr, err))
 		if errors.Is(err, identity.ErrToken) {
@@ -58,7 +95,26 @@ func JoinVia(ctx context.Context, token identity.Token, csr []byte) (identity.Gr
 	if errs == nil {
 		errs = []error{errors.New("carrier: the join token names no address to join at")}
 	}
-	return identity.Grant{}, errors.Join(errs...)
+	return Joined{}, errors.Join(errs...)
+}
+
+// joinOver asks over a relay.
+func joinOver(ctx context.Context, addr string, token identity.Token, csr []byte, config *tls.Config) (g identity.Grant, err error) {
+	if err := checkURL(addr); err != nil {
+		return g, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*handshakeTime)
+	defer cancel()
+	r := newRelayClient(addr, config, http.ProxyFromEnvironment, nil)
+	defer r.close()
+	if err := r.there(ctx, addr); err != nil {
+		return g, err
+	}
+	conn, err := r.Dial(ctx)
+	if err != nil {
+		return g, err
+	}
+	return ask(ctx, conn, token, csr)
 }
 
 func joinAt(ctx context.Context, addr string, token identity.Token, csr []byte) (g identity.Grant, err error) {
@@ -68,6 +124,11 @@ func joinAt(ctx context.Context, addr string, token identity.Token, csr []byte) 
 	if err != nil {
 		return g, err
 	}
+	return ask(ctx, conn, token, csr)
+}
+
+// ask asks the authority at the other end of a connection, which it closes.
+func ask(ctx context.Context, conn net.Conn, token identity.Token, csr []byte) (g identity.Grant, err error) {
 	c := tls.Client(conn, token.ClientConfig(clock.System()))
 	if err := handshake(ctx, c); err != nil {
 		return g, err

@@ -2,13 +2,17 @@ package carrier
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/spacestore/space/fabric/identity"
+	"github.com/spacestore/space/fabric/identity/identitytest"
+	"github.com/spacestore/space/internal/clock"
 )
 
 // TestJoin admits a node that has nothing but a token, once.
@@ -16,8 +20,8 @@ func TestJoin(t *testing.T) {
 	t.Parallel()
 	f := newFabric(t)
 	gate := f.node()
-	l := listen(t, NewTLS(gate, TLSOptions{Join: func(c net.Conn) { ServeJoin(c, f) }}))
-	token, err := f.NewToken(time.Hour, 1, []string{"https://127.0.0.1:1", "tls://" + l.Addr()})
+	l := listen(t, NewTLS(gate, TLSOptions{Joins: Joins{Admit: func(c net.Conn) { ServeJoin(c, f) }}}))
+	token, err := f.NewToken(time.Hour, 1, []string{"quic://127.0.0.1:1", "https://127.0.0.1:1", "tls://" + l.Addr()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +33,7 @@ func TestJoin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := f.accept(key, g, token)
+	n := f.accept(key, g.Grant, token)
 	if near, _ := connect(t, NewTLS(n, TLSOptions{}), l, l.Addr(), gate.ID()); near.Peer() != gate.ID() {
 		t.Errorf("the peer is %s", near.Peer())
 	}
@@ -51,6 +55,120 @@ func TestJoin(t *testing.T) {
 	}
 	if _, err := JoinVia(timeout(t), token, csr); err == nil {
 		t.Error("a node was admitted where nobody should be")
+	}
+}
+
+// TestJoinOverHTTPS admits nodes that get out over HTTPS alone: where the listener
+// shows a certificate of the fabric, where it shows one of the web, and where it is
+// at a node that passes them on to the authority's.
+func TestJoinOverHTTPS(t *testing.T) {
+	t.Parallel()
+	f := newFabric(t)
+	gate, other := f.node(), f.node()
+	admit := Joins{Admit: func(c net.Conn) { ServeJoin(c, f) }}
+	cert, pool := webCert(t)
+	behind := listen(t, NewTLS(gate, TLSOptions{Joins: admit}))
+	pass := Joins{Pass: func(c net.Conn) {
+		defer c.Close()
+		to, err := net.Dial("tcp", behind.Addr())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer to.Close()
+		go func() {
+			io.Copy(to, c)
+			to.Close()
+		}()
+		io.Copy(c, to)
+	}}
+	for name, one := range map[string]struct {
+		l   Listener
+		web bool
+	}{
+		"own certificate":           {listen(t, NewHTTPS(gate, HTTPSOptions{Joins: admit})), false},
+		"certificate of the web":    {listen(t, NewHTTPS(gate, HTTPSOptions{Joins: admit, Cert: &cert})), true},
+		"passed on":                 {listen(t, NewHTTPS(other, HTTPSOptions{Joins: pass})), false},
+		"passed on, of the web":     {listen(t, NewHTTPS(other, HTTPSOptions{Joins: pass, Cert: &cert})), true},
+		"passed on, over TLS alone": {listen(t, NewTLS(other, TLSOptions{Joins: pass})), false},
+	} {
+		addr := one.l.Addr()
+		token, err := f.NewToken(time.Hour, 1, []string{addr})
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, csr, err := identity.NewRequest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		j, err := joinVia(timeout(t), token, csr, pool)
+		if err != nil || j.Web != one.web {
+			t.Errorf("%s: web %v, %v", name, j.Web, err)
+			continue
+		}
+		n := f.accept(key, j.Grant, token)
+		// The listener still takes in nodes that have a certificate.
+		var c Carrier = NewHTTPS(n, HTTPSOptions{Web: one.web, roots: pool})
+		at := gate.ID()
+		if name[0] == 'p' {
+			at = other.ID()
+		}
+		if _, ok := one.l.(*tlsListener); ok {
+			c = NewTLS(n, TLSOptions{})
+		}
+		if near, far := connect(t, c, one.l, addr, at); near.Peer() != at || far.Peer() != n.ID() {
+			t.Errorf("%s: the ends do not know each other", name)
+		}
+		if _, err := joinVia(timeout(t), token, csr, pool); !errors.Is(err, identity.ErrToken) {
+			t.Errorf("%s: a token was used twice: %v", name, err)
+		}
+		// A token of another fabric is not shown to this one.
+		stranger, err := newFabric(t).NewToken(time.Hour, 1, []string{addr})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := joinVia(timeout(t), stranger, csr, pool); err == nil || errors.Is(err, identity.ErrToken) {
+			t.Errorf("%s: the authority of another fabric: %v", name, err)
+		}
+	}
+	closed := listen(t, NewHTTPS(gate, HTTPSOptions{}))
+	token, err := f.NewToken(time.Hour, 1, []string{closed.Addr(), "https://"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, csr, err := identity.NewRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := JoinVia(timeout(t), token, csr); err == nil {
+		t.Error("a node was admitted where nobody should be")
+	}
+}
+
+// TestSilentJoiners has many come to join who ask for nothing: others still join.
+func TestSilentJoiners(t *testing.T) {
+	t.Parallel()
+	f := newFabric(t)
+	var served atomic.Int64
+	l := listen(t, NewTLS(f.node(), TLSOptions{Joins: Joins{Admit: func(c net.Conn) {
+		served.Add(1)
+		ServeJoin(c, f)
+	}}}))
+	token := f.Token(t, l.Addr())
+	d := tls.Dialer{NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}, Config: token.ClientConfig(clock.System())}
+	for range 2 * maxJoins {
+		c, err := d.DialContext(timeout(t), "tcp", l.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	for served.Load() < 2*maxJoins {
+		time.Sleep(time.Millisecond)
+	}
+	_, csr := identitytest.Request(t)
+	if _, err := JoinVia(timeout(t), token, csr); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -396,7 +396,7 @@ func (q *quicCarrier) Listen(ctx context.Context, addr string) (Listener, error)
 	if err != nil {
 		return nil, fmt.Errorf("carrier: %w", err)
 	}
-	l := &quicListener{a: newAcceptor(q.id, nil, nil), id: q.id, t: &quic.Transport{Conn: pc, VerifySourceAddress: suspicious()}}
+	l := &quicListener{a: newAcceptor(q.id, nil, Joins{}), id: q.id, t: &quic.Transport{Conn: pc, VerifySourceAddress: suspicious()}}
 	if l.l, err = l.t.Listen(q.id.ServerConfig(false), quicConfig()); err != nil {
 		pc.Close()
 		return nil, fmt.Errorf("carrier: %w", err)

@@ -11,9 +11,7 @@ import (
 
 // TLSOptions are for [NewTLS]; the zero value is usable.
 type TLSOptions struct {
-	// Join serves connections of nodes that have no certificate yet, see
-	// [ServeJoin]. nil: there are none.
-	Join func(net.Conn)
+	Joins Joins
 }
 
 // tlsCarrier is TLS over TCP: the cheapest carrier for each byte.
@@ -57,7 +55,7 @@ func (t *tlsCarrier) Listen(ctx context.Context, addr string) (Listener, error) 
 	if err != nil {
 		return nil, fmt.Errorf("carrier: %w", err)
 	}
-	a := newAcceptor(t.id, t.id.ServerConfig(t.o.Join != nil), t.o.Join)
+	a := newAcceptor(t.id, t.id.ServerConfig(t.o.Joins.Admit != nil), t.o.Joins)
 	a.wg.Go(func() { a.serve(l) })
 	return &tlsListener{l, a}, nil
 }

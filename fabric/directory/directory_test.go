@@ -9,48 +9,25 @@ import (
 	"time"
 
 	"github.com/spacestore/space/fabric/identity"
+	"github.com/spacestore/space/fabric/identity/identitytest"
 	"github.com/spacestore/space/internal/testenv/manualclock"
-	"github.com/spacestore/space/internal/vfs/vfstest"
 )
 
 // fabric makes nodes.
 type fabric struct {
 	t     testing.TB
-	fs    *vfstest.PowerCut
 	clock *manualclock.Clock
-	*identity.Authority
-	tok   identity.Token
-	nodes int
+	*identitytest.Authority
 }
 
 func newFabric(t testing.TB) *fabric {
-	f := &fabric{t: t, fs: vfstest.NewPowerCut(), clock: manualclock.New()}
-	var err error
-	if f.Authority, err = identity.Create(f.fs, "/ca", f.clock); err != nil {
-		t.Fatal(err)
-	}
-	if f.tok, err = f.NewToken(time.Hour, 1<<20, nil); err != nil {
-		t.Fatal(err)
-	}
-	return f
+	clk := manualclock.New()
+	return &fabric{t, clk, identitytest.New(t, clk)}
 }
 
 func (f *fabric) node() *identity.Node {
 	f.t.Helper()
-	key, csr, err := identity.NewRequest()
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	g, err := f.Join(f.tok.JoinRequest(csr))
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	f.nodes++
-	n, err := identity.Accept(f.fs, fmt.Sprintf("/node%d", f.nodes), f.clock, key, g, &f.tok)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	return n
+	return f.Node(f.t)
 }
 
 // directory returns the directory of a new node that says what it is.

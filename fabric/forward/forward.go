@@ -154,6 +154,11 @@ type Stats struct {
 	Received int64 // bytes out of it
 }
 
+// Plus returns the sum of both.
+func (s Stats) Plus(o Stats) Stats {
+	return Stats{s.Active + o.Active, s.Total + o.Total, s.Failed + o.Failed, s.Sent + o.Sent, s.Received + o.Received}
+}
+
 type counters struct {
 	active, total, failed, sent, received atomic.Int64
 }

@@ -31,9 +31,20 @@ var (
 	ErrExists = errors.New("identity: there is a fabric authority here already")
 	// ErrToken refuses a join: the token is unknown, used up or expired.
 	ErrToken = errors.New("identity: the join token is not valid (any more); make a new one")
+	// ErrDamaged is of files of an identity that make no sense.
+	ErrDamaged = errors.New("the identity is damaged; restore its directory, or take it away and join again")
 	// ErrRevoked refuses a node whose certificates were revoked.
 	ErrRevoked = errors.New("identity: the node was revoked")
 )
+
+// damaged marks what is wrong with the content of a file, not with reading it.
+func damaged(err error) error {
+	var of *fs.PathError
+	if err == nil || errors.As(err, &of) || errors.Is(err, ErrDamaged) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, ErrDamaged)
+}
 
 // Lifetimes.
 const (
@@ -135,10 +146,10 @@ func OpenAuthority(fsys vfs.FS, dir string, clk clock.Clock) (*Authority, error)
 	}
 	a.cert = certs[0]
 	if a.id, err = fabricOf(a.cert); err != nil {
-		return nil, fmt.Errorf("fabric authority: %w", err)
+		return nil, damaged(fmt.Errorf("fabric authority: %w", err))
 	}
 	if !a.key.Public().(ed25519.PublicKey).Equal(a.cert.PublicKey) {
-		return nil, fmt.Errorf("fabric authority: %s does not fit %s", rootKeyFile, rootCertFile)
+		return nil, damaged(fmt.Errorf("fabric authority: %s does not fit %s", rootKeyFile, rootCertFile))
 	}
 	b, err := vfs.ReadFile(fsys, fsys.PathJoin(dir, stateFile))
 	if err != nil {
@@ -147,7 +158,7 @@ func OpenAuthority(fsys vfs.FS, dir string, clk clock.Clock) (*Authority, error)
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&a.state); err != nil {
-		return nil, fmt.Errorf("fabric authority: %s: %w", stateFile, err)
+		return nil, damaged(fmt.Errorf("fabric authority: %s: %w", stateFile, err))
 	}
 	if a.state.Tokens == nil {
 		a.state.Tokens = map[string]*tokenRecord{}
@@ -250,13 +261,23 @@ func (a *Authority) Join(req JoinRequest) (Grant, error) {
 	if err != nil {
 		return Grant{}, err
 	}
-	err = a.change(func(s *authorityState) error {
+	good := func(s *authorityState) bool {
 		r := s.Tokens[hex.EncodeToString(req.TokenID)]
-		if r == nil || !r.admits(req.Secret) || a.clock.Now().After(r.Expires) {
+		return r != nil && r.admits(req.Secret) && !a.clock.Now().After(r.Expires)
+	}
+	a.mu.Lock()
+	ok := good(&a.state) // strangers are not worth a copy of the state
+	a.mu.Unlock()
+	if !ok {
+		return Grant{}, ErrToken
+	}
+	err = a.change(func(s *authorityState) error {
+		if !good(s) {
 			return ErrToken
 		}
-		if r.Uses--; r.Uses == 0 {
-			delete(s.Tokens, hex.EncodeToString(req.TokenID))
+		id := hex.EncodeToString(req.TokenID)
+		if s.Tokens[id].Uses--; s.Tokens[id].Uses == 0 {
+			delete(s.Tokens, id)
 		}
 		return nil
 	})
@@ -381,15 +402,15 @@ func readKey(fsys vfs.FS, path string) (ed25519.PrivateKey, error) {
 	}
 	block, _ := pem.Decode(b)
 	if block == nil || block.Type != keyBlock {
-		return nil, fmt.Errorf("identity: %s holds no private key", path)
+		return nil, damaged(fmt.Errorf("identity: %s holds no private key", path))
 	}
 	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("identity: %s: %w", path, err)
+		return nil, damaged(fmt.Errorf("identity: %s: %w", path, err))
 	}
 	ed, ok := key.(ed25519.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("identity: %s holds no Ed25519 key", path)
+		return nil, damaged(fmt.Errorf("identity: %s holds no Ed25519 key", path))
 	}
 	return ed, nil
 }
@@ -403,12 +424,12 @@ func readCerts(fsys vfs.FS, path string) (certs []*x509.Certificate, err error) 
 	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("identity: %s: %w", path, err)
+			return nil, damaged(fmt.Errorf("identity: %s: %w", path, err))
 		}
 		certs = append(certs, c)
 	}
 	if len(certs) == 0 {
-		return nil, fmt.Errorf("identity: %s holds no certificate", path)
+		return nil, damaged(fmt.Errorf("identity: %s holds no certificate", path))
 	}
 	return certs, nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 )
 
 // Epoch names one life of a verifier: a command that was meant for an earlier
@@ -72,6 +73,7 @@ type Verifier struct {
 type issuer struct {
 	life   uint64
 	newest uint64
+	until  time.Time               // by then all certificates have ended that it has signed with
 	seen   [replayBits / 64]uint64 // by number modulo replayBits
 }
 
@@ -89,7 +91,7 @@ func (v *Verifier) Life() Epoch { return v.life }
 func (v *Verifier) Verify(b []byte) (Command, error) {
 	const fixed = 16 + 16 + 8 + 8 + 1
 	bad := errors.New("identity: malformed command")
-	from, signed, _, err := v.trust.unseal(commandDomain, b)
+	from, signed, cert, err := v.trust.unseal(commandDomain, b)
 	if err != nil {
 		return Command{}, fmt.Errorf("command: %w", err)
 	}
@@ -104,24 +106,27 @@ func (v *Verifier) Verify(b []byte) (Command, error) {
 	if kind == 0 || kind > maxKind || len(signed) < fixed+kind || len(signed)-fixed-kind > MaxCommand {
 		return Command{}, bad
 	}
-	if err := v.accept(from, life, number); err != nil {
+	if err := v.accept(from, life, number, cert.NotAfter); err != nil {
 		return Command{}, err
 	}
 	return Command{From: from, Kind: string(signed[fixed : fixed+kind]), Body: signed[fixed+kind:]}, nil
 }
 
 // accept takes note of a number, or refuses one that was seen before.
-func (v *Verifier) accept(from NodeID, life, number uint64) error {
+func (v *Verifier) accept(from NodeID, life, number uint64, until time.Time) error {
 	replayed := errors.New("identity: the command was seen before, or is too old to tell")
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	i := v.issuers[from]
 	if i == nil {
-		if len(v.issuers) >= maxIssuers {
+		if v.forget(); len(v.issuers) >= maxIssuers {
 			return errors.New("identity: commands from more nodes than can be remembered")
 		}
 		i = &issuer{life: life}
 		v.issuers[from] = i
+	}
+	if until.After(i.until) {
+		i.until = until
 	}
 	switch {
 	case life < i.life:
@@ -148,4 +153,18 @@ func (v *Verifier) accept(from NodeID, life, number uint64) error {
 	}
 	*word |= bit
 	return nil
+}
+
+// forget makes room, if there is none, by forgetting those of whom nothing can be
+// replayed any more, as their certificates have ended.
+func (v *Verifier) forget() {
+	if len(v.issuers) < maxIssuers {
+		return
+	}
+	now := v.trust.clock.Now()
+	for n, i := range v.issuers {
+		if now.After(i.until) {
+			delete(v.issuers, n)
+		}
+	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spacestore/space/internal/testenv/manualclock"
+	"github.com/spacestore/space/internal/vfs"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
 
@@ -436,4 +437,116 @@ func FuzzCommand(f *testing.F) {
 			t.Fatal("a revocation list out of nowhere")
 		}
 	})
+}
+
+// TestRevocationOnAFullDisk has the disk refuse a revocation list: it holds at
+// once, and is there after a restart when the same list came again.
+func TestRevocationOnAFullDisk(t *testing.T) {
+	f := newFabric(t)
+	f.node()
+	two := f.node()
+	disk := vfstest.NewFaults(f.fs)
+	one, err := OpenNode(disk, "/node1", f.clock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := f.Revoke(two.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	full := errors.New("no space left on device")
+	disk.Set(func(op vfstest.Op) error {
+		if op.Kind == vfstest.Write {
+			return full
+		}
+		return nil
+	})
+	if err := one.Revoke(list); !errors.Is(err, full) {
+		t.Errorf("a full disk: %v", err)
+	}
+	if !one.Revoked(two.ID()) {
+		t.Error("the list does not hold")
+	}
+	disk.Set(nil)
+	writes := disk.Count(vfstest.Write)
+	for range 2 {
+		if err := one.Revoke(list); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := disk.Count(vfstest.Write) - writes; n != 1 {
+		t.Errorf("it is written %d times", n)
+	}
+	again, err := OpenNode(f.fs, "/node1", f.clock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !again.Revoked(two.ID()) {
+		t.Error("after a restart it does not hold")
+	}
+}
+
+// TestDamagedIdentity has every file of an identity cut off.
+func TestDamagedIdentity(t *testing.T) {
+	f := newFabric(t)
+	f.node()
+	for _, one := range []struct{ dir, name string }{{"/ca", rootKeyFile}, {"/ca", rootCertFile}, {"/ca", stateFile},
+		{"/node1", nodeKeyFile}, {"/node1", nodeCertFile}, {"/node1", revokedFile}} {
+		path := f.fs.PathJoin(one.dir, one.name)
+		whole, err := vfs.ReadFile(f.fs, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		open := func() (err error) {
+			if one.dir == "/ca" {
+				_, err = OpenAuthority(f.fs, one.dir, f.clock)
+			} else {
+				_, err = OpenNode(f.fs, one.dir, f.clock)
+			}
+			return err
+		}
+		for _, n := range []int{0, 1, len(whole) / 2} {
+			if err := vfs.WriteFileAtomic(f.fs, path, whole[:n]); err != nil {
+				t.Fatal(err)
+			}
+			if err := open(); !errors.Is(err, ErrDamaged) {
+				t.Errorf("%d bytes of %s: %v", n, path, err)
+			}
+		}
+		if err := vfs.WriteFileAtomic(f.fs, path, whole); err != nil {
+			t.Fatal(err)
+		}
+		if err := open(); err != nil {
+			t.Errorf("%s is whole again: %v", path, err)
+		}
+	}
+}
+
+// TestVerifierForgets has so many nodes send commands that no more can be
+// remembered: those whose certificates have ended make room, and they alone.
+func TestVerifierForgets(t *testing.T) {
+	f := newFabric(t)
+	one, two := f.node(), f.node()
+	v := one.Verifier()
+	for i := range maxIssuers {
+		v.issuers[NodeID{1, byte(i), byte(i >> 8), byte(i >> 16)}] = &issuer{until: f.clock.Now().Add(time.Hour)}
+	}
+	send := func() error {
+		c, err := two.Signer().Sign(one.ID(), v.Life(), "kind", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = v.Verify(c)
+		return err
+	}
+	if err := send(); err == nil {
+		t.Error("more nodes than can be remembered")
+	}
+	f.clock.Advance(2 * time.Hour)
+	if err := send(); err != nil {
+		t.Error(err)
+	}
+	if len(v.issuers) != 1 {
+		t.Errorf("%d nodes are remembered", len(v.issuers))
+	}
 }

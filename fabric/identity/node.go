@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,6 +33,9 @@ type Node struct {
 	id    NodeID
 	cert  atomic.Pointer[tls.Certificate]
 	*Trust
+
+	revoking sync.Mutex // of lists on their way to the disk
+	stored   int64      // the number of the one that is there
 }
 
 // NewRequest makes a key and the request with which its holder asks for a
@@ -127,25 +131,26 @@ func OpenNode(fsys vfs.FS, dir string, clk clock.Clock) (*Node, error) {
 		return nil, err
 	}
 	if len(certs) != 2 {
-		return nil, fmt.Errorf("identity: %s must hold the node's certificate and the root", nodeCertFile)
+		return nil, damaged(fmt.Errorf("identity: %s must hold the node's certificate and the root", nodeCertFile))
 	}
 	if n.Trust, err = newTrust(certs[1], clk); err != nil {
-		return nil, fmt.Errorf("identity: %s: %w", nodeCertFile, err)
+		return nil, damaged(fmt.Errorf("identity: %s: %w", nodeCertFile, err))
 	}
 	list, err := vfs.ReadFile(fsys, fsys.PathJoin(dir, revokedFile))
 	if err == nil {
 		_, err = n.Trust.Update(list)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("identity: %s: %w", revokedFile, err)
+		return nil, damaged(fmt.Errorf("identity: %s: %w", revokedFile, err))
 	}
+	n.stored, _ = n.inForce()
 	// One that has expired is no error: the node has to join again, or its
 	// clock is wrong, and both are for TLS to say.
 	id, err := nodeOf(certs[0], n.fabric)
 	if err != nil {
-		return nil, fmt.Errorf("identity: %s: %w", nodeCertFile, err)
+		return nil, damaged(fmt.Errorf("identity: %s: %w", nodeCertFile, err))
 	}
-	return n, n.use(id, certs[0])
+	return n, damaged(n.use(id, certs[0]))
 }
 
 // use makes c the certificate that the node shows.
@@ -160,6 +165,9 @@ func (n *Node) use(id NodeID, c *x509.Certificate) error {
 
 // ID returns the node's name.
 func (n *Node) ID() NodeID { return n.id }
+
+// Expires returns when the certificate ends. Then the node has to join again.
+func (n *Node) Expires() time.Time { return n.cert.Load().Leaf.NotAfter }
 
 // RenewAt returns when to ask for the next certificate.
 func (n *Node) RenewAt() time.Time {
@@ -216,14 +224,22 @@ func (n *Node) Renewed(g Grant) error {
 
 // Revoke takes in a revocation list, durably: after a restart the node still
 // refuses who is on it.
+// Where the disk fails it holds all the same, and is written with the next list
+// that comes, were it the same.
 func (n *Node) Revoke(list []byte) error {
-	news, err := n.Update(list)
-	if err != nil || !news {
+	n.revoking.Lock()
+	defer n.revoking.Unlock()
+	if _, err := n.Update(list); err != nil {
 		return err
+	}
+	number, list := n.inForce()
+	if number == n.stored {
+		return nil
 	}
 	if err := vfs.WriteFileAtomic(n.fs, n.fs.PathJoin(n.dir, revokedFile), list); err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}
+	n.stored = number
 	return nil
 }
 

@@ -81,9 +81,15 @@ func (t *Trust) Update(list []byte) (news bool, err error) {
 
 // Revocations returns the list in force.
 func (t *Trust) Revocations() []byte {
+	_, list := t.inForce()
+	return list
+}
+
+// inForce returns the list in force and its number; 0: there is none yet.
+func (t *Trust) inForce() (number int64, list []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.list
+	return t.number, t.list
 }
 
 // Watch has cut called when node n is revoked, and at once if it is already.

@@ -39,13 +39,40 @@ func (b *Budget) take(n int64, part float64) bool {
 	return true
 }
 
-// charge takes n bytes of the node's budget for the stream.
+// Account is whom a stream's windows count for beside the Budget, such as a pool.
+// It is asked with the session's lock held.
+type Account interface {
+	// Grow takes n more bytes, if there is room for windows to grow.
+	Grow(n int64) bool
+	// Release gives back everything that the stream has taken. It is the last call.
+	Release()
+}
+
+// FirstWindow is the bytes that each stream takes of a Budget when it begins.
+const FirstWindow = firstWindow
+
+// Count has the stream's windows count for an account, which has taken FirstWindow
+// for it already.
+func (st *Stream) Count(a Account) {
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	if st.over {
+		a.Release()
+		return
+	}
+	st.account = a
+}
+
+// charge takes n bytes of the node's budget, and of the account's, for the stream.
 func (st *Stream) charge(n uint64, part float64) bool {
 	b := st.s.o.Budget
-	if b == nil {
-		return true
+	if st.over || b != nil && !b.take(int64(n), part) {
+		return false
 	}
-	if st.over || !b.take(int64(n), part) {
+	if st.account != nil && !st.account.Grow(int64(n)) {
+		if b != nil {
+			b.used.Add(-int64(n))
+		}
 		return false
 	}
 	st.charged += int64(n)
@@ -57,7 +84,11 @@ func (st *Stream) uncharge() {
 	st.over = true
 	if b := st.s.o.Budget; b != nil {
 		b.used.Add(-st.charged)
-		st.charged = 0
+	}
+	st.charged = 0
+	if st.account != nil {
+		st.account.Release()
+		st.account = nil
 	}
 }
 

@@ -252,3 +252,61 @@ func TestMixedVersions(t *testing.T) {
 		})
 	}
 }
+
+// purse is an Account with so many bytes.
+type purse struct {
+	mu             sync.Mutex
+	left, grown    int64
+	refusals, ends int
+}
+
+func (p *purse) Grow(n int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.left < n {
+		p.refusals++
+		return false
+	}
+	p.left -= n
+	p.grown += n
+	return true
+}
+
+func (p *purse) Release() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ends++
+}
+
+// TestAccounts: windows grow as far as an account lets them, the bytes are whole
+// all the same, and at a stream's end all is given back, once.
+func TestAccounts(t *testing.T) {
+	for _, left := range []int64{0, 192 << 10} {
+		inMixedPair(t, line{delay: 10 * time.Millisecond, rate: 20 << 20}, 1, Options{}, Options{}, func(t *testing.T, p *pair) {
+			from, to := p.stream(p.near, p.far)
+			account := &purse{left: left}
+			to.Count(account)
+			want := randomBytes(1, 4<<20)
+			go writeIn(from, want, 1<<20)
+			if got, err := io.ReadAll(to); !bytes.Equal(got, want) || err != nil {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+			if w := to.State().Window; w != FirstWindow+uint64(account.grown) {
+				t.Errorf("a window of %d, of which the account knows %d", w, account.grown)
+			}
+			if account.refusals == 0 || account.ends != 0 || account.left != 0 {
+				t.Errorf("%+v", account)
+			}
+			to.Close()
+			time.Sleep(time.Second)
+			if account.ends != 1 {
+				t.Errorf("it is given back %d times", account.ends)
+			}
+			late := &purse{}
+			to.Count(late)
+			if late.ends != 1 {
+				t.Error("a stream that has ended keeps something")
+			}
+		})
+	}
+}

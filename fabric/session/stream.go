@@ -53,7 +53,8 @@ type Stream struct {
 	queuedAt             time.Time
 	sendWindow           uint64 // bytes that may be held until they are acknowledged
 	charged              int64  // bytes of the budget
-	over                 bool   // nothing is charged any more
+	account              Account
+	over                 bool // nothing is charged any more
 	writeAt              time.Time
 
 	// What is received: bytes to got have come, those to read are taken.
@@ -423,6 +424,14 @@ func (st *Stream) Reset(code uint32, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reset(st, frame.ResetBody{Stream: st.id, Code: code, Text: text})
+}
+
+// Refuse is Reset for want of room, which says when the peer may come back.
+func (st *Stream) Refuse(code uint32, text string, retry time.Duration) {
+	s := st.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reset(st, frame.ResetBody{Stream: st.id, Code: code, Text: text, Retry: retry})
 }
 
 // Read implements net.Conn.

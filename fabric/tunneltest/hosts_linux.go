@@ -12,33 +12,28 @@ import (
 	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/carrier"
 	"github.com/spacestore/space/fabric/identity"
-	"github.com/spacestore/space/internal/clock"
+	"github.com/spacestore/space/fabric/identity/identitytest"
 	"github.com/spacestore/space/internal/testenv/netns"
-	"github.com/spacestore/space/internal/vfs/vfstest"
 )
 
 // Fabric is nodes on hosts that are network namespaces, with TLS over TCP
 // between them.
 type Fabric struct {
-	auth  *identity.Authority
+	auth  *identitytest.Authority
 	seeds []string
 }
 
 // NewFabric returns a fabric without nodes.
 func NewFabric(t testing.TB) *Fabric {
 	t.Helper()
-	auth, err := identity.Create(vfstest.NewPowerCut(), "/authority", clock.System())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &Fabric{auth: auth}
+	return &Fabric{auth: identitytest.New(t, nil)}
 }
 
 // Node starts a node that listens at addresses of its host, such as
 // 10.1.0.1:7000. The first node is the seed of the others. It ends with the test.
 func (f *Fabric) Node(t testing.TB, host *netns.NS, name string, addrs ...string) *fabric.Node {
 	t.Helper()
-	c := &hostCarrier{host, f.join(t)}
+	c := &hostCarrier{host, f.auth.Node(t)}
 	o := fabric.Options{Identity: c.id, Name: name, Area: "test", Dial: []carrier.Carrier{c}, Seeds: f.seeds, Relay: true}
 	for _, a := range addrs {
 		o.Listen = append(o.Listen, fabric.Listen{Carrier: c, Addr: a})
@@ -94,28 +89,6 @@ func Profile(t testing.TB, name string) fabric.Profile {
 	}
 	t.Fatalf("there is no profile %s", name)
 	return fabric.Profile{}
-}
-
-// join makes an identity.
-func (f *Fabric) join(t testing.TB) *identity.Node {
-	t.Helper()
-	token, err := f.auth.NewToken(time.Hour, 1, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, csr, err := identity.NewRequest()
-	if err != nil {
-		t.Fatal(err)
-	}
-	g, err := f.auth.Join(token.JoinRequest(csr))
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := identity.Accept(vfstest.NewPowerCut(), "/node", clock.System(), key, g, &token)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return id
 }
 
 // hostCarrier is TLS over TCP from a host.

@@ -1,6 +1,7 @@
 package vpn
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,12 @@ type ClientOptions struct {
 	MTU    int            // the most; 0: what the exit says
 	Routes []netip.Prefix // that lead to the exit, besides its own network
 	Bypass []netip.Prefix // see Config
+	// Around, if set, says over which addresses the tunnel itself goes now: with a
+	// route to all the world, they must not be reached through the tunnel.
+	Around func() []netip.Addr
+	// Again, if set, finds another tunnel when one has ended, such as with its exit.
+	// Meanwhile the device stays, and packets are dropped.
+	Again func(ctx context.Context) (Tunnel, error)
 	// Leased, if set, is told of each lease when the device has it.
 	Leased func(Lease)
 	Log    *slog.Logger // nil: nothing is logged
@@ -30,18 +37,22 @@ type ClientOptions struct {
 type Client struct {
 	end
 	o    ClientOptions
-	addr atomic.Pointer[netip.Addr] // what packets are for; nil: there is no lease now
-	last netip.Addr                 // the last lease's
+	held atomic.Pointer[[families]netip.Addr] // what packets are for; nil: there is no lease now
+	way  atomic.Pointer[sender]               // nil: there is no tunnel now
+	last [families]netip.Addr                 // the last lease's; invalid: there was none
+}
+
+// Check reports what is wrong with the options, but for the device.
+func (o *ClientOptions) Check() error {
+	return errors.Join(checkMTU(cmp.Or(o.MTU, MaxMTU)), checkPrefixes(o.Routes), checkPrefixes(o.Bypass))
 }
 
 // NewClient returns a client.
 func NewClient(o ClientOptions) (*Client, error) {
-	if o.MTU == 0 {
-		o.MTU = MaxMTU
-	}
-	if err := errors.Join(checkMTU(o.MTU), checkPrefixes(o.Routes), checkPrefixes(o.Bypass)); err != nil {
+	if err := o.Check(); err != nil {
 		return nil, err
 	}
+	o.MTU = cmp.Or(o.MTU, MaxMTU)
 	c := &Client{o: o}
 	c.init(o.Device, o.Log)
 	return c, nil
@@ -53,30 +64,21 @@ const (
 	lastBackoff  = 10 * time.Second
 )
 
-// Run carries packets until the tunnel ends, the device fails, or ctx is done.
-// It fails at once when the exit refuses the first lease; later ones are asked for
-// again. It closes the device.
+// Run carries packets until the tunnel ends and there is no other, the device
+// fails, or ctx is done. It fails at once when the exit refuses the first lease;
+// later ones are asked for again. It closes the device.
 func (c *Client) Run(ctx context.Context, t Tunnel) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(ctx, func() { c.dev.Close() })
-	s := &sender{t: t}
 	var wg sync.WaitGroup
-	wg.Go(func() { cancel(c.receive(s)) })
+	wg.Go(func() { cancel(c.receive()) })
 	wg.Go(func() {
 		if err := c.feed(ctx.Done()); err != nil {
 			cancel(err)
 		}
 	})
-	wg.Go(func() {
-		select {
-		case <-t.Done():
-			cancel(fmt.Errorf("vpn: the tunnel has ended: %w", t.Err()))
-		case <-ctx.Done():
-		}
-	})
-	t.HandlePackets(c.take)
-	cancel(c.hold(ctx, s))
+	cancel(c.follow(ctx, t))
 	err := context.Cause(ctx)
 	if stop() {
 		c.dev.Close()
@@ -85,30 +87,72 @@ func (c *Client) Run(ctx context.Context, t Tunnel) error {
 	return err
 }
 
+// endedError is of a tunnel that has ended.
+type endedError struct{ error }
+
+func (e *endedError) Unwrap() error { return e.error }
+
+// follow uses a tunnel, and the next one when it has ended.
+func (c *Client) follow(ctx context.Context, t Tunnel) error {
+	for {
+		err := c.over(ctx, t)
+		var ended *endedError
+		if !errors.As(err, &ended) || c.o.Again == nil || ctx.Err() != nil {
+			return err
+		}
+		c.log.Warn("the tunnel to the exit has ended; asking for another", "err", err)
+		if t, err = c.o.Again(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// over uses a tunnel until it ends, or ctx, or something else fails.
+func (c *Client) over(ctx context.Context, t Tunnel) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	s := &sender{t: t}
+	c.way.Store(s)
+	defer c.way.Store(nil)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel(nil)
+	wg.Go(func() {
+		select {
+		case <-t.Done():
+			cancel(&endedError{fmt.Errorf("vpn: the tunnel has ended: %w", t.Err())})
+		case <-ctx.Done():
+		}
+	})
+	t.HandlePackets(c.take)
+	return c.hold(ctx, s)
+}
+
 // take takes in packets of the tunnel.
 func (c *Client) take(packets [][]byte) {
-	addr := c.addr.Load()
-	c.end.take(packets, func(p packet) bool { return addr != nil && p.dst == *addr })
+	held := c.held.Load()
+	c.end.take(packets, func(p packet) bool { return held != nil && p.dst == held[familyOf(p.dst)] })
 }
 
 // receive sends what the host gives to the device, until the device fails.
-func (c *Client) receive(s *sender) error {
+func (c *Client) receive() error {
 	for {
 		packets, err := c.dev.Receive()
 		if err != nil {
 			return err
 		}
-		addr := c.addr.Load()
+		s, held := c.way.Load(), c.held.Load()
 		for _, b := range packets {
 			if p, ok := parse(b); !ok {
 				c.malformed.Add(1)
-			} else if addr == nil || p.src != *addr {
+			} else if s == nil || held == nil || p.src != held[familyOf(p.src)] {
 				c.foreign.Add(1)
 			} else {
 				c.add(s, p, b)
 			}
 		}
-		c.flush(s)
+		if s != nil {
+			c.flush(s)
+		}
 	}
 }
 
@@ -121,7 +165,7 @@ func (c *Client) hold(ctx context.Context, s *sender) error {
 		}
 		var refused *session.ResetError
 		var bad *deviceError
-		if errors.As(err, &bad) || !c.last.IsValid() && errors.As(err, &refused) && refused.Remote &&
+		if errors.As(err, &bad) || !c.had() && errors.As(err, &refused) && refused.Remote &&
 			(refused.Code == CodeNoAddress || refused.Code == CodeMalformed) {
 			return err
 		}
@@ -137,6 +181,9 @@ func (c *Client) hold(ctx context.Context, s *sender) error {
 		pause = min(2*pause, lastBackoff)
 	}
 }
+
+// had reports whether there was a lease.
+func (c *Client) had() bool { return c.last != [families]netip.Addr{} }
 
 // deviceError is of a device that can't be set up.
 type deviceError struct{ error }
@@ -160,13 +207,14 @@ func (c *Client) lease(ctx context.Context, s *sender) (held bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if err := c.dev.Configure(Config{netip.PrefixFrom(l.Addr, l.Bits), l.MTU, c.o.Routes, c.o.Bypass}); err != nil {
+	if l, err = c.configure(l); err != nil {
 		return false, &deviceError{err}
 	}
-	c.last = l.Addr
-	c.addr.Store(&l.Addr)
-	defer c.addr.Store(nil)
-	c.log.Info("the exit has given an address", "addr", l.Addr, "gateway", l.Gateway, "mtu", l.MTU)
+	c.last = [families]netip.Addr{v4: l.V4.Addr.Addr(), v6: l.V6.Addr.Addr()}
+	addrs := c.last
+	c.held.Store(&addrs)
+	defer c.held.Store(nil)
+	c.log.Info("the exit has given an address", "addrs", l.Addrs(), "mtu", l.MTU)
 
 	dns, err := s.t.Open(ctx, frame.DNS, []byte{wireVersion, kindDNS})
 	if err != nil {
@@ -215,7 +263,7 @@ func (c *Client) ask(st fabric.Stream) (l Lease, err error) {
 	if err := st.SetDeadline(time.Now().Add(answerTime)); err != nil {
 		return l, err
 	}
-	if err := (hello{c.o.MTU, c.last}).write(st); err != nil {
+	if err := (hello{c.o.MTU, c.last, c.o.MTU >= MinMTU6}).write(st); err != nil {
 		return l, err
 	}
 	if err := l.read(st); err != nil {
@@ -223,4 +271,37 @@ func (c *Client) ask(st fabric.Stream) (l Lease, err error) {
 	}
 	l.MTU = min(l.MTU, c.o.MTU)
 	return l, st.SetDeadline(time.Time{})
+}
+
+// configure sets the device up for a lease, and returns what of it is used. A
+// host that has no IPv6 does without.
+func (c *Client) configure(l Lease) (Lease, error) {
+	err := c.dev.Configure(c.config(l))
+	if err != nil && l.V4.ok() && l.V6.ok() {
+		without := l
+		without.V6 = Assigned{}
+		if c.dev.Configure(c.config(without)) == nil {
+			c.log.Warn("the device takes no address of IPv6; it goes on with IPv4 alone", "err", err)
+			return without, nil
+		}
+	}
+	return l, err
+}
+
+// config is the device's for a lease: routes of a family that it has no address
+// of can't be had.
+func (c *Client) config(l Lease) Config {
+	family := func(list []netip.Prefix) (with []netip.Prefix) {
+		for _, p := range list {
+			if l.of(familyOf(p.Addr())).ok() {
+				with = append(with, p)
+			}
+		}
+		return with
+	}
+	cfg := Config{Addrs: l.Addrs(), MTU: l.MTU, Routes: family(c.o.Routes), Bypass: family(c.o.Bypass)}
+	if c.o.Around != nil {
+		cfg.Around = c.o.Around()
+	}
+	return cfg
 }

@@ -1,7 +1,6 @@
 package vpn
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 
@@ -44,29 +43,29 @@ type Device interface {
 
 // Config is how an interface is set up.
 type Config struct {
-	Addr   netip.Prefix   // its own address, and the network that it leads to
+	Addrs  []netip.Prefix // its own addresses, and the networks that it leads to
 	MTU    int            // in bytes
 	Routes []netip.Prefix // that lead into it, besides
 	// Bypass keeps going the way it goes without the interface, where a route
 	// would cover it.
 	Bypass []netip.Prefix
+	// Around is addresses of which the same holds, as far as there is a way now.
+	Around []netip.Addr
 }
 
 // MTUs that are possible, and usual. What the tunnel itself adds does not
 // count: it carries packets in frames of its own, of any size.
 const (
 	MinMTU     = 576
+	MinMTU6    = 1280 // of IPv6 (RFC 8200 §5)
 	MaxMTU     = 65535
 	DefaultMTU = 1500
 )
 
-// errNotIPv4 is of addresses and prefixes that this package does not carry.
-var errNotIPv4 = errors.New("vpn: only IPv4 is carried")
-
 func checkPrefixes(ps []netip.Prefix) error {
 	for _, p := range ps {
-		if !p.IsValid() || !p.Addr().Is4() {
-			return fmt.Errorf("%w: %v", errNotIPv4, p)
+		if !p.IsValid() || p.Addr().Is4In6() {
+			return fmt.Errorf("vpn: %v is no network", p)
 		}
 	}
 	return nil
@@ -84,7 +83,13 @@ func checkMTU(mtu int) error {
 type Stats struct {
 	SentPackets, SentBytes         int64 // into tunnels
 	ReceivedPackets, ReceivedBytes int64 // out of tunnels, into the device
-	Malformed                      int64 // no IPv4 packet
+	Malformed                      int64 // no IP packet
 	Foreign                        int64 // from or for an address that is not the tunnel's
 	Dropped                        int64 // for want of room, or because the host refused
+}
+
+// Plus returns the sum of both.
+func (s Stats) Plus(o Stats) Stats {
+	return Stats{s.SentPackets + o.SentPackets, s.SentBytes + o.SentBytes, s.ReceivedPackets + o.ReceivedPackets, s.ReceivedBytes + o.ReceivedBytes,
+		s.Malformed + o.Malformed, s.Foreign + o.Foreign, s.Dropped + o.Dropped}
 }

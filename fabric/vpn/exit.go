@@ -1,12 +1,12 @@
 package vpn
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -17,19 +17,19 @@ import (
 // ExitOptions are for an Exit. Device and Pool are needed.
 type ExitOptions struct {
 	Device Device
-	// Pool is the network that addresses are handed out of, such as
-	// 10.77.0.0/16; the exit has its first.
-	Pool netip.Prefix
-	MTU  int          // the most; 0: DefaultMTU
-	Log  *slog.Logger // nil: nothing is logged
+	// Pools are the networks that addresses are handed out of, such as
+	// 10.77.0.0/16 and fd00:77::/64: one of IPv4, one of IPv6, or both. The exit
+	// has the first of each.
+	Pools []netip.Prefix
+	MTU   int          // the most; 0: DefaultMTU
+	Log   *slog.Logger // nil: nothing is logged
 }
 
 // Exit leads packets of many tunnels to this host, and what it has for them back.
 type Exit struct {
 	end
-	o       ExitOptions
-	gateway netip.Addr
-	pool    *pool
+	o     ExitOptions
+	pools [families]*pool // nil: none of the family
 
 	mu      sync.RWMutex
 	members map[netip.Addr]*member // that have a lease now
@@ -44,28 +44,52 @@ type Exit struct {
 // member is a tunnel that is served.
 type member struct {
 	sender
-	key  leaseKey
-	addr netip.Addr // guarded by Exit.mu; invalid: there is no lease now
+	key leaseKey
+
+	// Exit.mu guards these.
+	addrs [families]netip.Addr // invalid: there is no lease now
+	mtu   int
+}
+
+// Check reports what is wrong with the options, but for the device.
+func (o *ExitOptions) Check() error {
+	mtu := cmp.Or(o.MTU, DefaultMTU)
+	if err := errors.Join(checkMTU(mtu), checkPrefixes(o.Pools)); err != nil {
+		return err
+	}
+	if len(o.Pools) == 0 {
+		return errors.New("vpn: an exit takes a network whose addresses it hands out")
+	}
+	var have [families]bool
+	for _, p := range o.Pools {
+		f := familyOf(p.Addr())
+		if have[f] {
+			return fmt.Errorf("vpn: an exit hands out addresses of one network of %v", f)
+		}
+		have[f] = true
+		if !f.fits(p) || !usable(p.Masked(), p.Masked().Addr().Next()) {
+			return fmt.Errorf("vpn: addresses can't be handed out of %v; a network of %v of /%d to /%d is needed", p, f, f.minBits(), f.maxBits())
+		}
+		if f == v6 && mtu < MinMTU6 {
+			return fmt.Errorf("vpn: an MTU of %d; IPv6 takes %d", mtu, MinMTU6)
+		}
+	}
+	return nil
 }
 
 // NewExit sets the device up. Close the exit.
 func NewExit(o ExitOptions) (*Exit, error) {
-	if o.MTU == 0 {
-		o.MTU = DefaultMTU
-	}
-	if err := errors.Join(checkMTU(o.MTU), checkPrefixes([]netip.Prefix{o.Pool})); err != nil {
+	if err := o.Check(); err != nil {
 		return nil, err
 	}
-	o.Pool = o.Pool.Masked()
-	gateway := o.Pool.Addr().Next()
-	if o.Pool.Bits() < minBits || o.Pool.Bits() > maxBits || !usable(o.Pool, gateway) {
-		return nil, fmt.Errorf("vpn: addresses can't be handed out of %v; a network of /%d to /%d is needed", o.Pool, minBits, maxBits)
+	o.MTU = cmp.Or(o.MTU, DefaultMTU)
+	e := &Exit{o: o, members: map[netip.Addr]*member{}, tunnels: map[leaseKey]bool{}, done: make(chan struct{})}
+	for _, p := range o.Pools {
+		e.pools[familyOf(p.Addr())] = newPool(p.Masked())
 	}
-	if err := o.Device.Configure(Config{Addr: netip.PrefixFrom(gateway, o.Pool.Bits()), MTU: o.MTU}); err != nil {
+	if err := o.Device.Configure(Config{Addrs: e.Gateways(), MTU: o.MTU}); err != nil {
 		return nil, err
 	}
-	e := &Exit{o: o, gateway: gateway, pool: newPool(o.Pool), members: map[netip.Addr]*member{},
-		tunnels: map[leaseKey]bool{}, done: make(chan struct{})}
 	e.init(o.Device, o.Log)
 	e.wg.Go(func() { e.fail(e.receive()) })
 	e.wg.Go(func() { e.fail(e.feed(e.done)) })
@@ -106,16 +130,23 @@ func (e *Exit) Err() error {
 	return e.failed
 }
 
-// Gateway returns the exit's own address.
-func (e *Exit) Gateway() netip.Addr { return e.gateway }
+// Gateways returns the exit's own addresses, with their networks.
+func (e *Exit) Gateways() (list []netip.Prefix) {
+	for _, p := range e.pools {
+		if p != nil {
+			list = append(list, netip.PrefixFrom(p.gateway(), p.network.Bits()))
+		}
+	}
+	return list
+}
 
-// Leases returns which tunnels have which addresses now.
-func (e *Exit) Leases() map[fabric.TunnelID]netip.Addr {
+// Leases returns which addresses are of which tunnels now.
+func (e *Exit) Leases() map[netip.Addr]fabric.TunnelID {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	m := make(map[fabric.TunnelID]netip.Addr, len(e.members))
+	m := make(map[netip.Addr]fabric.TunnelID, len(e.members))
 	for a, mb := range e.members {
-		m[mb.key.tunnel] = a
+		m[a] = mb.key.tunnel
 	}
 	return m
 }
@@ -209,30 +240,38 @@ func (e *Exit) control(m *member, st fabric.Stream) error {
 		st.Reset(CodeMalformed, "the request for an address makes no sense")
 		return err
 	}
-	addr, err := e.pool.lease(m.key, h.want)
+	l, err := e.grant(m.key, h)
 	if err != nil {
 		st.Reset(CodeNoAddress, err.Error())
 		e.log.Warn("a VPN client gets no address", "tunnel", m.key.tunnel, "peer", m.key.peer, "err", err)
 		return err
 	}
 	e.mu.Lock()
-	m.addr = addr
-	e.members[addr] = m
+	m.mtu = l.MTU
+	for f, a := range l.byFamily() {
+		if m.addrs[f] = a.Addr.Addr(); a.ok() {
+			e.members[m.addrs[f]] = m
+		}
+	}
 	e.mu.Unlock()
 	defer func() {
 		e.mu.Lock()
-		m.addr = netip.Addr{}
-		delete(e.members, addr)
+		for f, a := range m.addrs {
+			if a.IsValid() {
+				delete(e.members, a)
+				m.addrs[f] = netip.Addr{}
+			}
+		}
 		e.mu.Unlock()
-		e.pool.release(m.key)
+		e.release(m.key, l)
 	}()
-	if err := (Lease{addr, e.o.Pool.Bits(), e.gateway, min(e.o.MTU, h.mtu)}).write(st); err != nil {
+	if err := l.write(st); err != nil {
 		return err
 	}
 	if err := st.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
-	e.log.Info("a VPN client has an address", "addr", addr, "tunnel", m.key.tunnel, "peer", m.key.peer)
+	e.log.Info("a VPN client has an address", "addrs", l.Addrs(), "tunnel", m.key.tunnel, "peer", m.key.peer)
 	if _, err := st.Read(make([]byte, 1)); err != nil {
 		return err // usually the end
 	}
@@ -240,12 +279,41 @@ func (e *Exit) control(m *member, st fabric.Stream) error {
 	return errors.New("vpn: the client says more than it should")
 }
 
+// grant finds addresses of each family for whoever has asked.
+func (e *Exit) grant(k leaseKey, h hello) (l Lease, err error) {
+	l.MTU = min(e.o.MTU, h.mtu)
+	for f, p := range e.pools {
+		if p == nil || family(f) == v6 && (!h.six || l.MTU < MinMTU6) {
+			continue
+		}
+		a, err := p.lease(k, h.want[f])
+		if err != nil {
+			e.release(k, l)
+			return l, err
+		}
+		*l.of(family(f)) = p.assigned(a)
+	}
+	if len(l.Addrs()) == 0 {
+		return l, fmt.Errorf("vpn: the exit has addresses of IPv6 alone, and the client takes none: it is older, or its MTU is below %d", MinMTU6)
+	}
+	return l, nil
+}
+
+// release gives a lease's addresses back.
+func (e *Exit) release(k leaseKey, l Lease) {
+	for f, a := range l.byFamily() {
+		if a.ok() {
+			e.pools[f].release(k)
+		}
+	}
+}
+
 // takeFrom takes in packets of a tunnel.
 func (e *Exit) takeFrom(m *member, packets [][]byte) {
 	e.mu.RLock()
-	addr := m.addr
+	addrs := m.addrs
 	e.mu.RUnlock()
-	e.take(packets, func(p packet) bool { return p.src == addr })
+	e.take(packets, func(p packet) bool { return p.src == addrs[familyOf(p.src)] })
 }
 
 // receive sends what the host gives to the device where it belongs.
@@ -273,6 +341,10 @@ func (e *Exit) receive() error {
 				e.foreign.Add(1)
 				continue
 			}
+			if len(b) > m.mtu && p.whole {
+				e.answer(b, p, m.mtu)
+				continue
+			}
 			before := len(m.out)
 			if e.add(&m.sender, p, b); before == 0 && len(m.out) > 0 {
 				touched = append(touched, m)
@@ -287,90 +359,10 @@ func (e *Exit) receive() error {
 	}
 }
 
-// leaseKey is whom an address belongs to.
-type leaseKey struct {
-	peer   identity.NodeID
-	tunnel fabric.TunnelID
-}
-
-// pool hands out a network's addresses. Who has had one gets it again, until
-// it is needed by others.
-type pool struct {
-	network netip.Prefix
-
-	mu    sync.Mutex
-	by    map[leaseKey]netip.Addr
-	owner map[netip.Addr]leaseKey
-	idle  []leaseKey // that have given theirs back, the longest ago first
-	next  netip.Addr // where to look for one that nobody has
-}
-
-func newPool(network netip.Prefix) *pool {
-	return &pool{network: network, by: map[leaseKey]netip.Addr{}, owner: map[netip.Addr]leaseKey{}, next: network.Addr().Next().Next()}
-}
-
-// lease returns an address: the one that k has or had, else the wanted one if
-// nobody has it, else another.
-func (p *pool) lease(k leaseKey, want netip.Addr) (netip.Addr, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if a, ok := p.by[k]; ok {
-		p.idle = slices.DeleteFunc(p.idle, func(o leaseKey) bool { return o == k })
-		return a, nil
+// answer tells the host that a packet is larger than its client takes.
+func (e *Exit) answer(b []byte, p packet, mtu int) {
+	e.dropped.Add(1)
+	if a := tooBig(b, p, mtu); a != nil {
+		e.inbound.put(batch{[][]byte{a}, len(a) + 64}) // a sender that hears nothing tries again
 	}
-	a, ok := want, false
-	if p.mine(want) {
-		o, taken := p.owner[want]
-		switch {
-		case !taken:
-			ok = true
-		case o.peer == k.peer && slices.Contains(p.idle, o): // its tunnel before this one
-			p.forget(o)
-			ok = true
-		}
-	}
-	if !ok {
-		a, ok = p.free()
-	}
-	if !ok && len(p.idle) > 0 {
-		a, ok = p.by[p.idle[0]], true
-		p.forget(p.idle[0])
-	}
-	if !ok {
-		return a, fmt.Errorf("vpn: all %d addresses of the exit are in use", len(p.owner))
-	}
-	p.by[k], p.owner[a] = a, k
-	return a, nil
-}
-
-// mine reports whether the pool may hand an address out.
-func (p *pool) mine(a netip.Addr) bool {
-	return usable(p.network, a) && a != p.network.Addr().Next()
-}
-
-// free looks for an address that nobody has.
-func (p *pool) free() (netip.Addr, bool) {
-	for range 1<<(32-p.network.Bits()) - 3 { // all but the network's own, the exit's, and the last
-		a := p.next
-		if p.next = a.Next(); p.next == last(p.network) {
-			p.next = p.network.Addr().Next().Next()
-		}
-		if _, taken := p.owner[a]; !taken && p.mine(a) {
-			return a, true
-		}
-	}
-	return netip.Addr{}, false
-}
-
-func (p *pool) forget(k leaseKey) {
-	delete(p.owner, p.by[k])
-	delete(p.by, k)
-	p.idle = slices.DeleteFunc(p.idle, func(o leaseKey) bool { return o == k })
-}
-
-// release gives an address back.
-func (p *pool) release(k leaseKey) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.idle = append(p.idle, k)
 }

@@ -54,7 +54,7 @@ func TestNodes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, err := NewExit(ExitOptions{Device: tunIn(t, s.host), Pool: s.pool})
+		e, err := NewExit(ExitOptions{Device: tunIn(t, s.host), Pools: []netip.Prefix{s.pool}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -87,8 +87,8 @@ func TestNodes(t *testing.T) {
 		t.Fatalf("the tunnel leads to %v", tunnel.Peer())
 		return nil
 	}
-	if !now().pool.Contains(l.Addr) {
-		t.Errorf("%v is not of the exit's %v", l.Addr, now().pool)
+	if !now().pool.Contains(l.V4.Addr.Addr()) {
+		t.Errorf("%v is not of the exit's %v", l.V4.Addr, now().pool)
 	}
 	ping(t, client, "192.0.2.1")
 	tcpBothWays(t, &road{client: client, beyond: beyond, c: c}, "192.0.2.1")

@@ -159,7 +159,7 @@ func (t *tun) Configure(c Config) error {
 	if err := t.configure(c); err != nil {
 		return fmt.Errorf("vpn: setting up interface %s: %w", t.name, err)
 	}
-	t.now = c
+	t.now.MTU, t.now.Bypass = c.MTU, c.Bypass
 	return nil
 }
 
@@ -169,16 +169,26 @@ func (t *tun) configure(c Config) error {
 			return fmt.Errorf("MTU %d: %w", c.MTU, err)
 		}
 	}
-	if t.now.Addr != c.Addr {
-		if t.now.Addr.IsValid() {
-			if err := t.nl.AddrDel(t.link, &netlink.Addr{IPNet: ipNet(t.now.Addr)}); err != nil {
-				return fmt.Errorf("taking address %v away: %w", t.now.Addr, err)
-			}
-			t.now.Addr, t.now.Routes = netip.Prefix{}, nil // its routes go with it
+	for _, a := range slices.Clone(t.now.Addrs) {
+		if slices.Contains(c.Addrs, a) {
+			continue
 		}
-		if err := t.nl.AddrAdd(t.link, &netlink.Addr{IPNet: ipNet(c.Addr)}); err != nil {
-			return fmt.Errorf("address %v: %w", c.Addr, err)
+		if err := t.nl.AddrDel(t.link, address(a)); err != nil {
+			return fmt.Errorf("taking address %v away: %w", a, err)
 		}
+		t.now.Addrs = slices.DeleteFunc(t.now.Addrs, func(o netip.Prefix) bool { return o == a }) // its routes go with it
+	}
+	// Without it the kernel gives itself an address of IPv6, and speaks from it.
+	// Where there is no IPv6 it can't be said, and need not be.
+	_ = t.nl.LinkSetIP6AddrGenMode(t.link, addrGenNone)
+	for _, a := range c.Addrs {
+		if slices.Contains(t.now.Addrs, a) {
+			continue
+		}
+		if err := t.nl.AddrAdd(t.link, address(a)); err != nil {
+			return fmt.Errorf("address %v: %w", a, err)
+		}
+		t.now.Addrs = append(t.now.Addrs, a)
 	}
 	if err := t.nl.LinkSetUp(t.link); err != nil {
 		return err
@@ -190,15 +200,46 @@ func (t *tun) configure(c Config) error {
 			}
 		}
 	}
+	for _, a := range c.Around {
+		if slices.ContainsFunc(c.Routes, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			// Without a way there is nothing to keep.
+			if err := t.around(netip.PrefixFrom(a, a.BitLen())); err != nil && !noWay(err) {
+				return fmt.Errorf("keeping the way to %v: %w", a, err)
+			}
+		}
+	}
 	for _, p := range c.Routes {
+		from := slices.IndexFunc(c.Addrs, func(a netip.Prefix) bool { return familyOf(a.Addr()) == familyOf(p.Addr()) })
+		if from < 0 {
+			return fmt.Errorf("route to %v: there is no address of %v", p, familyOf(p.Addr()))
+		}
 		for _, half := range halves(p) {
-			r := netlink.Route{LinkIndex: t.link.Attrs().Index, Dst: ipNet(half), Scope: netlink.SCOPE_LINK, Src: c.Addr.Addr().AsSlice()}
-			if err := t.nl.RouteReplace(&r); err != nil {
+			r := netlink.Route{LinkIndex: t.link.Attrs().Index, Dst: ipNet(half), Scope: netlink.SCOPE_LINK, Src: c.Addrs[from].Addr().AsSlice()}
+			if err := t.route(&r); err != nil {
 				return fmt.Errorf("route to %v: %w", p, err)
 			}
 		}
 	}
 	return nil
+}
+
+// route makes a route into the interface. One that leads elsewhere is the host's
+// own, and stays: nobody would give it back.
+func (t *tun) route(r *netlink.Route) error {
+	err := t.nl.RouteAdd(r)
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	there, err := t.nl.RouteListFiltered(netlink.FAMILY_ALL, r, netlink.RT_FILTER_DST)
+	if err != nil {
+		return err
+	}
+	for _, o := range there {
+		if o.LinkIndex != r.LinkIndex {
+			return fmt.Errorf("the host has one already (%v); take that away first, or give its two halves", o)
+		}
+	}
+	return t.nl.RouteReplace(r)
 }
 
 // around makes a route to p that goes as p goes now.
@@ -227,13 +268,33 @@ func (t *tun) around(p netip.Prefix) error {
 	return nil
 }
 
+// noWay reports whether an address can't be reached at all.
+func noWay(err error) bool {
+	return errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EINVAL)
+}
+
 // halves returns the two halves of the default route, which go before the
 // host's own and leave it as it is.
 func halves(p netip.Prefix) []netip.Prefix {
 	if p.Bits() > 0 {
 		return []netip.Prefix{p.Masked()}
 	}
+	if p.Addr().Is6() {
+		return []netip.Prefix{netip.PrefixFrom(netip.IPv6Unspecified(), 1), netip.PrefixFrom(netip.AddrFrom16([16]byte{128}), 1)}
+	}
 	return []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 1), netip.PrefixFrom(netip.AddrFrom4([4]byte{128}), 1)}
+}
+
+// addrGenNone is Linux's IN6_ADDR_GEN_MODE_NONE.
+const addrGenNone = 1
+
+// address is an address as the kernel takes it, to be used at once.
+func address(p netip.Prefix) *netlink.Addr {
+	a := &netlink.Addr{IPNet: ipNet(p)}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD // there is nobody to ask whether it is taken
+	}
+	return a
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

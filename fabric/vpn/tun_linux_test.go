@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -53,14 +54,16 @@ type road struct {
 	stop                 func() error // of the client
 }
 
-func newRoad(t *testing.T, mtu int) *road {
+func newRoad(t *testing.T, mtu, clientMTU int) *road {
 	t.Helper()
 	r := &road{client: netns.New(t), exit: netns.New(t), beyond: netns.New(t)}
 	netns.Connect(t, r.exit, r.beyond, "192.0.2.2/24", "192.0.2.1/24")
+	netns.Connect(t, r.exit, r.beyond, "2001:db8::2/64", "2001:db8::1/64")
 	r.exit.Forward(t)
 	r.beyond.Route(t, "10.77.0.0/24", "192.0.2.2")
+	r.beyond.Route(t, "fd77::/64", "2001:db8::2")
 	var err error
-	if r.e, err = NewExit(ExitOptions{Device: tunIn(t, r.exit), Pool: netip.MustParsePrefix("10.77.0.0/24"), MTU: mtu}); err != nil {
+	if r.e, err = NewExit(ExitOptions{Device: tunIn(t, r.exit), Pools: nets("10.77.0.0/24", "fd77::/64"), MTU: mtu}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.e.Close() })
@@ -68,7 +71,7 @@ func newRoad(t *testing.T, mtu int) *road {
 	serve(t, r.e, far, 1)
 	leases := make(chan Lease, 100)
 	r.dev = tunIn(t, r.client)
-	if r.c, err = NewClient(ClientOptions{Device: r.dev, Routes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")},
+	if r.c, err = NewClient(ClientOptions{Device: r.dev, MTU: clientMTU, Routes: nets("0.0.0.0/0", "::/0"),
 		Leased: func(l Lease) { leases <- l }}); err != nil {
 		t.Fatal(err)
 	}
@@ -79,15 +82,18 @@ func newRoad(t *testing.T, mtu int) *road {
 
 // TestHosts sends what hosts send through two TUN devices.
 func TestHosts(t *testing.T) {
-	r := newRoad(t, 0)
+	r := newRoad(t, 0, 0)
 	t.Run("ping", func(t *testing.T) {
-		for _, to := range []string{"10.77.0.1", "192.0.2.1"} {
+		for _, to := range []string{"10.77.0.1", "192.0.2.1", "fd77::1", "2001:db8::1"} {
 			ping(t, r.client, to)
 		}
-		ping(t, r.beyond, r.lease.Addr.String())
+		ping(t, r.beyond, r.lease.V4.Addr.Addr().String())
+		ping(t, r.beyond, r.lease.V6.Addr.Addr().String())
 	})
-	t.Run("UDP", func(t *testing.T) { udpBothWays(t, r) })
-	t.Run("TCP", func(t *testing.T) { tcpBothWays(t, r, "192.0.2.1") })
+	for _, to := range []string{"192.0.2.1", "2001:db8::1"} {
+		t.Run("UDP "+to, func(t *testing.T) { udpBothWays(t, r, to) })
+		t.Run("TCP "+to, func(t *testing.T) { tcpBothWays(t, r, to) })
+	}
 
 	if names := r.client.Interfaces(t); !slices.Contains(names, r.dev.Name()) {
 		t.Fatalf("the client's host has no %s but %v", r.dev.Name(), names)
@@ -105,24 +111,61 @@ func TestHosts(t *testing.T) {
 
 // TestLargePackets has TCP through devices of the largest MTU.
 func TestLargePackets(t *testing.T) {
-	tcpBothWays(t, newRoad(t, MaxMTU), "192.0.2.1")
+	tcpBothWays(t, newRoad(t, MaxMTU, 0), "192.0.2.1")
+}
+
+// TestSmallClient has a client with a smaller MTU than its exit: hosts beyond that
+// send more at once hear of it.
+func TestSmallClient(t *testing.T) {
+	r := newRoad(t, 1500, MinMTU6)
+	for _, to := range []string{"192.0.2.1", "2001:db8::1"} {
+		tcpBothWays(t, r, to)
+	}
+	for f, a := range r.lease.byFamily() {
+		network, level, option, mode := "udp4", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO
+		if family(f) == v6 {
+			network, level, option, mode = "udp6", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO
+		}
+		c, err := r.beyond.Dial(network, net.JoinHostPort(a.Addr.Addr().String(), "9"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		raw, err := c.(*net.UDPConn).SyscallConn()
+		if err == nil {
+			err = errors.Join(raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, mode) }), err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the sender hears of the MTU", func() bool {
+			_, err := c.Write(make([]byte, 1400))
+			return errors.Is(err, unix.EMSGSIZE)
+		})
+	}
 }
 
 // ping sends echo requests of several sizes until each was answered.
 func ping(t *testing.T, from *netns.NS, to string) {
 	t.Helper()
-	c, err := from.ListenPacket("ip4:icmp", "0.0.0.0")
+	network, any, echo, reply := "ip4:icmp", "0.0.0.0", byte(8), byte(0)
+	if addr(to).Is6() {
+		network, any, echo, reply = "ip6:ipv6-icmp", "::", 128, 129
+	}
+	c, err := from.ListenPacket(network, any)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
 	deadline := time.Now().Add(patience)
 	for seq, size := range []int{0, 56, 1400, 4000} { // the last one in fragments
-		b := binary.BigEndian.AppendUint32([]byte{8, 0, 0, 0}, uint32(7<<16|seq))
+		b := binary.BigEndian.AppendUint32([]byte{echo, 0, 0, 0}, uint32(7<<16|seq))
 		b = append(b, randomBytes(uint64(seq), size)...)
-		binary.BigEndian.PutUint16(b[2:], checksum(b))
+		if echo == 8 {
+			binary.BigEndian.PutUint16(b[2:], checksum(0, b)) // that of IPv6 is the kernel's
+		}
 		want := slices.Clone(b)
-		want[0], want[2], want[3] = 0, 0, 0
+		want[0], want[2], want[3] = reply, 0, 0
 		got := make([]byte, 1<<16)
 		for {
 			if _, err := c.WriteTo(b, &net.IPAddr{IP: net.ParseIP(to)}); err != nil {
@@ -132,7 +175,7 @@ func ping(t *testing.T, from *netns.NS, to string) {
 				t.Fatal(err)
 			}
 			n, who, err := c.ReadFrom(got)
-			if err == nil && who.String() == to && n >= 8 && got[0] == 0 {
+			if err == nil && who.String() == to && n >= 8 && got[0] == reply {
 				got[2], got[3] = 0, 0
 				if bytes.Equal(got[:n], want) {
 					break
@@ -145,17 +188,6 @@ func ping(t *testing.T, from *netns.NS, to string) {
 	}
 }
 
-func checksum(b []byte) uint16 {
-	sum := uint32(0)
-	for i := 0; i+1 < len(b); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
-}
-
 func randomBytes(seed uint64, n int) []byte {
 	b := make([]byte, n)
 	rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(b) // never fails
@@ -164,9 +196,9 @@ func randomBytes(seed uint64, n int) []byte {
 
 // udpBothWays sends datagrams to an echo service as fast as they go, and again
 // those that were lost, until all have come back whole.
-func udpBothWays(t *testing.T, r *road) {
+func udpBothWays(t *testing.T, r *road, beyond string) {
 	const n, size, burst = 4000, 1000, 50 // a socket has room for 90
-	s, err := r.beyond.ListenPacket("udp4", "192.0.2.1:0")
+	s, err := r.beyond.ListenPacket("udp", net.JoinHostPort(beyond, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +215,7 @@ func udpBothWays(t *testing.T, r *road) {
 	})
 	defer wg.Wait()
 	defer s.Close()
-	c, err := r.client.Dial("udp4", s.LocalAddr().String())
+	c, err := r.client.Dial("udp", s.LocalAddr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +270,7 @@ func tcpBothWays(t *testing.T, r *road, beyond string) {
 	t.Helper()
 	const size = 16 << 20
 	there, back := randomBytes(1, size), randomBytes(2, size)
-	l, err := r.beyond.Listen("tcp", beyond+":0")
+	l, err := r.beyond.Listen("tcp", net.JoinHostPort(beyond, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +322,7 @@ func tcpBothWays(t *testing.T, r *road, beyond string) {
 func TestBatch(t *testing.T) {
 	n := netns.New(t)
 	d := tunIn(t, n)
-	if err := d.Configure(Config{Addr: netip.MustParsePrefix("10.77.0.1/24"), MTU: 1500}); err != nil {
+	if err := d.Configure(Config{Addrs: nets("10.77.0.1/24"), MTU: 1500}); err != nil {
 		t.Fatal(err)
 	}
 	c, err := n.Dial("udp4", "10.77.0.2:5000")
@@ -330,7 +362,9 @@ func TestBatch(t *testing.T) {
 func TestConfigure(t *testing.T) {
 	n, router := netns.New(t), netns.New(t)
 	netns.Connect(t, n, router, "10.1.0.2/24", "10.1.0.1/24")
+	netns.Connect(t, n, router, "2001:db8:1::2/64", "2001:db8:1::1/64")
 	n.Route(t, "0.0.0.0/0", "10.1.0.1")
+	n.Route(t, "::/0", "2001:db8:1::1")
 	d := tunIn(t, n)
 	var nl *netlink.Handle
 	if err := n.Do(func() (err error) {
@@ -356,19 +390,31 @@ func TestConfigure(t *testing.T) {
 			}
 		}
 	}
-	all, node := netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("198.51.100.1/32")
-	c := Config{netip.MustParsePrefix("10.77.0.2/24"), 1400, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, nil}
+	c := Config{nets("10.77.0.2/24", "fd77::2/64"), 1400, nets("192.0.2.0/24", "2001:db8:2::/48"), nil, nil}
 	if err := d.Configure(c); err != nil {
 		t.Fatal(err)
 	}
-	want(map[string]string{"10.77.0.1": "tun", "192.0.2.1": "tun", "198.51.100.1": "cable"})
-	c.Addr, c.Routes, c.Bypass = netip.MustParsePrefix("10.77.0.3/24"), []netip.Prefix{all}, []netip.Prefix{node}
+	want(map[string]string{"10.77.0.1": "tun", "192.0.2.1": "tun", "198.51.100.1": "cable",
+		"fd77::1": "tun", "2001:db8:2::1": "tun", "2001:db8:3::1": "cable"})
+	c.Addrs, c.Routes, c.Bypass = nets("10.77.0.3/24", "fd77::3/64"), nets("0.0.0.0/0", "::/0"), nets("198.51.100.1/32", "2001:db8:5::1/128")
+	c.Around = []netip.Addr{addr("198.51.100.7"), addr("2001:db8:7::1"), addr("10.1.0.2")} // the last one is the host's own
 	for range 2 {
 		if err := d.Configure(c); err != nil {
 			t.Fatal(err)
 		}
-		want(map[string]string{"10.77.0.1": "tun", "8.8.8.8": "tun", "198.51.100.1": "cable", "10.1.0.1": "cable"})
+		want(map[string]string{"10.77.0.1": "tun", "8.8.8.8": "tun", "198.51.100.1": "cable", "10.1.0.1": "cable",
+			"198.51.100.7": "cable", "2001:db8:7::1": "cable",
+			"fd77::1": "tun", "2001:db8:3::1": "tun", "2001:db8:5::1": "cable", "2001:db8:1::1": "cable"})
 	}
+	if addrs, err := nl.AddrList(nil, netlink.FAMILY_V6); err != nil || slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() && a.Label == d.Name() }) {
+		t.Errorf("addresses %v, %v", addrs, err)
+	}
+	own := c
+	own.Routes = append(nets("10.1.0.0/24"), c.Routes...)
+	if err := d.Configure(own); err == nil || !strings.Contains(err.Error(), "has one already") {
+		t.Errorf("a route that the host has itself: %v", err)
+	}
+	want(map[string]string{"10.1.0.1": "cable"})
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -24,18 +24,45 @@ const (
 	CodeStopped                  // the exit or client was stopped
 )
 
-// Lease is what an exit gives to a tunnel.
+// Lease is what an exit gives to a tunnel: an address of IPv4, of IPv6, or one of
+// each.
 type Lease struct {
-	Addr    netip.Addr
-	Bits    int        // of the network that Addr is in
-	Gateway netip.Addr // the exit's own address in it
-	MTU     int
+	V4, V6 Assigned
+	MTU    int
+}
+
+// Assigned is one address of a lease; the zero value is none.
+type Assigned struct {
+	Addr    netip.Prefix // with the network that it is in
+	Gateway netip.Addr   // the exit's own address in it
+}
+
+func (a Assigned) ok() bool { return a.Addr.IsValid() }
+
+func (l *Lease) of(f family) *Assigned {
+	if f == v6 {
+		return &l.V6
+	}
+	return &l.V4
+}
+
+func (l Lease) byFamily() [families]Assigned { return [families]Assigned{v4: l.V4, v6: l.V6} }
+
+// Addrs returns the lease's addresses, with their networks.
+func (l Lease) Addrs() (list []netip.Prefix) {
+	for _, a := range l.byFamily() {
+		if a.ok() {
+			list = append(list, a.Addr)
+		}
+	}
+	return list
 }
 
 // hello is what a client asks for.
 type hello struct {
-	mtu  int        // the most that it wants
-	want netip.Addr // the address that it had; invalid: none
+	mtu  int                  // the most that it wants
+	want [families]netip.Addr // the addresses that it had; invalid: none
+	six  bool                 // it takes an address of IPv6; older ones do not say
 }
 
 // Messages are u16 length and body. Bytes at a body's end that are not known
@@ -71,18 +98,21 @@ func noEOF(err error) error {
 	return err
 }
 
+// What older peers say and give ends before what is of IPv6.
 const (
-	helloSize = 6
-	leaseSize = 11
+	helloSize  = 6
+	helloSize6 = helloSize + 16
+	leaseSize  = 11
+	leaseSize6 = leaseSize + 33
 )
 
 func (h hello) write(w io.Writer) error {
 	b := binary.BigEndian.AppendUint16(nil, uint16(h.mtu))
-	want := [4]byte{}
-	if h.want.Is4() {
-		want = h.want.As4()
+	b = appendAddr(b, v4, h.want[v4])
+	if h.six {
+		b = appendAddr(b, v6, h.want[v6])
 	}
-	return writeMessage(w, append(b, want[:]...))
+	return writeMessage(w, b)
 }
 
 func (h *hello) read(r io.Reader) error {
@@ -90,18 +120,21 @@ func (h *hello) read(r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	h.mtu, h.want = int(binary.BigEndian.Uint16(b)), netip.Addr{}
-	if a := netip.AddrFrom4([4]byte(b[2:6])); !a.IsUnspecified() {
-		h.want = a
+	*h = hello{mtu: int(binary.BigEndian.Uint16(b)), six: len(b) >= helloSize6}
+	h.want[v4] = cutAddr(v4, b[2:])
+	if h.six {
+		h.want[v6] = cutAddr(v6, b[helloSize:])
 	}
 	return checkMTU(h.mtu)
 }
 
 func (l Lease) write(w io.Writer) error {
-	addr, gateway := l.Addr.As4(), l.Gateway.As4()
-	b := append(addr[:], byte(l.Bits))
-	b = append(b, gateway[:]...)
-	return writeMessage(w, binary.BigEndian.AppendUint16(b, uint16(l.MTU)))
+	b := appendAssigned(nil, v4, l.V4)
+	b = binary.BigEndian.AppendUint16(b, uint16(l.MTU))
+	if l.V6.ok() {
+		b = appendAssigned(b, v6, l.V6)
+	}
+	return writeMessage(w, b)
 }
 
 func (l *Lease) read(r io.Reader) error {
@@ -109,35 +142,56 @@ func (l *Lease) read(r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	*l = Lease{Addr: netip.AddrFrom4([4]byte(b)), Bits: int(b[4]), Gateway: netip.AddrFrom4([4]byte(b[5:9])),
-		MTU: int(binary.BigEndian.Uint16(b[9:]))}
+	*l = Lease{V4: cutAssigned(v4, b), MTU: int(binary.BigEndian.Uint16(b[9:]))}
+	if len(b) >= leaseSize6 {
+		l.V6 = cutAssigned(v6, b[leaseSize:])
+	}
 	if err := checkMTU(l.MTU); err != nil {
 		return err
 	}
-	network := netip.PrefixFrom(l.Addr, l.Bits)
-	if !network.IsValid() || l.Bits < minBits || l.Bits > maxBits || !usable(network.Masked(), l.Addr) ||
-		!usable(network.Masked(), l.Gateway) || l.Addr == l.Gateway {
-		return errors.New("vpn: the exit gives an address that can't be used")
+	none := true
+	for f, a := range l.byFamily() {
+		if a == (Assigned{}) {
+			continue
+		}
+		none = false
+		network := a.Addr.Masked()
+		if !a.ok() || !family(f).fits(network) || !usable(network, a.Addr.Addr()) || !usable(network, a.Gateway) || a.Addr.Addr() == a.Gateway {
+			return errors.New("vpn: the exit gives an address that can't be used")
+		}
+	}
+	if none || l.V6.ok() && l.MTU < MinMTU6 {
+		return errors.New("vpn: the exit gives no address that can be used")
 	}
 	return nil
 }
 
-// Networks that addresses are handed out of are no larger and no smaller.
-const (
-	minBits = 8
-	maxBits = 30
-)
-
-// usable reports whether a host of a network may have an address.
-func usable(network netip.Prefix, a netip.Addr) bool {
-	return network.Contains(a) && a != network.Addr() && a != last(network) &&
-		!a.IsLoopback() && !a.IsMulticast() && !a.IsUnspecified() && !a.IsLinkLocalUnicast()
+// appendAddr appends an address; one that is not valid is zeros.
+func appendAddr(b []byte, f family, a netip.Addr) []byte {
+	if !a.IsValid() {
+		return append(b, make([]byte, f.size())...)
+	}
+	return append(b, a.AsSlice()...)
 }
 
-// last returns a network's last address.
-func last(network netip.Prefix) netip.Addr {
-	a := network.Masked().Addr().As4()
-	n := binary.BigEndian.Uint32(a[:]) | (1<<(32-network.Bits()) - 1)
-	binary.BigEndian.PutUint32(a[:], n)
-	return netip.AddrFrom4(a)
+func cutAddr(f family, b []byte) netip.Addr {
+	a, _ := netip.AddrFromSlice(b[:f.size()])
+	if a.IsUnspecified() {
+		return netip.Addr{}
+	}
+	return a
+}
+
+func appendAssigned(b []byte, f family, a Assigned) []byte {
+	b = append(appendAddr(b, f, a.Addr.Addr()), byte(max(a.Addr.Bits(), 0)))
+	return appendAddr(b, f, a.Gateway)
+}
+
+func cutAssigned(f family, b []byte) Assigned {
+	n := f.size()
+	addr, bits, gateway := cutAddr(f, b), int(b[n]), cutAddr(f, b[n+1:])
+	if !addr.IsValid() && bits == 0 && !gateway.IsValid() {
+		return Assigned{}
+	}
+	return Assigned{netip.PrefixFrom(addr, bits), gateway}
 }

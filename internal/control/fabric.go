@@ -13,6 +13,8 @@ import (
 	"unicode/utf8"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/fabric"
@@ -91,14 +93,14 @@ type ForwardRequest struct {
 
 // VPNRequest carries packets of a TUN device: to an exit, or, as one, from many.
 type VPNRequest struct {
-	Exit    bool          // be the way out for others, instead of using one
-	Network string        // of an exit: whose addresses it gives out, such as 10.77.0.0/24
-	Device  string        // "": the kernel names it
-	MTU     int           // 0: as usual
-	Pool    string        // "": ipv4-egress
-	Routes  []string      // of a client: networks that are reached through the tunnel
-	Bypass  []string      // of a client: those that are not, although a route covers them
-	Wait    time.Duration // for a node that provides it
+	Exit     bool          // be the way out for others, instead of using one
+	Networks []string      // of an exit: whose addresses it gives out, such as 10.77.0.0/24 and fd77::/64
+	Device   string        // "": the kernel names it
+	MTU      int           // 0: as usual
+	Pool     string        // "": ipv4-egress
+	Routes   []string      // of a client: networks that are reached through the tunnel
+	Bypass   []string      // of a client: those that are not, although a route covers them
+	Wait     time.Duration // for a node that provides it
 }
 
 // SendRequest offers a file or directory under a name.
@@ -239,9 +241,9 @@ func (s fabricServer) VPN(req *controlpb.VPNRequest, stream grpc.ServerStreaming
 	if req.GetMtu() > 65535 {
 		return capsule.Errorf(capsule.Invalid, "fabric vpn: no device has packets of %d bytes", req.GetMtu())
 	}
-	return runJob(stream, s.fabric.VPN, VPNRequest{Exit: req.GetExit(), Network: req.GetNetwork(), Device: req.GetDevice(), MTU: int(req.GetMtu()),
+	return runJob(stream, s.fabric.VPN, VPNRequest{Exit: req.GetExit(), Networks: req.GetNetworks(), Device: req.GetDevice(), MTU: int(req.GetMtu()),
 		Pool: req.GetPool(), Routes: req.GetRoutes(), Bypass: req.GetBypass(), Wait: time.Duration(req.GetWaitNano())},
-		slices.Concat([]string{req.GetNetwork(), req.GetDevice(), req.GetPool()}, req.GetRoutes(), req.GetBypass())...)
+		slices.Concat([]string{req.GetDevice(), req.GetPool()}, req.GetNetworks(), req.GetRoutes(), req.GetBypass())...)
 }
 
 func (s fabricServer) Send(req *controlpb.SendRequest, stream grpc.ServerStreamingServer[controlpb.JobEvent]) error {
@@ -313,6 +315,14 @@ func DialFabric(ctx context.Context, home string) (*FabricClient, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// fromStatus explains what happened to a node that keeps nothing.
+func (c *FabricClient) fromStatus(ctx context.Context, err error) error {
+	if st, ok := status.FromError(err); ok && err != nil && ctx.Err() == nil && st.Code() == codes.Unavailable && len(st.Details()) == 0 {
+		return capsule.Errorf(capsule.Unavailable, "the fabric's node at %s has ended; start the command again when it is back", c.socket)
+	}
+	return c.conn.fromStatus(ctx, err)
 }
 
 // Status implements Fabric.
@@ -399,7 +409,7 @@ func (c *FabricClient) Forward(ctx context.Context, req ForwardRequest, tell fun
 
 // VPN implements Fabric.
 func (c *FabricClient) VPN(ctx context.Context, req VPNRequest, tell func(JobEvent) error) error {
-	return followJob(ctx, c, c.fabric.VPN, &controlpb.VPNRequest{Exit: req.Exit, Network: req.Network, Device: req.Device,
+	return followJob(ctx, c, c.fabric.VPN, &controlpb.VPNRequest{Exit: req.Exit, Networks: req.Networks, Device: req.Device,
 		Mtu: uint32(max(req.MTU, 0)), Pool: req.Pool, Routes: req.Routes, Bypass: req.Bypass, WaitNano: int64(req.Wait)}, tell)
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/spacestore/space/fabric/admit"
 	"github.com/spacestore/space/fabric/forward"
 	"github.com/spacestore/space/fabric/identity"
+	"github.com/spacestore/space/fabric/session"
 	"github.com/spacestore/space/internal/control"
 )
 
@@ -287,6 +288,19 @@ func setSize(p *int64) func(string) error {
 	}
 }
 
+// sizeFrom reads a size that is not below the least that makes sense.
+func sizeFrom(p *int64, least int64, words string) func(string) error {
+	return func(text string) error {
+		if err := setSize(p)(text); err != nil {
+			return err
+		}
+		if *p < least {
+			return errors.New("it has to be at least " + words)
+		}
+		return nil
+	}
+}
+
 // limitScopes are what limits can be for: each of a kind, or, under named, one.
 var limitScopes = map[string]admit.Scope{"node": admit.NodeScope, "route": admit.Route, "pool": admit.Pool,
 	"organization": admit.Organization, "service": admit.Service}
@@ -313,9 +327,9 @@ func (s section) limit(l *admit.Limit) map[string]func(*yaml.Node) error {
 		"sessions": s.value("sessions", number(&l.Sessions)),
 		"tunnels":  s.value("tunnels", number(&l.Tunnels)),
 		"streams":  s.value("streams", number(&l.Streams)),
-		"window":   s.value("window", setSize(&l.Window)),
-		"rate":     s.value("rate", setSize(&l.Rate)),
-		"burst":    s.value("burst", setSize(&l.Burst)),
+		"window":   s.value("window", sizeFrom(&l.Window, session.FirstWindow, "64KiB, which one stream takes")),
+		"rate":     s.value("rate", sizeFrom(&l.Rate, 1, "one byte a second")),
+		"burst":    s.value("burst", sizeFrom(&l.Burst, 1, "one byte")),
 	}
 }
 
@@ -403,19 +417,35 @@ func (s section) vpn(c *FabricConfig, n *yaml.Node) error {
 		}
 	}
 	err := s.mapping(n, "vpn", map[string]func(*yaml.Node) error{
-		"exit":    s.value("exit", setBool(&r.Exit)),
-		"network": s.value("network", func(text string) error { return setPrefix(&r.Network, text) }),
-		"device":  s.value("device", func(text string) error { return setDevice(&r.Device, text) }),
-		"mtu":     s.value("mtu", setCount(&r.MTU, 576, 65535)),
-		"pool":    s.value("pool", func(text string) error { return setFabricName(&r.Pool, text) }),
-		"routes":  s.list("routes", maxFabricSeeds, s.value("routes", prefix(&r.Routes))),
-		"bypass":  s.list("bypass", maxFabricSeeds, s.value("bypass", prefix(&r.Bypass))),
+		"exit": s.value("exit", setBool(&r.Exit)),
+		"network": func(n *yaml.Node) error {
+			if n.Kind == yaml.SequenceNode {
+				return s.list("network", maxFabricListen, s.value("network", prefix(&r.Networks)))(n)
+			}
+			return s.value("network", prefix(&r.Networks))(n)
+		},
+		"device": s.value("device", func(text string) error { return setDevice(&r.Device, text) }),
+		"mtu":    s.value("mtu", setCount(&r.MTU, 576, 65535)),
+		"pool":   s.value("pool", func(text string) error { return setFabricName(&r.Pool, text) }),
+		"routes": s.list("routes", maxFabricSeeds, s.value("routes", prefix(&r.Routes))),
+		"bypass": s.list("bypass", maxFabricSeeds, s.value("bypass", prefix(&r.Bypass))),
 	})
-	if err == nil && r.Exit != (r.Network != "") {
+	if err == nil && r.Exit != (len(r.Networks) > 0) {
 		err = s.errorf(n, "vpn: an exit has a network, and nothing else has")
 	}
 	if err == nil && r.Exit && len(r.Routes)+len(r.Bypass) > 0 {
 		err = s.errorf(n, "vpn: an exit has no routes of its own")
+	}
+	if err == nil {
+		var wrong error
+		if r.Exit {
+			_, wrong = exitOptions(r)
+		} else {
+			_, wrong = clientOptions(r)
+		}
+		if wrong != nil {
+			err = s.errorf(n, "%v", wrong)
+		}
 	}
 	c.VPN = append(c.VPN, r)
 	return err

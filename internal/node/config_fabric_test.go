@@ -58,7 +58,7 @@ fabric:
 		Expose: []control.ExposeRequest{{Pool: "ssh", Address: "127.0.0.1:22"},
 			{Pool: "lan", Allow: []string{"10.0.0.0/8:443"}, Peers: []string{"00000000000000000000000000000001"}, ProxyProtocol: true, Connections: 7}},
 		Forward: []control.ForwardRequest{{Listen: "127.0.0.1:2222", Pool: "ssh", Bulk: true, Target: "10.0.0.7:22"}},
-		VPN: []control.VPNRequest{{Exit: true, Network: "10.77.0.0/24", Device: "fabric0", MTU: 1400},
+		VPN: []control.VPNRequest{{Exit: true, Networks: []string{"10.77.0.0/24"}, Device: "fabric0", MTU: 1400},
 			{Routes: []string{"10.0.0.0/8"}, Bypass: []string{"10.1.0.0/16"}}},
 		Share: []control.SendRequest{{Name: "images", Path: filepath.Join(home, "srv/images")}}}
 	if !reflect.DeepEqual(got, want) {
@@ -79,6 +79,35 @@ fabric:
 	}
 	if d := (*FabricConfig)(nil).orDefault(); len(d.Listen) != 1 || d.Section {
 		t.Errorf("where nothing is said: %+v", d)
+	}
+}
+
+// TestFabricMistakes has settings that can't work, and wants to be told in which
+// line.
+func TestFabricMistakes(t *testing.T) {
+	for text, want := range map[string]string{
+		"vpn:\n    - {exit: true, network: 10.0.0.0/31}":                          ":3: vpn: addresses can't be handed out of 10.0.0.0/31",
+		"vpn:\n    - {exit: true, network: [\"fd00::/64\", \"fd01::/64\"]}":       ":3: vpn: an exit hands out addresses of one network of IPv6",
+		"vpn:\n    - {exit: true, network: 10.0.0.0/33}":                          ":3: network:",
+		"vpn:\n    - {exit: true, network: \"fd00::/64\", mtu: 1000}":             ":3: vpn: an MTU of 1000; IPv6 takes 1280",
+		"vpn:\n    - {routes: [\"::ffff:10.0.0.0/104\"]}":                         ":3: vpn: ::ffff:10.0.0.0/104 is no network",
+		"limits:\n    pool:\n      window: 1KiB":                                  ":4: window: \"1KiB\" is not valid: it has to be at least 64KiB",
+		"limits:\n    node: {rate: 0}":                                            ":3: rate:",
+		"limits:\n    node: {streems: 1}":                                         ":3: unknown setting \"streems\"",
+		"listen:\n    - tcp://:1":                                                 ":3: listen:",
+		"forward:\n    - {pool: db}":                                              ":3: forward wants a listen and a pool",
+		"expose:\n    - {pool: db, address: nowhere}":                             ":3: expose:",
+		"expose:\n    - {pool: db, address: \"127.0.0.1:22\", peers: [somebody]}": ":3: peers:",
+	} {
+		home := t.TempDir()
+		text = "fabric:\n  " + text
+		if err := os.WriteFile(filepath.Join(home, ConfigName), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := LoadConfig(home, nil, func(string) string { return "" })
+		if err == nil || !strings.Contains(err.Error(), ConfigName+want) {
+			t.Errorf("%s\nis answered by %v\nwant %s", text, err, want)
+		}
 	}
 }
 

@@ -75,6 +75,7 @@ func RunFabric(ctx context.Context, o Options) error {
 type fabricNode struct {
 	*fabric.Node
 	home   string
+	seeds  []string
 	log    *slog.Logger
 	lock   io.Closer
 	server *control.Server
@@ -110,8 +111,15 @@ func startFabric(t Target, reg prometheus.Registerer, log *slog.Logger) (*fabric
 	if err != nil {
 		return fail(err)
 	}
+	warnOfReaders(t.Home, log)
+	if !time.Now().Before(id.Expires()) {
+		log.Error("this node's certificate has ended, so others will not talk to it; set the clock, or move its directory away and join again",
+			"ended", id.Expires(), "directory", FabricDir(t.Home))
+	}
 	cfg := t.Config.Fabric.orDefault()
-	o, err := fabricOptions(cfg, id, authority, self, log)
+	cfg.HTTPSWeb = cfg.HTTPSWeb || self.HTTPSWeb
+	ways := newCarriers(id, authority, cfg, log)
+	o, err := fabricOptions(cfg, ways, authority, self, log)
 	if err != nil {
 		return fail(err)
 	}
@@ -119,7 +127,8 @@ func startFabric(t Target, reg prometheus.Registerer, log *slog.Logger) (*fabric
 	if err != nil {
 		return fail(fabricStartError(err))
 	}
-	f := &fabricNode{Node: n, home: t.Home, log: log, lock: lock, failed: make(chan error, 1), jobs: make(gate, maxJobs)}
+	ways.node.Store(n)
+	f := &fabricNode{Node: n, home: t.Home, seeds: o.Seeds, log: log, lock: lock, failed: make(chan error, 1), jobs: make(gate, maxJobs)}
 	f.ctx, f.quit = context.WithCancelCause(context.Background())
 	if f.socket, err = control.ListenFabric(t.Home); err != nil {
 		return fail(err, n.Close())
@@ -147,8 +156,8 @@ func fabricStartError(err error) error {
 }
 
 // fabricOptions puts together what the fabric is told.
-func fabricOptions(cfg FabricConfig, id *identity.Node, authority *identity.Authority, self fabricSelf, log *slog.Logger) (fabric.Options, error) {
-	o := fabric.Options{Identity: id, Authority: authority, Name: cfg.Name, Area: cfg.Area, Organization: cfg.Organization,
+func fabricOptions(cfg FabricConfig, c carriers, authority *identity.Authority, self fabricSelf, log *slog.Logger) (fabric.Options, error) {
+	o := fabric.Options{Identity: c.id, Authority: authority, Join: c.joins.Admit, Name: cfg.Name, Area: cfg.Area, Organization: cfg.Organization,
 		Seeds: append(cfg.Seeds[:len(cfg.Seeds):len(cfg.Seeds)], self.Seeds...), Relay: cfg.Relay, Limits: cfg.Limits, Log: log}
 	if o.Name == "" {
 		o.Name = self.Name
@@ -156,7 +165,6 @@ func fabricOptions(cfg FabricConfig, id *identity.Node, authority *identity.Auth
 	if o.Area == "" {
 		o.Area = self.Area
 	}
-	c := newCarriers(id, authority, cfg, log)
 	o.Dial = c.out()
 	for _, l := range cfg.Listen {
 		in, err := c.in(l)
@@ -226,14 +234,14 @@ func (f *fabricNode) Usage(context.Context) (list []control.FabricUsage, _ error
 // NewToken implements control.Fabric.
 func (f *fabricNode) NewToken(_ context.Context, req control.TokenRequest) (string, error) {
 	if len(req.Addresses) == 0 {
-		for _, addr := range f.Addrs() { // nobody joins over others
-			if strings.HasPrefix(addr, "tls://") {
+		for _, addr := range f.Addrs() {
+			if joinable(addr) {
 				req.Addresses = append(req.Addresses, addr)
 			}
 		}
 	}
 	if len(req.Addresses) == 0 && f.Node.Status().Authority {
-		return "", capsule.Errorf(capsule.Invalid, "this node listens at no tls:// address, so nobody could join; start it with --listen tls://:7420, or give --address")
+		return "", capsule.Errorf(capsule.Invalid, "this node listens at no address of tls:// or https://, so nobody could join; start it with --listen tls://:7420, or give --address")
 	}
 	t, err := f.Node.NewToken(req.Life, req.Uses, req.Addresses)
 	if err != nil {

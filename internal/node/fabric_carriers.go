@@ -4,29 +4,44 @@ import (
 	"crypto/tls"
 	"log/slog"
 	"net"
+	"sync/atomic"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/carrier"
 	"github.com/spacestore/space/fabric/identity"
 )
 
 // carriers are the ways to make links.
 type carriers struct {
-	id   *identity.Node
-	join func(net.Conn) // nil: nobody joins here
-	web  bool           // servers of https show certificates of the web
+	id    *identity.Node
+	joins carrier.Joins
+	web   bool                         // servers of https show certificates of the web
+	node  *atomic.Pointer[fabric.Node] // that they are of, once it runs
 }
 
 func newCarriers(id *identity.Node, authority *identity.Authority, cfg FabricConfig, log *slog.Logger) carriers {
-	c := carriers{id: id, web: cfg.HTTPSWeb}
-	if authority != nil {
-		c.join = func(conn net.Conn) {
+	c := carriers{id: id, web: cfg.HTTPSWeb, node: new(atomic.Pointer[fabric.Node])}
+	switch {
+	case authority != nil:
+		c.joins.Admit = func(conn net.Conn) {
 			defer conn.Close()
 			if err := carrier.ServeJoin(conn, authority); err != nil {
 				log.Warn("a node could not join", "from", conn.RemoteAddr().String(), "error", err)
 				return
 			}
 			log.Info("a node has joined", "from", conn.RemoteAddr().String())
+		}
+	case cfg.Relay:
+		c.joins.Pass = func(conn net.Conn) {
+			n := c.node.Load()
+			if n == nil {
+				conn.Close()
+				return
+			}
+			if err := n.PassJoin(conn); err != nil {
+				log.Warn("a node that joins was not passed on", "from", conn.RemoteAddr().String(), "error", err)
+			}
 		}
 	}
 	return c
@@ -41,11 +56,11 @@ func (c carriers) out() []carrier.Carrier {
 func (c carriers) in(l FabricListen) (carrier.Carrier, error) {
 	switch l.Carrier {
 	case "tls":
-		return carrier.NewTLS(c.id, carrier.TLSOptions{Join: c.join}), nil
+		return carrier.NewTLS(c.id, carrier.TLSOptions{Joins: c.joins}), nil
 	case "quic":
 		return carrier.NewQUIC(c.id), nil
 	}
-	var o carrier.HTTPSOptions
+	o := carrier.HTTPSOptions{Joins: c.joins}
 	if l.Cert != "" {
 		cert, err := tls.LoadX509KeyPair(l.Cert, l.Key)
 		if err != nil {

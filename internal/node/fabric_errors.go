@@ -36,6 +36,8 @@ func fabricError(err error) error {
 		return capsule.Errorf(capsule.Conflict, "refused, for the limit is %s; %s", refused.Limit, when)
 	case errors.Is(err, identity.ErrToken), errors.Is(err, identity.ErrRevoked):
 		kind = capsule.Denied
+	case errors.Is(err, identity.ErrDamaged):
+		kind = capsule.Damaged
 	case errors.Is(err, identity.ErrExists):
 		kind = capsule.Exists
 	case errors.Is(err, fabric.ErrNoProvider):

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -32,6 +33,8 @@ type fabricSelf struct {
 	Name  string   `json:"name"`
 	Area  string   `json:"area"`
 	Seeds []string `json:"seeds,omitempty"` // where it joined
+	// HTTPSWeb: it did so over HTTPS, of a server with a certificate of the web.
+	HTTPSWeb bool `json:"https_web,omitempty"`
 }
 
 // DefaultArea is the area of nodes that were given none.
@@ -72,7 +75,7 @@ func beginFabric(home string) (io.Closer, error) {
 		if err != nil {
 			return nil, capsule.Wrap(capsule.Exists, err, "there is a node's identity in %s that can't be read", dir)
 		}
-		return nil, capsule.Errorf(capsule.Exists, "this node is part of a fabric already; its identity is in %s", dir)
+		return nil, capsule.Errorf(capsule.Exists, "this node is part of a fabric already; its identity is in %s: move that away first to join anew", dir)
 	}
 	return lock, nil
 }
@@ -176,33 +179,40 @@ func JoinFabric(ctx context.Context, home, text, name, area string) (Member, err
 	clk := clock.System()
 	token, err := identity.ParseToken(text)
 	if err != nil {
-		return Member{}, capsule.Wrap(capsule.Invalid, err, "join")
+		return Member{}, capsule.Wrap(capsule.Invalid, err, "")
 	}
 	self := fabricSelf{Name: name, Area: area, Seeds: token.Addrs}
 	if err := self.complete(); err != nil {
 		return Member{}, err
 	}
 	if !clk.Now().Before(token.Expires) {
-		return Member{}, capsule.Errorf(capsule.Denied, "the join token expired at %s; make a new one with `spacectl fabric token`",
-			token.Expires.Local().Format("2006-01-02 15:04:05"))
+		const layout = "2006-01-02 15:04:05"
+		return Member{}, capsule.Errorf(capsule.Denied, "the join token expired at %s, and here it is %s; make a new one with `spacectl fabric token`, or set the clock",
+			token.Expires.Local().Format(layout), clk.Now().Local().Format(layout))
 	}
 	lock, err := beginFabric(home)
 	if err != nil {
 		return Member{}, err
 	}
 	defer lock.Close()
+	if err := self.write(home); err != nil { // before the token is used up
+		return Member{}, err
+	}
 	key, csr, err := identity.NewRequest()
 	if err != nil {
 		return Member{}, fabricError(err)
 	}
-	grant, err := carrier.JoinVia(ctx, token, csr)
+	joined, err := carrier.JoinVia(ctx, token, csr)
 	if err != nil {
-		return Member{}, capsule.Wrap(capsule.Other, fabricError(err), "join")
+		return Member{}, fabricError(err)
 	}
-	if err := self.write(home); err != nil {
-		return Member{}, err
+	if joined.Web {
+		self.HTTPSWeb = true
+		if err := self.write(home); err != nil {
+			return Member{}, err
+		}
 	}
-	n, err := identity.Accept(vfs.OS(), FabricDir(home), clk, key, grant, &token)
+	n, err := identity.Accept(vfs.OS(), FabricDir(home), clk, key, joined.Grant, &token)
 	if err != nil {
 		return Member{}, fabricError(err)
 	}
@@ -245,9 +255,31 @@ func withAuthority(home string, fn func(*identity.Node, *identity.Authority) err
 	return fabricError(fn(id, authority))
 }
 
+// warnOfReaders tells of keys that others than the node's user can read.
+func warnOfReaders(home string, log *slog.Logger) {
+	dir := FabricDir(home)
+	if st, err := os.Stat(dir); err == nil && st.Mode().Perm()&0o011 == 0 {
+		return // nobody else gets in there
+	}
+	keys, _ := filepath.Glob(filepath.Join(dir, "*.key")) // the pattern is right
+	for _, path := range keys {
+		if st, err := os.Stat(path); err == nil && st.Mode().Perm()&0o077 != 0 {
+			log.Warn("others can read a key; `chmod 600` it, and revoke the node if they may have", "file", path, "mode", st.Mode().Perm().String())
+		}
+	}
+}
+
 // NewFabricToken makes a join token: by the node that runs, or with the
 // authority's files.
 func NewFabricToken(ctx context.Context, t Target, req control.TokenRequest) (text string, err error) {
+	for i, addr := range req.Addresses {
+		if !strings.Contains(addr, "://") {
+			req.Addresses[i] = "tls://" + addr
+		}
+		if !joinable(req.Addresses[i]) {
+			return "", capsule.Errorf(capsule.Invalid, "--address: nobody can join at %.64q; want tls://host:port or https://host[:port][/path]", addr)
+		}
+	}
 	c, err := control.DialFabric(ctx, t.Home)
 	if err == nil {
 		defer c.Close()
@@ -259,7 +291,7 @@ func NewFabricToken(ctx context.Context, t Target, req control.TokenRequest) (te
 	if len(req.Addresses) == 0 {
 		cfg := t.Config.Fabric.orDefault()
 		for _, l := range cfg.Listen {
-			if addr := l.advertised(); addr != "" && l.Carrier == "tls" {
+			if addr := l.advertised(); addr != "" && joinable(addr) {
 				req.Addresses = append(req.Addresses, addr)
 			}
 		}
@@ -299,6 +331,12 @@ func RevokeFabricNode(ctx context.Context, t Target, node string) (string, error
 		}
 		return own.Revoke(list)
 	})
+}
+
+// joinable reports whether nodes can join at an address: over TLS and HTTPS, not
+// over QUIC.
+func joinable(addr string) bool {
+	return checkFabricAddress(addr) == nil && !strings.HasPrefix(addr, "quic://")
 }
 
 // outwardHost is an address by which others may reach this machine.

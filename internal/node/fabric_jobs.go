@@ -66,7 +66,7 @@ func (f *fabricNode) expose(ctx context.Context, r control.ExposeRequest, tell f
 	log := f.log.With("pool", r.Pool)
 	e, err := newExposer(r, log)
 	if err != nil {
-		return capsule.Wrap(capsule.Invalid, err, "expose")
+		return capsule.Wrap(capsule.Invalid, err, "")
 	}
 	defer f.counts.exposed.track(e.Stats)()
 	return f.provide(ctx, fabric.Service{Profile: profile("tcp-forward"), Pool: r.Pool}, tell, func(ctx context.Context, t *fabric.Tunnel) error {
@@ -129,11 +129,11 @@ func (f *fabricNode) forward(ctx context.Context, r control.ForwardRequest, now 
 	}
 	fw, err := forward.NewForwarder(forward.ForwardOptions{Target: r.Target, Bulk: r.Bulk, Log: f.log.With("pool", r.Pool)})
 	if err != nil {
-		return capsule.Wrap(capsule.Invalid, err, "forward")
+		return capsule.Wrap(capsule.Invalid, err, "")
 	}
 	l, err := net.Listen("tcp", r.Listen)
 	if err != nil {
-		return capsule.Wrap(capsule.IO, err, "forward")
+		return capsule.Wrap(capsule.IO, err, "")
 	}
 	defer l.Close()
 	t := &lasting{f: f, request: fabric.Request{Profile: profile("tcp-forward"), Pool: r.Pool, Kind: r.Kind}}

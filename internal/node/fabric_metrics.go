@@ -9,13 +9,15 @@ import (
 	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/forward"
 	"github.com/spacestore/space/fabric/session"
+	"github.com/spacestore/space/fabric/vpn"
 )
 
 // fabricCounts are what a node of the fabric counts beside the fabric itself.
 type fabricCounts struct {
 	tunnelsOpened, tunnelsFailed, routeChanges atomic.Int64
-	exposed, forwarded                         forwardSum
+	exposed, forwarded                         runningSum[forward.Stats]
 	given, taken                               transferCounts
+	vpnExit, vpnClient                         runningSum[vpn.Stats]
 }
 
 // transferCounts are of transfers in one direction.
@@ -23,21 +25,24 @@ type transferCounts struct {
 	running, done, failed, bytes atomic.Int64
 }
 
-// forwardSum is the sum of what forwarders, or exposers, count, those that have
-// ended too.
-type forwardSum struct {
+// stats are counts that can be summed up.
+type stats[T any] interface{ Plus(T) T }
+
+// runningSum is the sum of what services count, those that have ended too. Gauges
+// of those that have ended are zero by then.
+type runningSum[T stats[T]] struct {
 	mu   sync.Mutex
 	next int
-	live map[int]func() forward.Stats
-	past forward.Stats
+	live map[int]func() T
+	past T
 }
 
 // track has stats in the sum; its owner calls done at its end.
-func (s *forwardSum) track(stats func() forward.Stats) (done func()) {
+func (s *runningSum[T]) track(stats func() T) (done func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.live == nil {
-		s.live = map[int]func() forward.Stats{}
+		s.live = map[int]func() T{}
 	}
 	id := s.next
 	s.next++
@@ -45,27 +50,26 @@ func (s *forwardSum) track(stats func() forward.Stats) (done func()) {
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		addForward(&s.past, stats())
+		s.past = s.past.Plus(stats())
 		delete(s.live, id)
 	}
 }
 
-func addForward(sum *forward.Stats, st forward.Stats) {
-	sum.Active += st.Active
-	sum.Total += st.Total
-	sum.Failed += st.Failed
-	sum.Sent += st.Sent
-	sum.Received += st.Received
-}
-
-func (s *forwardSum) sum() forward.Stats {
+func (s *runningSum[T]) sum() T {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sum := s.past
 	for _, stats := range s.live {
-		addForward(&sum, stats())
+		sum = sum.Plus(stats())
 	}
 	return sum
+}
+
+// running is how many are in the sum that have not ended.
+func (s *runningSum[T]) running() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.live)
 }
 
 // fabricMetric is a number of the fabric's node.
@@ -119,13 +123,18 @@ var (
 	forwardFailed = fabricCounter("forward_failed_total", "TCP connections that were refused, reset or broken, by side.", "side")
 	forwardBytes  = fabricCounter("forward_bytes_total", "Bytes of TCP connections, by side and direction: into the tunnel or out of it.", "side", "direction")
 
+	vpnRunning = fabricGauge("vpn_devices", "Network devices of the VPN, by side: client or exit.", "side")
+	vpnPackets = fabricCounter("vpn_packets_total", "IP packets carried, by side and direction: into the tunnel or out of it.", "side", "direction")
+	vpnBytes   = fabricCounter("vpn_bytes_total", "Bytes of IP packets carried, by side and direction.", "side", "direction")
+	vpnDropped = fabricCounter("vpn_dropped_packets_total", "IP packets dropped, by side and reason: room, foreign (of an address that is not the tunnel's) or malformed.", "side", "reason")
+
 	transfersNow    = fabricGauge("transfers", "Transfers of files that run, by direction: send or receive.", "direction")
 	transfersTotal  = fabricCounter("transfers_total", "Transfers of files that have ended, by direction and result.", "direction", "result")
 	transferredByte = fabricCounter("transferred_bytes_total", "Bytes of files that transfers have moved, by direction.", "direction")
 
 	fabricMetrics = []fabricMetric{fabricInfo, fabricNodes, fabricSessions, fabricTunnels, fabricStreams, fabricPassed, fabricFailovers, fabricRefused, fabricRefusals,
 		fabricRenewal, classSent, classReceived, classDropped, classQueued, classDelay, fabricWindows, fabricWindowLimit, routeUp, routeLinks, routeTunnels, routeRTT, routeLoss, routeThroughput, routeLost,
-		routeGeneration, tunnelsAsked, routeChanges, forwardActive, forwardTotal, forwardFailed, forwardBytes, transfersNow, transfersTotal, transferredByte}
+		routeGeneration, tunnelsAsked, routeChanges, forwardActive, forwardTotal, forwardFailed, forwardBytes, vpnRunning, vpnPackets, vpnBytes, vpnDropped, transfersNow, transfersTotal, transferredByte}
 )
 
 // maxRouteMetrics bounds the peers that metrics name.
@@ -185,13 +194,24 @@ func (c fabricCollector) Collect(ch chan<- prometheus.Metric) {
 	send(tunnelsAsked, float64(n.tunnelsOpened.Load()), "opened")
 	send(tunnelsAsked, float64(n.tunnelsFailed.Load()), "failed")
 	send(routeChanges, float64(n.routeChanges.Load()))
-	for side, sum := range map[string]*forwardSum{"forward": &n.forwarded, "expose": &n.exposed} {
+	for side, sum := range map[string]*runningSum[forward.Stats]{"forward": &n.forwarded, "expose": &n.exposed} {
 		s := sum.sum()
 		send(forwardActive, float64(s.Active), side)
 		send(forwardTotal, float64(s.Total), side)
 		send(forwardFailed, float64(s.Failed), side)
 		send(forwardBytes, float64(s.Sent), side, "in")
 		send(forwardBytes, float64(s.Received), side, "out")
+	}
+	for side, sum := range map[string]*runningSum[vpn.Stats]{"client": &n.vpnClient, "exit": &n.vpnExit} {
+		s := sum.sum()
+		send(vpnRunning, float64(sum.running()), side)
+		send(vpnPackets, float64(s.SentPackets), side, "in")
+		send(vpnPackets, float64(s.ReceivedPackets), side, "out")
+		send(vpnBytes, float64(s.SentBytes), side, "in")
+		send(vpnBytes, float64(s.ReceivedBytes), side, "out")
+		send(vpnDropped, float64(s.Dropped), side, "room")
+		send(vpnDropped, float64(s.Foreign), side, "foreign")
+		send(vpnDropped, float64(s.Malformed), side, "malformed")
 	}
 	for direction, t := range map[string]*transferCounts{"send": &n.given, "receive": &n.taken} {
 		send(transfersNow, float64(t.running.Load()), direction)

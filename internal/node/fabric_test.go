@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -208,6 +210,123 @@ func gathered(t *testing.T, reg *prometheus.Registry) string {
 }
 
 // Errors of the fabric come with a kind, and say what to do.
+// TestFabricJoinThroughRelay has a node join and work that reaches nothing but a
+// relay over HTTPS, and be told when it is shut out.
+func TestFabricJoinThroughRelay(t *testing.T) {
+	homes := []string{t.TempDir(), t.TempDir(), t.TempDir()}
+	ctx, cancel := context.WithTimeout(t.Context(), fabricHung)
+	defer cancel()
+	if _, err := InitFabric(homes[0], "authority", ""); err != nil {
+		t.Fatal(err)
+	}
+	authority, _ := newFabricNode(t, homes[0], FabricConfig{})
+	join := func(home, name string, addrs []string) Member {
+		t.Helper()
+		token, err := authority.NewToken(ctx, control.TokenRequest{Life: time.Hour, Uses: 1, Addresses: addrs})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := JoinFabric(ctx, home, token, name, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := JoinFabric(ctx, t.TempDir(), token, name, ""); capsule.KindOf(err) != capsule.Denied {
+			t.Errorf("the token twice: %v", err)
+		}
+		return m
+	}
+	join(homes[1], "relay", nil)
+	relay, _ := newFabricNode(t, homes[1], FabricConfig{Relay: true, Listen: []FabricListen{{Carrier: "https", Address: "127.0.0.1:0"}}})
+	waitFabric(t, "the relay knows the authority's node", func() bool {
+		nodes, _ := relay.Nodes(ctx)
+		return len(nodes) == 2
+	})
+	inner := join(homes[2], "inner", relay.Addrs())
+	node, _ := newFabricNode(t, homes[2], FabricConfig{Listen: []FabricListen{}})
+	waitFabric(t, "it knows all", func() bool {
+		nodes, _ := node.Nodes(ctx)
+		return len(nodes) == 3
+	})
+	if st, _ := node.Status(ctx); !st.Rejected.IsZero() {
+		t.Errorf("shut out at %v", st.Rejected)
+	}
+	if _, err := authority.Revoke(ctx, inner.Node); err != nil {
+		t.Fatal(err)
+	}
+	waitFabric(t, "the node learns that it is shut out", func() bool {
+		st, _ := node.Status(ctx)
+		return !st.Rejected.IsZero()
+	})
+}
+
+func waitFabric(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(fabricHung); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// TestFabricDamage has files of an identity that make no sense, and keys that
+// others can read.
+func TestFabricDamage(t *testing.T) {
+	home := t.TempDir()
+	if _, err := InitFabric(home, "first", ""); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"node.key", "node.pem", "revoked.crl", "authority.key", "authority.pem", "authority.json", "fabric.json"} {
+		path := filepath.Join(FabricDir(home), name)
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, whole[:len(whole)/3], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, _, err := openFabric(home); capsule.KindOf(err) != capsule.Damaged {
+			t.Errorf("%s cut off: %v", name, err)
+		}
+		if err := os.WriteFile(path, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := InitFabric(home, "again", ""); capsule.KindOf(err) != capsule.Exists || !strings.Contains(err.Error(), FabricDir(home)) {
+		t.Errorf("init again: %v", err)
+	}
+	if err := os.Chmod(filepath.Join(FabricDir(home), "node.key"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, one := range []struct {
+		mode os.FileMode
+		want bool
+	}{{0o700, false}, {0o755, true}} {
+		if err := os.Chmod(FabricDir(home), one.mode); err != nil {
+			t.Fatal(err)
+		}
+		var said strings.Builder
+		warnOfReaders(home, slog.New(slog.NewTextHandler(&said, nil)))
+		if strings.Contains(said.String(), "node.key") != one.want || strings.Contains(said.String(), "authority.key") {
+			t.Errorf("in a directory of mode %o: %q", one.mode, said.String())
+		}
+	}
+}
+
+// TestFabricTokenAddress has tokens name where nobody can join.
+func TestFabricTokenAddress(t *testing.T) {
+	home := t.TempDir()
+	if _, err := InitFabric(home, "first", ""); err != nil {
+		t.Fatal(err)
+	}
+	for addr, good := range map[string]bool{"10.0.0.1:7420": true, "tls://10.0.0.1:7420": true, "https://relay.example/x": true,
+		"quic://10.0.0.1:7420": false, "foo://x": false, "10.0.0.1": false, "": false} {
+		_, err := NewFabricToken(t.Context(), Target{Home: home}, control.TokenRequest{Life: time.Hour, Uses: 1, Addresses: []string{addr}})
+		if good != (err == nil) || !good && capsule.KindOf(err) != capsule.Invalid {
+			t.Errorf("%q: %v", addr, err)
+		}
+	}
+}
+
 func TestFabricErrorKinds(t *testing.T) {
 	for _, one := range []struct {
 		err  error

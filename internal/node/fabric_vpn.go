@@ -3,10 +3,13 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
+	"net/url"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/fabric"
@@ -44,20 +47,22 @@ func openTUN(name string) (vpn.Device, error) {
 }
 
 func (f *fabricNode) vpnExit(ctx context.Context, r control.VPNRequest, tell func(control.JobEvent) error) error {
-	network, err := netip.ParsePrefix(r.Network)
+	o, err := exitOptions(r)
 	if err != nil {
-		return capsule.Errorf(capsule.Invalid, "vpn: %.64q is no network such as 10.77.0.0/24", r.Network)
+		return err
 	}
 	dev, err := openTUN(r.Device)
 	if err != nil {
 		return err
 	}
-	e, err := vpn.NewExit(vpn.ExitOptions{Device: dev, Pool: network, MTU: r.MTU, Log: f.log})
+	o.Device, o.Log = dev, f.log
+	e, err := vpn.NewExit(o)
 	if err != nil {
 		dev.Close()
-		return capsule.Wrap(capsule.Invalid, err, "vpn")
+		return capsule.Wrap(capsule.IO, err, "vpn")
 	}
 	defer e.Close()
+	defer f.counts.vpnExit.track(e.Stats)()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
@@ -67,7 +72,7 @@ func (f *fabricNode) vpnExit(ctx context.Context, r control.VPNRequest, tell fun
 		case <-ctx.Done():
 		}
 	}()
-	at := fmt.Sprintf("%s %s", dev.Name(), netip.PrefixFrom(e.Gateway(), network.Bits()))
+	at := deviceAt(dev, e.Gateways())
 	err = f.provide(ctx, fabric.Service{Profile: profile("vpn-packets"), Pool: r.Pool}, func(control.JobEvent) error {
 		return tell(control.JobEvent{Ready: at})
 	}, func(ctx context.Context, t *fabric.Tunnel) error { return e.Serve(ctx, t, t.ID(), t.Peer()) })
@@ -78,22 +83,22 @@ func (f *fabricNode) vpnExit(ctx context.Context, r control.VPNRequest, tell fun
 }
 
 func (f *fabricNode) vpnClient(ctx context.Context, r control.VPNRequest, tell func(control.JobEvent) error) error {
-	routes, err := prefixes(r.Routes)
-	if err != nil {
-		return err
-	}
-	bypass, err := prefixes(r.Bypass)
+	o, err := clientOptions(r)
 	if err != nil {
 		return err
 	}
 	var t *fabric.Tunnel
-	if err := f.patiently(ctx, r.Wait, func() (err error) {
-		t, err = f.tunnel(ctx, fabric.Request{Profile: profile("vpn-packets"), Pool: r.Pool})
+	ask := func() error {
+		next, err := f.tunnel(ctx, fabric.Request{Profile: profile("vpn-packets"), Pool: r.Pool})
+		if err == nil {
+			t = next
+		}
 		return err
-	}); err != nil {
+	}
+	if err := f.patiently(ctx, r.Wait, ask); err != nil {
 		return unlessEnded(ctx, err)
 	}
-	defer t.Close()
+	defer func() { t.Close() }()
 	dev, err := openTUN(r.Device)
 	if err != nil {
 		return err
@@ -101,26 +106,103 @@ func (f *fabricNode) vpnClient(ctx context.Context, r control.VPNRequest, tell f
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var once sync.Once
-	c, err := vpn.NewClient(vpn.ClientOptions{Device: dev, MTU: r.MTU, Routes: routes, Bypass: bypass, Log: f.log, Leased: func(l vpn.Lease) {
-		addr := netip.PrefixFrom(l.Addr, l.Bits)
-		e := control.JobEvent{Note: fmt.Sprintf("the address is now %s, of the exit %s", addr, l.Gateway)}
-		once.Do(func() { e = control.JobEvent{Ready: fmt.Sprintf("%s %s", dev.Name(), addr)} })
+	o.Device, o.Log, o.Around = dev, f.log, func() []netip.Addr { return f.reached(ctx) }
+	o.Again = func(ctx context.Context) (vpn.Tunnel, error) {
+		t.Close()
+		for pause := jobPause / 4; ; pause = min(2*pause, maxJobPause/6) {
+			err := ask()
+			if err == nil {
+				return t, nil
+			}
+			f.log.Warn("there is no exit now", "pool", r.Pool, "error", err, "again_in", pause.String())
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+		}
+	}
+	o.Leased = func(l vpn.Lease) {
+		at := deviceAt(dev, l.Addrs())
+		e := control.JobEvent{Note: "the exit has given an address anew: " + at}
+		once.Do(func() { e = control.JobEvent{Ready: at} })
 		if err := tell(e); err != nil {
 			cancel(err)
 		}
-	}})
+	}
+	c, err := vpn.NewClient(o)
 	if err != nil {
 		dev.Close()
 		return capsule.Wrap(capsule.Invalid, err, "vpn")
 	}
+	defer f.counts.vpnClient.track(c.Stats)()
 	return unlessEnded(ctx, c.Run(ctx, t))
+}
+
+// reachTime bounds the search for the addresses of names.
+const reachTime = 5 * time.Second
+
+// reached returns the addresses over which this node reaches others.
+func (f *fabricNode) reached(ctx context.Context) (list []netip.Addr) {
+	ctx, cancel := context.WithTimeout(ctx, reachTime)
+	defer cancel()
+	texts := slices.Clone(f.seeds)
+	for _, n := range f.Node.Nodes() {
+		texts = append(texts, n.Addrs...)
+	}
+	seen := map[string]bool{}
+	for _, text := range texts {
+		u, err := url.Parse(text)
+		if err != nil || seen[u.Hostname()] {
+			continue
+		}
+		seen[u.Hostname()] = true
+		found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
+		if err != nil { // it can't be reached by that name now
+			f.log.Debug("vpn: the address of a node", "name", u.Hostname(), "error", err)
+		}
+		for _, a := range found {
+			list = append(list, a.Unmap().WithZone(""))
+		}
+	}
+	return list
+}
+
+// deviceAt says which device has which addresses.
+func deviceAt(dev vpn.Device, addrs []netip.Prefix) string {
+	at := dev.Name()
+	for _, a := range addrs {
+		at += " " + a.String()
+	}
+	return at
+}
+
+// exitOptions reads what an exit is told.
+func exitOptions(r control.VPNRequest) (o vpn.ExitOptions, err error) {
+	if o.Pools, err = prefixes(r.Networks); err != nil {
+		return o, err
+	}
+	o.MTU = r.MTU
+	return o, capsule.Wrap(capsule.Invalid, o.Check(), "")
+}
+
+// clientOptions reads what a client is told.
+func clientOptions(r control.VPNRequest) (o vpn.ClientOptions, err error) {
+	if o.Routes, err = prefixes(r.Routes); err != nil {
+		return o, err
+	}
+	if o.Bypass, err = prefixes(r.Bypass); err != nil {
+		return o, err
+	}
+	o.MTU = r.MTU
+	return o, capsule.Wrap(capsule.Invalid, o.Check(), "")
 }
 
 func prefixes(texts []string) (list []netip.Prefix, err error) {
 	for _, text := range texts {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
-			return nil, capsule.Errorf(capsule.Invalid, "vpn: %.64q is no network such as 10.0.0.0/8", text)
+			return nil, capsule.Errorf(capsule.Invalid, "vpn: %.64q is no network such as 10.0.0.0/8 or fd00::/8", text)
 		}
 		list = append(list, p)
 	}

@@ -468,8 +468,8 @@ func (x *ForwardRequest) GetWaitNano() int64 {
 
 type VPNRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Exit          bool                   `protobuf:"varint,1,opt,name=exit,proto3" json:"exit,omitempty"`      // be the way out for others, instead of using one
-	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"` // of an exit: whose addresses it gives out
+	Exit          bool                   `protobuf:"varint,1,opt,name=exit,proto3" json:"exit,omitempty"`        // be the way out for others, instead of using one
+	Networks      []string               `protobuf:"bytes,2,rep,name=networks,proto3" json:"networks,omitempty"` // of an exit: whose addresses it gives out
 	Device        string                 `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`
 	Mtu           uint32                 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`
 	Pool          string                 `protobuf:"bytes,5,opt,name=pool,proto3" json:"pool,omitempty"`
@@ -517,11 +517,11 @@ func (x *VPNRequest) GetExit() bool {
 	return false
 }
 
-func (x *VPNRequest) GetNetwork() string {
+func (x *VPNRequest) GetNetworks() []string {
 	if x != nil {
-		return x.Network
+		return x.Networks
 	}
-	return ""
+	return nil
 }
 
 func (x *VPNRequest) GetDevice() string {
@@ -871,11 +871,11 @@ const file_fabric_proto_rawDesc = "" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06target\x18\x04 \x01(\tR\x06target\x12\x12\n" +
 	"\x04bulk\x18\x05 \x01(\bR\x04bulk\x12\x1b\n" +
-	"\twait_nano\x18\x06 \x01(\x03R\bwaitNano\"\xc5\x01\n" +
+	"\twait_nano\x18\x06 \x01(\x03R\bwaitNano\"\xc7\x01\n" +
 	"\n" +
 	"VPNRequest\x12\x12\n" +
-	"\x04exit\x18\x01 \x01(\bR\x04exit\x12\x18\n" +
-	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x16\n" +
+	"\x04exit\x18\x01 \x01(\bR\x04exit\x12\x1a\n" +
+	"\bnetworks\x18\x02 \x03(\tR\bnetworks\x12\x16\n" +
 	"\x06device\x18\x03 \x01(\tR\x06device\x12\x10\n" +
 	"\x03mtu\x18\x04 \x01(\rR\x03mtu\x12\x12\n" +
 	"\x04pool\x18\x05 \x01(\tR\x04pool\x12\x16\n" +

@@ -135,7 +135,10 @@ func (n *NS) Run(t testing.TB, name string, args ...string) {
 // Forward has the namespace pass packets on between its interfaces.
 func (n *NS) Forward(t testing.TB) {
 	t.Helper()
-	err := n.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) })
+	err := n.Do(func() error {
+		return errors.Join(os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0),
+			os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0))
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
