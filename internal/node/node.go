@@ -59,6 +59,8 @@ func Run(ctx context.Context, o Options) error {
 			// Until it is gone this process reads what the kernel asks, and drops
 			// it. The kernel asks the next node again, which must not come before.
 			s.KeepLock()
+		} else if n.holder != nil {
+			n.holder.end()
 		}
 		return capsule.Wrap(capsule.IO, s.Close(), "close store %s", o.Home)
 	}
@@ -205,7 +207,7 @@ func newNode(s *store.Store, o Options, quit func()) *node {
 	n := &node{Local: newLocal(s, o.Version), log: o.Log, quit: quit, opts: o, ephemeral: o.Ephemeral, gone: make(chan struct{}),
 		keeper: newKeeper(s, clock.System(), o.Log)}
 	if o.Config.MountWait > 0 {
-		n.holder = &mountHolder{o: o}
+		n.holder = newMountHolder(o)
 	}
 	n.projections = views.NewRegistry(func() { n.endIfIdle() })
 	n.registry = n.metrics()
