@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -47,6 +48,11 @@ var ErrRunning = errors.New("a node is running already")
 // or, if ephemeral, its last projection ends; then it drains. The error has
 // the kind Canceled when requests had to be cut off.
 func Run(ctx context.Context, o Options) error {
+	if o.Config.MemoryLimit > 0 && os.Getenv("GOMEMLIMIT") == "" {
+		// All that the node keeps is bounded by itself; this has the collector run
+		// often enough for what was thrown away not to come on top of it.
+		debug.SetMemoryLimit(o.Config.MemoryLimit)
+	}
 	s, err := o.takeStore(ctx)
 	if err != nil {
 		return err
