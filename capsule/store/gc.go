@@ -44,8 +44,13 @@ const (
 	smallLogs = 8
 	// moveBatch bounds the memory and the length of one commit of a move.
 	moveBatch = 1 << 20
-	// tidyEvery is how often a long-lived node looks for work of this kind.
+	// tidyEvery is how often a long-lived node looks for work of this kind, and
+	// muchEvery how often for so much of it that it cannot wait.
 	tidyEvery = 30 * time.Second
+	muchEvery = 5 * time.Second
+	// muchGarbage is how much garbage there may be before its collection makes
+	// way for nobody. In a store with more than that in use it is as much.
+	muchGarbage = 1 << 30
 )
 
 // GC gives space that nothing refers to back to the file system, while reads
@@ -389,15 +394,16 @@ func (s *Store) resealMeta(ctx context.Context, rep *GCReport) error {
 
 // tidy collects garbage, seals again and recompresses in the background.
 func (s *Store) tidy() {
-	for {
+	for waited := time.Duration(0); ; {
 		select {
-		case <-s.clock.After(tidyEvery):
+		case <-s.clock.After(muchEvery):
 		case <-s.quit.Done():
 			return
 		}
-		if s.writable() != nil {
+		if waited += muchEvery; s.writable() != nil || waited < tidyEvery && !s.garbageIsMuch() {
 			continue
 		}
+		waited = 0
 		if s.ballastGone() {
 			if err := s.checkSpace(ballast); err == nil {
 				_ = s.makeBallast() // the next round tries again
@@ -414,6 +420,16 @@ func (s *Store) tidy() {
 func (s *Store) spaceIsShort() bool {
 	u, err := s.fs.GetDiskUsage(s.dir)
 	return err == nil && u.AvailBytes < 4*s.reserve(u.TotalBytes)
+}
+
+// garbageIsMuch reports whether there is so much garbage that it cannot wait. Then
+// there are logs of which more than half is dead.
+func (s *Store) garbageIsMuch() bool {
+	size, err := s.logBytesTotal()
+	s.totalsMu.Lock()
+	stored := s.shown.stored
+	s.totalsMu.Unlock()
+	return err == nil && size-stored > max(s.muchGarbage, stored)
 }
 
 func (s *Store) ballastGone() bool {

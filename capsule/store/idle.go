@@ -12,6 +12,8 @@ const (
 	idleAfter = 100 * time.Millisecond
 	// longestPause bounds how long background work makes way before its next step.
 	longestPause = 2 * time.Second
+	// hurrySteps is how many steps it takes at least when it cannot make way.
+	hurrySteps = 64
 )
 
 // idleness is how background work makes way: for calls of the store, between
@@ -41,13 +43,14 @@ func (s *Store) acquireMoving(ctx context.Context, background bool) error {
 
 // yielder has background work make way.
 type yielder struct {
-	s    *Store
-	seen uint64 // calls, when the store was idle last
+	s     *Store
+	seen  uint64 // calls, when the store was idle last
+	hurry int    // so many steps make no way
 }
 
 // step waits before a step until the store is idle, but not long: the work gets
-// on, if slowly, in a store that never is. It does not wait when space is short,
-// which it may have become since the work began. It is for a caller that is
+// on, if slowly, in a store that never is. It does not wait when space is short
+// or garbage much, which may have become so since the work began. It is for a caller that is
 // within one call of the store itself.
 func (y *yielder) step(ctx context.Context) error {
 	s := y.s
@@ -56,8 +59,16 @@ func (y *yielder) step(ctx context.Context) error {
 		if s.idle.wanted.Load() > 0 {
 			return errMakeWay
 		}
+		if y.hurry > 0 {
+			y.hurry--
+			return nil
+		}
 		calls := s.idle.calls.Load()
-		if calls == y.seen && s.life.others() == 0 || pause >= longestPause || s.spaceIsShort() {
+		if calls == y.seen && s.life.others() == 0 || pause >= longestPause {
+			return nil
+		}
+		if s.spaceIsShort() || s.garbageIsMuch() {
+			y.hurry = hurrySteps
 			return nil
 		}
 		y.seen = calls

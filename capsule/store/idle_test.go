@@ -118,6 +118,42 @@ func TestBackgroundMakesWayForGC(t *testing.T) {
 	wantContent(t, s, id, want)
 }
 
+// Background work that has begun waits no more once there is much garbage, though
+// the disk has room.
+func TestBackgroundHurriesWhenGarbageIsMuch(t *testing.T) {
+	c := newHandClock(idleAfter)
+	s := storeWithClock(t, c, vfstest.NewPowerCut())
+	s.muchGarbage = 1 << 20
+	want := text(1, 4<<20)
+	id := put(t, s, "x", want).ID
+	background := make(chan error)
+	go func() {
+		_, err := s.GC(t.Context(), GCOptions{Recompress: true, background: true}, nil)
+		background <- err
+	}()
+	timer := c.next(t)
+	if err := s.enter(); err != nil { // somebody who uses the store all the time
+		t.Fatal(err)
+	}
+	defer s.leave()
+	if err := s.Remove(t.Context(), put(t, s, "y", random(2, 8<<20)).ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Usage(t.Context()); err != nil { // after which it is dropped indeed
+		t.Fatal(err)
+	}
+	timer <- time.Time{}
+	select {
+	case err := <-background:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-c.timers:
+		t.Fatal("it makes way while there is more garbage than content")
+	}
+	wantContent(t, s, id, want)
+}
+
 // Background work that has begun waits no more once space is short.
 func TestBackgroundHurriesWhenSpaceIsShort(t *testing.T) {
 	c := newHandClock(idleAfter)

@@ -63,26 +63,27 @@ const (
 
 // Store is an open store. Its methods may be called from many goroutines.
 type Store struct {
-	fs       vfs.FS
-	dir      string
-	log      *slog.Logger
-	clock    clock.Clock
-	lock     io.Closer
-	ring     *keyring.Ring
-	rotating sync.Mutex
-	keys     *keyCache
-	metaFS   *metafs.FS
-	kv       *kv
-	logs     *seglog.Set
-	logBytes int64
-	chunker  *pipeline.Chunker
-	hashers  *sync.Pool // of the store's own dedup domain
-	pages    pageCache
-	cache    *segmentCache
-	tokens   tokens
-	pins     inflight
-	readers  contentPins
-	dirs     dirCache // of the round's leader
+	fs          vfs.FS
+	dir         string
+	log         *slog.Logger
+	clock       clock.Clock
+	lock        io.Closer
+	ring        *keyring.Ring
+	rotating    sync.Mutex
+	keys        *keyCache
+	metaFS      *metafs.FS
+	kv          *kv
+	logs        *seglog.Set
+	logBytes    int64
+	muchGarbage int64
+	chunker     *pipeline.Chunker
+	hashers     *sync.Pool // of the store's own dedup domain
+	pages       pageCache
+	cache       *segmentCache
+	tokens      tokens
+	pins        inflight
+	readers     contentPins
+	dirs        dirCache // of the round's leader
 
 	round    sync.Mutex // guards leading and waiting
 	leading  bool
@@ -127,7 +128,7 @@ type Store struct {
 // have the kind Locked if another process holds it, WrongKey if the key does
 // not fit (nothing was touched then), Damaged or IO.
 func Open(ctx context.Context, o Options) (_ *Store, err error) {
-	s := &Store{fs: o.FS, dir: o.Dir, log: o.Logger, clock: o.Clock, reapWake: make(chan struct{}, 1), dirs: dirCache{}, stuck: map[uint64]int64{}}
+	s := &Store{fs: o.FS, dir: o.Dir, log: o.Logger, clock: o.Clock, reapWake: make(chan struct{}, 1), dirs: dirCache{}, stuck: map[uint64]int64{}, muchGarbage: muchGarbage}
 	s.passes.Cond.L = &s.passes.Mutex
 	s.life.Cond.L = &s.life.Mutex
 	s.idle.wake = make(chan struct{}, 1)

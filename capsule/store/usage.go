@@ -25,17 +25,9 @@ func (s *Store) Usage(ctx context.Context) (capsule.Usage, error) {
 		UniqueBytes: t.unique, StoredBytes: t.stored, PendingBytes: t.pending,
 		MetaBytes: s.kv.diskBytes(),
 	}
-	logs, err := s.logs.Logs()
+	size, err := s.logBytesTotal()
 	if err != nil {
 		return u, err
-	}
-	var size int64
-	for _, log := range logs {
-		n, err := s.logs.Size(log)
-		if err != nil {
-			continue // removed meanwhile
-		}
-		size += n
 	}
 	u.DeadBytes = max(size-u.StoredBytes, 0)
 	u.DiskBytes = size + u.MetaBytes
@@ -45,6 +37,19 @@ func (s *Store) Usage(ctx context.Context) (capsule.Usage, error) {
 	u.Ratio = ratio(u.LogicalBytes, u.StoredBytes)
 	u.DedupRatio = ratio(u.LogicalBytes, u.UniqueBytes)
 	return u, nil
+}
+
+// logBytesTotal is how long all segment logs are together.
+func (s *Store) logBytesTotal() (size int64, err error) {
+	logs, err := s.logs.Logs()
+	for _, log := range logs {
+		n, err := s.logs.Size(log)
+		if err != nil {
+			continue // removed meanwhile
+		}
+		size += n
+	}
+	return size, err
 }
 
 // FreeBytes is what the disk has left for content, before compression.

@@ -38,7 +38,10 @@ func (fs *FS) checkXattr(rows Rows, in *inode, cred *Cred, name string, write bo
 	if write {
 		want = MayWrite
 	}
-	prefix, rest, _ := strings.Cut(name, ".")
+	prefix, rest, sorted := strings.Cut(name, ".")
+	if !sorted {
+		prefix = ""
+	}
 	switch prefix {
 	case "user":
 		if in.Type != Regular && in.Type != Directory {
@@ -128,7 +131,7 @@ func xattrNames(rows Rows, ino uint64) (names []string, err error) {
 // SetXattr sets an extended attribute. An access ACL sets the mode as well, and
 // nothing else where the mode says it all.
 func (fs *FS) SetXattr(ctx context.Context, cred *Cred, ino uint64, name string, value []byte, flags XattrFlags) error {
-	if flags > XattrReplace {
+	if flags&^(XattrCreate|XattrReplace) != 0 {
 		return capsule.Errorf(capsule.Invalid, "unknown flags %#x for an extended attribute", flags)
 	}
 	if len(value) > MaxXattrValue {
@@ -163,9 +166,9 @@ func (fs *FS) SetXattr(ctx context.Context, cred *Cred, ino uint64, name string,
 		switch {
 		case err != nil:
 			return err
-		case old != nil && flags == XattrCreate:
+		case old != nil && flags&XattrCreate != 0:
 			return capsule.Errorf(capsule.Exists, "attribute %q exists", name)
-		case old == nil && flags == XattrReplace:
+		case old == nil && flags&XattrReplace != 0:
 			return noAttribute(name)
 		}
 		t.changed(in)

@@ -73,7 +73,7 @@ the node that holds it. Exit codes are listed in docs/cli.md.`,
 }
 
 // settingFlags are the flags that are settings, by their names in space.yaml.
-var settingFlags = []string{"background", "cache-size", "drain-timeout", "lock-timeout", "log-format", "log-level", "metrics-listen", "mount-wait"}
+var settingFlags = []string{"background", "cache-size", "drain-timeout", "lock-timeout", "log-format", "log-level", "memory-limit", "metrics-listen", "mount-wait"}
 
 // prepare does what comes before any command: output, store, settings.
 func (a *app) prepare(cmd *cobra.Command) error {

@@ -45,6 +45,7 @@ in the store's directory, in this order.`,
 	f.String("drain-timeout", "", "how long to wait for requests and busy mounts at the end (default 30s)")
 	f.String("log-format", "", "text or json (default text)")
 	f.String("log-level", "", "debug, info, warn or error (default info)")
+	f.String("memory-limit", "", "memory that the node stays below (default 1GiB)")
 	f.String("metrics-listen", "", "address at which to serve /metrics (Prometheus) and /healthz (default: nowhere)")
 	f.String("mount-wait", "", "how long mounts wait for the next node when this one has ended; 0: they end too (default 1m)")
 	f.BoolVar(&unmount, "unmount", false, "end all mounts on SIGTERM too")

@@ -569,6 +569,32 @@ func TestFsx(t *testing.T) {
 	s.stop(unix.SIGTERM)
 }
 
+// TestPosix asks the mount and the host what POSIX says of files, and wants the
+// same answers.
+func TestPosix(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("changing users takes root")
+	}
+	b, dir := workTree(t)
+	posix := filepath.Join(t.TempDir(), "posix")
+	if out, err := exec.Command("go", "build", "-o", posix, "github.com/spacestore/space/scripts/posix").CombinedOutput(); err != nil {
+		t.Fatalf("build posix: %v\n%s", err, out)
+	}
+	s := b.serve()
+	b.must("project", "mount", "work", "--target", dir, "--allow-other")
+	host := openTempDir(t)
+	b.sh(t.TempDir(), fmt.Sprintf(`
+		%[1]s -dir %[2]s/x > host &
+		%[1]s -dir %[3]s/x > mount
+		wait $!
+		wc -l host mount
+		diff -U 20 host mount | cut -c -200 | head -n 200`, posix, host, dir))
+	b.must("project", "unmount", dir)
+	b.must("fsck")
+	s.stop(unix.SIGTERM)
+}
+
 // TestCrashesAgainstHost does the same random operations in a mount and on the
 // host, as several users, and kills the node between: what was synced is the
 // same as on the host still, and they go on from there.

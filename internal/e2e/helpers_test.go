@@ -269,6 +269,10 @@ func (b *box) start(line ...string) *server {
 		b.t.Fatal(err)
 	}
 	defer ready.Close()
+	// It may run as another user.
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Join(dir, "s"), 0o777)); err != nil {
+		b.t.Fatal(err)
+	}
 	s := &server{b: b, cmd: b.command(context.Background(), line...), errs: new(bytes.Buffer), end: make(chan error, 1)}
 	s.cmd.Env = append(s.cmd.Env, "NOTIFY_SOCKET="+filepath.Join(dir, "s"))
 	s.cmd.Stderr = s.errs

@@ -62,7 +62,12 @@ func startClient(t *testing.T, kind, dir string) *client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(self)
+	return startClientBy(t, exec.Command(self), kind, dir)
+}
+
+// startClientBy is startClient by a command that runs the test program.
+func startClientBy(t *testing.T, cmd *exec.Cmd, kind, dir string) *client {
+	t.Helper()
 	cmd.Env = append(os.Environ(), clientEnv+"="+kind+":"+dir, "GORACE=atexit_sleep_ms=0")
 	cmd.Dir = "/"
 	cmd.Stderr = os.Stderr

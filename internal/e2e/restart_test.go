@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"net"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/spacestore/space/internal/holder"
 )
 
 // endHolder ends the process that keeps mounts, if there is one, and returns
@@ -23,7 +26,6 @@ func (b *box) endHolder() {
 		return
 	}
 	b.endProcess(pid)
-	os.Remove(filepath.Join(b.home, "holder.sock")) // it could not
 }
 
 // endProcess kills a process of the box's, and returns when it is gone.
@@ -378,16 +380,66 @@ func TestRestartGivenUp(t *testing.T) {
 	}
 }
 
-// TestRestartWithoutHolder kills the holder: all is as if there were none.
-func TestRestartWithoutHolder(t *testing.T) {
+// TestRestartHolderKilled kills the holder again and again: the node that runs
+// gives another one what the first had, and so does the node after it.
+func TestRestartHolderKilled(t *testing.T) {
+	t.Parallel()
+	b, s, dir := newMounted(t, makeTree, "work")
+	second := t.TempDir()
+	unmountAll(t, second)
+	b.must("tree", "create", "other")
+	b.must("project", "mount", "other", "--target", second)
+	c := startClient(t, "files", dir)
+	d := startClient(t, "files", second)
+	for range 3 {
+		for range 2 {
+			b.endHolder()
+			b.awaitHeld(2)
+		}
+		s.stop(unix.SIGKILL)
+		c.tell("look")
+		d.tell("look")
+		s = b.serve()
+		c.want("good")
+		d.want("good")
+	}
+	d.finish()
+	b.must("project", "unmount", second)
+	b.endHolder()
+	b.awaitHeld(1) // what has ended is not held again
+	c.finish()
+	b.endMounted(s, dir)
+}
+
+// awaitHeld waits until a holder keeps so many mounts.
+func (b *box) awaitHeld(want int) {
+	b.t.Helper()
+	for deadline := time.Now().Add(hung); ; time.Sleep(10 * time.Millisecond) {
+		have := -1
+		if c, err := holder.Dial(b.t.Context(), b.home); err == nil {
+			if mounts, err := c.List(); err == nil {
+				have = len(mounts)
+			}
+			c.Close()
+		}
+		if have == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.t.Fatalf("a holder has %d mounts (-1: there is none), want %d", have, want)
+		}
+	}
+}
+
+// TestRestartBothKilled kills the node and then the holder: there is an error
+// and no hanging, and the next node can mount again.
+func TestRestartBothKilled(t *testing.T) {
 	t.Parallel()
 	b, s, dir := newMounted(t, makeTree, "work")
 	touch(t, filepath.Join(dir, "f"))
 	c := startClient(t, "wait", dir)
-	b.endHolder()
-	c.tell("look")
-	c.want("good")
 	s.stop(unix.SIGKILL)
+	b.endHolder()
 	c.tell("look")
 	if l := c.line(); l != "ENOTCONN" && l != "ECONNABORTED" {
 		t.Errorf("a mount without a node says %s", l)
@@ -401,6 +453,94 @@ func TestRestartWithoutHolder(t *testing.T) {
 	c.want("good")
 	c.finish()
 	b.endMounted(s, dir)
+}
+
+// TestRestartUnprivileged is about a user who mounts through fusermount3: the
+// node is killed, and told to end, and the next one goes on as it does for root.
+func TestRestartUnprivileged(t *testing.T) {
+	t.Parallel()
+	needFUSE(t)
+	b := newBox(t)
+	b.vars = []string{patient}
+	dir := filepath.Join(openTempDir(t), "d")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.spacectl = spacectl
+	if os.Geteuid() == 0 { // else all tests here are of such a user
+		const uid = 65534 // nobody: fusermount3 wants one who has a name
+		open := openTempDir(t)
+		b.home = filepath.Join(open, "home")
+		b.wrap = append(openFUSE(t, open), "setpriv", fmt.Sprint("--reuid=", uid), fmt.Sprint("--regid=", uid), "--clear-groups", "--")
+		for _, p := range []*string{&b.spacectl, &self} { // where they are nobody else may look
+			to := filepath.Join(open, filepath.Base(*p))
+			if out, err := exec.Command("cp", *p, to).CombinedOutput(); err != nil {
+				t.Fatalf("cp: %v: %s", err, out)
+			}
+			*p = to
+		}
+		for _, d := range []string{dir, open} {
+			if err := os.Chown(d, uid, uid); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	unmountAll(t, dir)
+	t.Cleanup(b.endHolder)
+	makeTree(b)
+	s := b.serve()
+	b.must("project", "mount", "work", "--target", dir)
+	line := append(append([]string{}, b.wrap...), self)
+	c := startClientBy(t, exec.Command(line[0], line[1:]...), "files", dir)
+	for _, sig := range []unix.Signal{unix.SIGKILL, unix.SIGTERM, unix.SIGKILL} {
+		c.tell("look")
+		c.want("good")
+		s.stop(sig)
+		c.tell("look") // it waits for the next node
+		s = b.serve()
+		c.want("good")
+		b.endHolder()
+		b.awaitHeld(1)
+	}
+	c.finish()
+	b.endMounted(s, dir)
+}
+
+// openFUSE makes a mount namespace in which every user may open /dev/fuse, as on
+// most systems, and returns what runs a command there.
+func openFUSE(t *testing.T, dir string) []string {
+	t.Helper()
+	needMount(t)
+	cmd := exec.Command("unshare", "--mount", "sh", "-euc", `
+		mknod "$1" c 10 229
+		chmod 666 "$1"
+		mount --bind "$1" /dev/fuse
+		echo ready
+		read end`, "sh", filepath.Join(dir, "fuse"))
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		cmd.Wait()
+	})
+	if s := bufio.NewScanner(out); !s.Scan() || s.Text() != "ready" {
+		t.Fatal("a mount namespace with a /dev/fuse for all can't be made")
+	}
+	return []string{"nsenter", fmt.Sprintf("--mount=/proc/%d/ns/mnt", cmd.Process.Pid), "--"}
 }
 
 // TestRestartInterrupted ends a node with Ctrl-C, and one that was told to

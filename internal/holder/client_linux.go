@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/internal/unixsocket"
 )
@@ -62,7 +64,7 @@ func (c *Client) ask(m message, files ...*os.File) ([]Mount, error) {
 	defer c.mu.Unlock()
 	m.Version = protocol
 	fail := func(err error) error {
-		c.conn.Close()
+		c.Close()
 		return capsule.Wrap(capsule.Unavailable, err, "the holder of mounts is gone")
 	}
 	if err := c.conn.SetDeadline(time.Now().Add(answerWait)); err != nil {
@@ -134,4 +136,32 @@ func (c *Client) Release(id string) error {
 func (c *Client) List() ([]Mount, error) { return c.ask(message{Op: "list"}) }
 
 // Close ends the connection. If it said hello, the holder waits for the next node.
-func (c *Client) Close() error { return c.conn.Close() }
+func (c *Client) Close() error {
+	_ = c.conn.CloseRead() // of duplicates too: Wait has one
+	return c.conn.Close()
+}
+
+// Wait returns when the connection has ended, at either end: nil, or why that
+// can't be known.
+func (c *Client) Wait() error {
+	// A descriptor of its own: requests have the other one to themselves.
+	f, err := c.conn.File()
+	if err != nil {
+		return capsule.Wrap(capsule.IO, err, "watch the holder of mounts")
+	}
+	watched, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		return capsule.Wrap(capsule.IO, err, "watch the holder of mounts")
+	}
+	defer watched.Close()
+	raw, err := watched.(*net.UnixConn).SyscallConn()
+	if err == nil {
+		err = raw.Read(func(fd uintptr) bool {
+			p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+			_, _ = unix.Poll(p, 0) // an interrupted one is made up for by the next event
+			return p[0].Revents != 0
+		})
+	}
+	return capsule.Wrap(capsule.IO, err, "watch the holder of mounts")
+}

@@ -126,6 +126,50 @@ func TestReplaced(t *testing.T) {
 	}
 }
 
+// Who waits for the end of a connection learns of it, whichever end it comes
+// from, and is in nobody's way meanwhile.
+func TestWait(t *testing.T) {
+	for _, end := range []struct {
+		name string
+		by   func(r *running, c *Client)
+	}{
+		{"closed", func(_ *running, c *Client) { c.Close() }},
+		{"the next node came", func(r *running, _ *Client) { r.node(false, time.Hour) }},
+		{"nothing is held", func(r *running, c *Client) {
+			c.Release("m")
+			c.Close()
+			r.end()
+		}},
+	} {
+		t.Run(end.name, func(t *testing.T) {
+			r := start(t, nil)
+			c, _ := r.node(false, time.Hour)
+			hold(t, c, "m")
+			ended := make(chan error, 1)
+			go func() { ended <- c.Wait() }()
+			for range 20 {
+				if mounts, err := c.List(); err != nil || len(mounts) != 1 {
+					t.Fatalf("%d mounts, %v", len(mounts), err)
+				}
+			}
+			select {
+			case err := <-ended:
+				t.Fatalf("it has ended: %v", err)
+			default:
+			}
+			end.by(r, c)
+			select {
+			case err := <-ended:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(hung):
+				t.Fatal("it does not end")
+			}
+		})
+	}
+}
+
 // What one node has given the next one gets, with its descriptors.
 func TestHandOver(t *testing.T) {
 	r := start(t, nil)

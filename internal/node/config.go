@@ -29,6 +29,7 @@ type Config struct {
 	LogLevel     slog.Level
 	LogFormat    string        // text or json
 	CacheSize    int64         // bytes of decoded segments kept in memory
+	MemoryLimit  int64         // bytes of memory that a node stays below; 0: as Go does
 	DrainTimeout time.Duration // how long a node waits for requests and busy mounts at its end
 	LockTimeout  time.Duration // how long a command waits for another one to leave the store
 	MountWait    time.Duration // how long a mount whose node has ended waits for the next one; 0: it ends too
@@ -39,8 +40,11 @@ type Config struct {
 }
 
 // DefaultConfig is what holds where nothing is set.
-var DefaultConfig = Config{LogLevel: slog.LevelInfo, LogFormat: "text", CacheSize: 64 << 20,
+var DefaultConfig = Config{LogLevel: slog.LevelInfo, LogFormat: "text", CacheSize: 64 << 20, MemoryLimit: 1 << 30,
 	DrainTimeout: 30 * time.Second, LockTimeout: 10 * time.Second, MountWait: time.Minute, Background: true}
+
+// minMemory is what a node can work with.
+const minMemory = 128 << 20
 
 // setting is how one value gets from text into a Config.
 type setting struct {
@@ -75,6 +79,12 @@ var settings = []setting{
 			return errors.New("debug, info, warn or error")
 		}
 		return nil
+	}},
+	{"memory_limit", func(c *Config, s string) (err error) {
+		if c.MemoryLimit, err = ParseSize(s); err == nil && c.MemoryLimit < minMemory {
+			err = errors.New("at least 128MiB")
+		}
+		return err
 	}},
 	{"metrics_listen", func(c *Config, s string) error {
 		c.Metrics = s

@@ -10,14 +10,14 @@ import (
 
 func TestConfigLayers(t *testing.T) {
 	home := t.TempDir()
-	file := "log_level: debug\nlog_format: json\ncache_size: 10MB\nlock_timeout: 1s\nbackground: false\n"
+	file := "log_level: debug\nlog_format: json\ncache_size: 10MB\nlock_timeout: 1s\nmemory_limit: 300MB\nbackground: false\n"
 	if err := os.WriteFile(filepath.Join(home, ConfigName), []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	env := map[string]string{"SPACE_LOG_FORMAT": "text", "SPACE_CACHE_SIZE": "20MB", "SPACE_HOME": "/elsewhere"}
 	flags := map[string]string{"cache_size": "30MB"}
 	got, err := LoadConfig(home, flags, func(name string) string { return env[name] })
-	want := Config{LogLevel: slog.LevelDebug, LogFormat: "text", CacheSize: 30_000_000, LockTimeout: time.Second,
+	want := Config{LogLevel: slog.LevelDebug, LogFormat: "text", CacheSize: 30_000_000, MemoryLimit: 300_000_000, LockTimeout: time.Second,
 		DrainTimeout: DefaultConfig.DrainTimeout, MountWait: DefaultConfig.MountWait, Background: false}
 	if err != nil || got != want {
 		t.Errorf("%v\n got %+v\nwant %+v", err, got, want)

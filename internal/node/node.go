@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -47,6 +48,11 @@ var ErrRunning = errors.New("a node is running already")
 // or, if ephemeral, its last projection ends; then it drains. The error has
 // the kind Canceled when requests had to be cut off.
 func Run(ctx context.Context, o Options) error {
+	if o.Config.MemoryLimit > 0 && os.Getenv("GOMEMLIMIT") == "" {
+		// All that the node keeps is bounded by itself; this has the collector run
+		// often enough for what was thrown away not to come on top of it.
+		debug.SetMemoryLimit(o.Config.MemoryLimit)
+	}
 	s, err := o.takeStore(ctx)
 	if err != nil {
 		return err
@@ -59,6 +65,8 @@ func Run(ctx context.Context, o Options) error {
 			// Until it is gone this process reads what the kernel asks, and drops
 			// it. The kernel asks the next node again, which must not come before.
 			s.KeepLock()
+		} else if n.holder != nil {
+			n.holder.end()
 		}
 		return capsule.Wrap(capsule.IO, s.Close(), "close store %s", o.Home)
 	}
@@ -205,7 +213,7 @@ func newNode(s *store.Store, o Options, quit func()) *node {
 	n := &node{Local: newLocal(s, o.Version), log: o.Log, quit: quit, opts: o, ephemeral: o.Ephemeral, gone: make(chan struct{}),
 		keeper: newKeeper(s, clock.System(), o.Log)}
 	if o.Config.MountWait > 0 {
-		n.holder = &mountHolder{o: o}
+		n.holder = newMountHolder(o)
 	}
 	n.projections = views.NewRegistry(func() { n.endIfIdle() })
 	n.registry = n.metrics()

@@ -1,6 +1,10 @@
 package fuse
 
 import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spacestore/space/capsule"
@@ -18,10 +22,29 @@ var asRoot = &tree.Cred{}
 // killedBits are the permissions that a file loses when someone unprivileged
 // changes it, or anyone gives it away (HANDLE_KILLPRIV_V2).
 func killedBits(a *tree.Attr, by *gofuse.InHeader) uint32 {
-	if a.Mode&unix.S_IXGRP != 0 || by.Uid != 0 && a.GID != by.Gid {
-		return a.Mode & (unix.S_ISUID | unix.S_ISGID)
+	bits := a.Mode & (unix.S_ISUID | unix.S_ISGID)
+	if a.Mode&(unix.S_ISGID|unix.S_IXGRP) == unix.S_ISGID && (by.Uid == 0 || inGroup(by, a.GID)) {
+		bits &^= unix.S_ISGID
 	}
-	return a.Mode & unix.S_ISUID
+	return bits
+}
+
+// inGroup tells whether who asks is in a group. Its supplementary groups a
+// request does not say.
+func inGroup(by *gofuse.InHeader, gid uint32) bool {
+	if by.Gid == gid {
+		return true
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", by.Pid))
+	if err != nil { // it is in another container, say
+		return false
+	}
+	for line := range strings.Lines(string(status)) {
+		if groups, ok := strings.CutPrefix(line, "Groups:"); ok {
+			return slices.Contains(strings.Fields(groups), fmt.Sprint(gid))
+		}
+	}
+	return false
 }
 
 func fillTreeAttr(out *gofuse.Attr, a *tree.Attr) {
@@ -93,6 +116,9 @@ func (f *treeSystem) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out *
 		if set.Set == 0 || in.Valid&(gofuse.FATTR_KILL_SUIDGID|gofuse.FATTR_MODE) == gofuse.FATTR_KILL_SUIDGID {
 			if a, err = f.tree.GetAttr(f.ctx, in.NodeId); err != nil {
 				return err
+			}
+			if set.Set == 0 {
+				set.Set, set.UID = tree.SetUID, a.UID
 			}
 			if bits := killedBits(&a, &in.InHeader); bits != 0 && a.Type != tree.Directory {
 				set.Set |= tree.SetMode
