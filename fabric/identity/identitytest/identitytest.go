@@ -36,14 +36,15 @@ func New(t testing.TB, clk clock.Clock) *Authority {
 	return &Authority{a, files, clk}
 }
 
-// At opens the authority once more, with another clock.
+// At opens the authority once more, with another clock. The nodes that it makes keep
+// the fabric's.
 func (a *Authority) At(t testing.TB, clk clock.Clock) *Authority {
 	t.Helper()
 	at, err := identity.OpenAuthority(a.files, "/authority", clk)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Authority{at, a.files, clk}
+	return &Authority{at, a.files, a.clock}
 }
 
 // Token makes a token with which one node can join at addrs.
