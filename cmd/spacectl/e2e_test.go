@@ -532,6 +532,19 @@ func TestServeCutsOffAfterDrainTimeout(t *testing.T) {
 	c.ok("verify")
 }
 
+// Files of /proc say that they are empty.
+func TestPutOfWhatSaysItIsEmpty(t *testing.T) {
+	c := newCLI(t)
+	want, err := os.ReadFile("/proc/version")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.ok("put", "/proc/version", "--name", "v")
+	if got := c.ok("get", "v"); got != string(want) {
+		t.Errorf("%q was stored of %q", got, want)
+	}
+}
+
 func TestInterruptedPutStoresNothing(t *testing.T) {
 	for name, withNode := range map[string]bool{"without a node": false, "with a node": true} {
 		t.Run(name, func(t *testing.T) {

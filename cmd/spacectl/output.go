@@ -171,6 +171,12 @@ func printable(s string) string {
 	return b.String()
 }
 
+// oneLine is printable for what stands on a line with other things: names of
+// files can have line breaks.
+func oneLine(s string) string {
+	return strings.NewReplacer("\n", `\n`, "\t", `\t`).Replace(printable(s))
+}
+
 // size formats a number of bytes for people: three digits or so.
 func size(n int64) string {
 	if n < 1000 {

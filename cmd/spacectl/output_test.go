@@ -22,6 +22,12 @@ func TestPrintable(t *testing.T) {
 	}
 }
 
+func TestOneLine(t *testing.T) {
+	if got := oneLine("two\nlines\tand\x1b"); got != `two\nlines\tand\x1b` {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestSize(t *testing.T) {
 	for n, want := range map[int64]string{0: "0 B", 999: "999 B", 1000: "1.00 kB", 9_996: "10.0 kB", 123_456: "123 kB",
 		999_600: "1.00 MB", 1<<63 - 1: "9.22 EB"} {

@@ -249,6 +249,6 @@ func (a *app) printProjections(list []views.Info) {
 		if p.NVMe != nil {
 			target += " at " + strings.Join(p.NVMe.Addresses, ", ")
 		}
-		a.printf("%-8s  %-4s  %-19s  %-36s  %s\n", printable(p.ID), printable(p.View), when(p.Since), id, printable(target))
+		a.printf("%-8s  %-4s  %-19s  %-36s  %s\n", printable(p.ID), printable(p.View), when(p.Since), id, oneLine(target))
 	}
 }

@@ -86,7 +86,7 @@ func (a *app) putFile(ctx context.Context, path string, req store.PutRequest) er
 	start := time.Now()
 	err := a.with(ctx, func(api node.Conn) (err error) {
 		total := req.Size
-		if st, err := file.Stat(); err == nil && total < 0 && st.Mode().IsRegular() {
+		if st, err := file.Stat(); err == nil && total < 0 && st.Mode().IsRegular() && st.Size() > 0 {
 			total = st.Size()
 		}
 		var progress transfer.Progress
@@ -142,7 +142,7 @@ func (a *app) putDir(ctx context.Context, dir string, req store.PutRequest) (err
 				return fatal(o.Err)
 			case o.Skipped != "":
 				skipped = append(skipped, o.Path)
-				a.note("put %s: skipped: %s", o.Path, o.Skipped)
+				a.note("put %s: skipped: %s", oneLine(o.Path), o.Skipped)
 				return nil
 			case a.json():
 				stored++
@@ -199,7 +199,7 @@ func (f *failures) add(a *app, verb, path string, err error) {
 		f.first = err
 	}
 	if !a.json() {
-		a.note("%s %s: %v", verb, path, err)
+		a.note("%s %s: %v", verb, oneLine(path), err)
 	} else if len(f.items) < maxFailures {
 		f.items = append(f.items, failure{path, capsule.KindOf(err).String(), err.Error()})
 	}

@@ -250,9 +250,9 @@ func (a *app) diffTree(cmd *cobra.Command, api node.Conn, req control.DiffReques
 		if js != nil {
 			return js.add(c)
 		}
-		path := printable(c.Path)
+		path := oneLine(c.Path)
 		if c.From != "" {
-			path = printable(c.From) + " -> " + path
+			path = oneLine(c.From) + " -> " + path
 		}
 		mark := map[string]string{"added": "+", "removed": "-", "modified": "M", "renamed": "R"}[c.Change]
 		_, err := fmt.Fprintf(a.stdout, "%s %s\n", mark, path)

@@ -170,10 +170,10 @@ func newTreeLs(a *app) *cobra.Command {
 					}
 					to := ""
 					if e.Target != "" {
-						to = " -> " + printable(e.Target)
+						to = " -> " + oneLine(e.Target)
 					}
 					a.printf("%s %3d %5d %5d %12d %s %s%s\n", fileMode(e.Mode), e.Nlink, e.UID, e.GID, e.Size,
-						e.Mtime.Local().Format(time.DateTime), printable(e.Name), to)
+						e.Mtime.Local().Format(time.DateTime), oneLine(e.Name), to)
 					return nil
 				})
 			}, "tree ls %s", show(ref))

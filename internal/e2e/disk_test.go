@@ -288,7 +288,8 @@ func TestReadOnlyDisk(t *testing.T) {
 		data := random(1, 3<<20)
 		b.put("f", data)
 		d.mount("-o", "remount,ro")
-		for _, args := range [][]string{{"put", spacectl}, {"rm", "f"}, {"gc"}, {"key", "rotate"}, {"list"}, {"get", "f"}, {"serve"}} {
+		for _, args := range [][]string{{"put", spacectl}, {"rm", "f"}, {"gc"}, {"key", "rotate"}, {"list"}, {"get", "f"}, {"serve"},
+			{"project", "mount", "f", "--target", t.TempDir()}} {
 			r := b.run(nil, args...)
 			if r.code == 0 && (args[0] == "list" || args[0] == "get" && sum([]byte(r.out)) == sum(data)) {
 				continue // reading may work

@@ -17,6 +17,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/control/transfer"
 )
 
 // ConfigName is the settings file's name in SPACE_HOME.
@@ -169,12 +170,12 @@ func readConfig(path string) (configFile, error) {
 		return configFile{}, nil
 	}
 	if err != nil {
-		return configFile{}, capsule.Wrap(capsule.IO, err, "settings")
+		return configFile{}, transfer.FileError(err, "settings")
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
 	if err != nil {
-		return configFile{}, capsule.Wrap(capsule.IO, err, "settings")
+		return configFile{}, transfer.FileError(err, "settings")
 	}
 	if len(data) > maxConfig {
 		return configFile{}, capsule.Errorf(capsule.Invalid, "%s: larger than %d bytes", path, maxConfig)

@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/internal/control/transfer"
 )
 
 // LogName is the log file of background nodes in SPACE_HOME. The one before
@@ -27,7 +27,7 @@ type logFile struct {
 func openLogFile(path string) (*logFile, error) {
 	l := &logFile{path: path}
 	if err := l.open(); err != nil {
-		return nil, capsule.Wrap(capsule.IO, err, "log")
+		return nil, transfer.FileError(err, "log")
 	}
 	return l, nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store/keyring"
 	"github.com/spacestore/space/internal/control"
+	"github.com/spacestore/space/internal/control/transfer"
 )
 
 // start returns a connection to the node, having started it if need be.
@@ -169,7 +170,7 @@ func JoinBackground(home string) (*Background, error) {
 	b.canAsk = first.CanAsk
 	err := os.MkdirAll(home, 0o700)
 	if err != nil {
-		err = capsule.Wrap(capsule.IO, err, "store directory")
+		err = transfer.FileError(err, "store directory")
 	} else {
 		b.Log, err = openLogFile(filepath.Join(home, LogName))
 	}

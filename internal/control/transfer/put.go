@@ -18,7 +18,8 @@ type Progress struct {
 }
 
 // PutFile stores what f holds from its present position on. Unless req.Size is
-// set it is taken from f, where f is a regular file at its beginning.
+// set it is taken from f, where f is a regular file at its beginning and does not
+// say that it is empty: so do those of /proc and /sys, whatever they hold.
 func PutFile(ctx context.Context, api control.Capsules, req store.PutRequest, f *os.File, progress *Progress) (capsule.Info, error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -31,7 +32,7 @@ func PutFile(ctx context.Context, api control.Capsules, req store.PutRequest, f 
 	case !st.Mode().IsRegular():
 		r = newPatientReader(ctx, f)
 	default:
-		if at, err := f.Seek(0, io.SeekCurrent); req.Size < 0 && err == nil && at == 0 {
+		if at, err := f.Seek(0, io.SeekCurrent); req.Size < 0 && err == nil && at == 0 && st.Size() > 0 {
 			req.Size = st.Size()
 		}
 	}
