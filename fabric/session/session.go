@@ -137,6 +137,7 @@ type Session struct {
 	version uint8 // that the peer speaks
 	links   []*link
 	nlinks  uint64                              // that there ever were
+	brief   int                                 // of those, lost soon after they came
 	alone   time.Time                           // since when there has been no link
 	redial  func(context.Context, Dialer) error // of a session that was dialed here
 	gone    func()                              // called once, when it has ended
@@ -491,6 +492,9 @@ func (s *Session) lose(l *link, err error) {
 		s.links = append(s.links[:i:i], s.links[i+1:]...)
 		if l.retired.IsZero() {
 			s.stats.LostLinks++
+			if time.Since(l.since) < briefLife {
+				s.brief++
+			}
 		}
 		if len(s.links) == 0 {
 			s.alone = time.Now()
