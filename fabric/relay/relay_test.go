@@ -275,6 +275,13 @@ func TestIdleConnectionsShareExchanges(t *testing.T) {
 		if n := w.server.Sessions(); n != 200 {
 			t.Errorf("%d sessions are left of 200", n)
 		}
+		w.client.mu.Lock()
+		defer w.client.mu.Unlock()
+		for _, l := range w.client.links {
+			if len(l.flights) > 1 {
+				t.Errorf("an idle connection has %d operations under way", len(l.flights))
+			}
+		}
 	})
 }
 
@@ -383,6 +390,22 @@ func TestPeerThatDropsNumbers(t *testing.T) {
 		if !old {
 			t.Error("the client still trusts the server's numbers")
 		}
+		// For good: though the server promises them once more, nothing has a number.
+		next, _ := w.pair(t)
+		next.Write([]byte("x"))
+		time.Sleep(time.Minute)
+		w.client.mu.Lock()
+		defer w.client.mu.Unlock()
+		for _, l := range w.client.links {
+			if l.pipelined || l.depth != 1 || len(l.flights) > 1 {
+				t.Errorf("pipelined %v, depth %d, %d operations under way", l.pipelined, l.depth, len(l.flights))
+			}
+			for _, f := range l.flights {
+				if f.op.Numbered {
+					t.Error("an operation has a number")
+				}
+			}
+		}
 	})
 }
 
@@ -414,6 +437,45 @@ func TestDeadServerEndsConnections(t *testing.T) {
 		}
 	})
 }
+
+// TestTimeOutsCoverWhatIsWaitedFor: an exchange has time for its operations' own
+// waits and for those that they queue behind.
+func TestTimeOutsCoverWhatIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewServer(ServerOptions{})
+		defer s.Close()
+		waited := false
+		c := NewClient(exchanger(func(ctx context.Context, batch []byte) ([]byte, error) {
+			ops, err := DecodeOps(batch)
+			if err != nil {
+				t.Error(err)
+			}
+			at, ok := ctx.Deadline()
+			for _, op := range ops {
+				wait := time.Duration(op.Wait) * time.Millisecond
+				waited = waited || wait > time.Second
+				if left := time.Until(at); !ok || left < wait+HoldTime {
+					t.Errorf("an operation that may wait for %s, and %s for its turn, has %s", wait, HoldTime, left)
+				}
+			}
+			return s.Exchange(ctx, batch)
+		}), ClientOptions{})
+		defer c.Close()
+		conn, err := c.Dial(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Write([]byte("x"))
+		time.Sleep(time.Minute)
+		if !waited {
+			t.Error("no operation was to wait")
+		}
+	})
+}
+
+type exchanger func(context.Context, []byte) ([]byte, error)
+
+func (e exchanger) Exchange(ctx context.Context, batch []byte) ([]byte, error) { return e(ctx, batch) }
 
 func TestServerIsFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

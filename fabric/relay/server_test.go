@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"reflect"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -188,6 +189,90 @@ func TestEndIsHeldBackWhileBytesRemain(t *testing.T) {
 				t.Errorf("%+v", rep)
 			}
 		}
+	})
+}
+
+// TestDrainsAreCapped for an operation and for a batch, whatever is asked for, and
+// what does not fit comes later.
+func TestDrainsAreCapped(t *testing.T) {
+	withServer(t, func(r raw) {
+		const sessions, size = 12, 3 << 20
+		ops := make([]Op, sessions)
+		ends := make([]*Conn, sessions)
+		for i := range ops {
+			ends[i] = r.connect(byte(i + 1))
+			ends[i].Write(bytes.Repeat([]byte{byte(i + 1)}, size))
+			ends[i].CloseWrite()
+		}
+		var got [sessions][]byte
+		for seq := range uint64(4) {
+			for i := range ops {
+				ops[i] = data(byte(i+1), seq, "")
+				ops[i].Drain, ops[i].Ack = 1<<32-1, seq
+			}
+			for batch := ops; len(batch) > 0; {
+				answer, err := r.Exchange(t.Context(), EncodeOps(batch))
+				if err != nil || len(answer) > MaxBatch {
+					t.Fatalf("an answer of %d bytes, %v", len(answer), err)
+				}
+				rs, err := DecodeReplies(answer)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var again []Op
+				for _, rep := range rs {
+					i := rep.Session[0] - 1
+					if rep.Status == Pending {
+						again = append(again, Op{Kind: Resume, Session: rep.Session, Numbered: true, Seq: seq})
+						continue
+					}
+					if len(rep.Data) > MaxData || rep.EOF != (len(got[i])+len(rep.Data) == size) {
+						t.Errorf("%d bytes at once after %d, end %v", len(rep.Data), len(got[i]), rep.EOF)
+					}
+					got[i] = append(got[i], rep.Data...)
+				}
+				batch = again
+			}
+		}
+		for i := range got {
+			if !bytes.Equal(got[i], bytes.Repeat([]byte{byte(i + 1)}, size)) {
+				t.Errorf("session %d: %d bytes of %d, or others", i+1, len(got[i]), size)
+			}
+		}
+	})
+}
+
+// TestOneWatcher: operations that wait cost no goroutine, but their exchange's one;
+// and replies that are never acknowledged are not kept without end.
+func TestOneWatcher(t *testing.T) {
+	withServer(t, func(r raw) {
+		c := r.connect(1)
+		before := runtime.NumGoroutine()
+		var held []Op
+		for seq := uint64(1); seq < maxAhead; seq++ {
+			held = append(held, data(1, seq, "x"))
+		}
+		done := make(chan []Reply)
+		go func() { done <- r.ops(held...) }()
+		synctest.Wait()
+		if n := runtime.NumGoroutine() - before; n > 2 {
+			t.Errorf("%d goroutines for %d operations", n, len(held))
+		}
+		r.ops(data(1, 0, "x"))
+		for _, rep := range <-done {
+			if rep.Status != OK {
+				t.Errorf("%+v", rep)
+			}
+		}
+		for seq := uint64(maxAhead); seq < 20*maxReplies; seq++ {
+			if rep := r.ops(data(1, seq, "x"))[0]; rep.Status != OK {
+				t.Fatalf("%+v", rep)
+			}
+		}
+		if n := len(r.session(ID{1}).replies); n > maxReplies+1 {
+			t.Errorf("%d replies are kept", n)
+		}
+		r.has(c, strings.Repeat("x", 20*maxReplies))
 	})
 }
 

@@ -13,6 +13,10 @@ const HoldTime = 30 * time.Second
 // maxAhead is how far an operation's number may be ahead of the next one.
 const maxAhead = 64
 
+// maxReplies is how many replies are kept for a client that does not acknowledge
+// them. One that does has far fewer operations under way.
+const maxReplies = 4 * maxAhead
+
 // session is the server's end of a connection: it runs operations in order.
 // Nothing in it blocks: an operation that waits is finished by whatever it
 // waits for (bytes from the user, a later operation, a timer).
@@ -283,6 +287,9 @@ func (s *session) finish(c *call, data []byte, eof bool) {
 	if c.op.Numbered {
 		s.replies[c.op.Seq] = c
 		s.replyBytes += len(data)
+		if c.op.Seq >= maxReplies {
+			s.acknowledge(c.op.Seq - maxReplies)
+		}
 	}
 	for _, ch := range c.watch {
 		select {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	mrand "math/rand/v2"
 	"net"
 	"sync"
 	"time"
@@ -164,9 +165,14 @@ func (e *Endpoint) serve(c net.Conn, peer string) (fresh *Session, err error) {
 // session has asked for, so that it can go another way when one fails.
 type Dialer func(ctx context.Context, n int) (net.Conn, error)
 
+// Rests between dials, which are of half so long at least, and of any length up to
+// it, so that many who have lost the same peer do not come back at once. The first
+// dial for a link that was lost comes without.
 const (
-	firstBackoff = 100 * time.Millisecond
-	lastBackoff  = 5 * time.Second
+	firstBackoff = 50 * time.Millisecond
+	lastBackoff  = 2 * time.Second
+	// briefLife is of a link that was as bad as none: after it comes a rest.
+	briefLife = 5 * time.Second
 )
 
 // Dial makes a session of the given number of links, and keeps their number.
@@ -288,10 +294,29 @@ func (m *maintainer) run() {
 		}
 	}()
 	backoff := firstBackoff
+	rest := func() {
+		t := time.NewTimer(backoff/2 + mrand.N(backoff/2))
+		defer t.Stop()
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+		backoff = min(2*backoff, lastBackoff)
+	}
+	brief := m.s.briefLinks()
 	for {
+		quiet := time.Now()
 		old, err := m.s.missing(ctx, m.links)
 		if err != nil {
 			return
+		}
+		if time.Since(quiet) > briefLife {
+			backoff = firstBackoff
+		}
+		if n := m.s.briefLinks(); n != brief {
+			brief = n
+			rest()
+			continue
 		}
 		attempt, stop := context.WithTimeout(ctx, helloTime)
 		err = m.link(attempt, frame.FlagResume, old)
@@ -299,19 +324,17 @@ func (m *maintainer) run() {
 		if m.unknown(err) {
 			return
 		}
-		if err == nil {
-			backoff = firstBackoff
-			continue
+		if err != nil {
+			rest()
 		}
-		t := time.NewTimer(backoff)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return
-		case <-t.C:
-		}
-		backoff = min(2*backoff, lastBackoff)
 	}
+}
+
+// briefLinks returns how many links were lost soon after they had come.
+func (s *Session) briefLinks() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.brief
 }
 
 // unknown ends the session if the peer says that it does not know it.

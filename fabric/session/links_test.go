@@ -196,6 +196,59 @@ type ahead struct {
 
 func (a ahead) Reserved() bool { return a.reserved }
 
+// TestRedialRests: a lost link is dialed again at once, then with growing rests, so
+// is one that dies as soon as it is there; and what works again is found soon.
+func TestRedialRests(t *testing.T) {
+	inPair(t, line{delay: 5 * time.Millisecond}, 1, Options{}, func(t *testing.T, p *pair) {
+		dials := func() int {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return p.dials
+		}
+		set := func(down, brief bool) {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.down, p.brief = down, brief
+		}
+		up := func() bool { return p.near.Stats().Links == 1 }
+		for range 3 {
+			time.Sleep(time.Minute) // all is well
+			before := dials()
+			p.cutAll()
+			time.Sleep(20 * time.Millisecond)
+			if n := dials() - before; n != 1 || !up() {
+				t.Errorf("a lost link is dialed %d times", n)
+			}
+			time.Sleep(time.Minute)
+			before = dials()
+			set(true, false)
+			p.cutAll()
+			time.Sleep(100 * time.Millisecond)
+			if n := dials() - before; n < 2 {
+				t.Errorf("%d dials in the first 100 ms", n)
+			}
+			time.Sleep(50 * time.Second)
+			if n := dials() - before; n < 25 || n > 60 {
+				t.Errorf("%d dials in 50 s without a way", n)
+			}
+			set(false, false)
+			time.Sleep(lastBackoff + 100*time.Millisecond)
+			if !up() {
+				t.Error("a way that works again is not found soon")
+			}
+			time.Sleep(time.Minute)
+			before = dials()
+			set(false, true)
+			p.cutAll()
+			time.Sleep(50 * time.Second)
+			if n := dials() - before; n < 25 || n > 60 {
+				t.Errorf("%d dials in 50 s of links that die at once", n)
+			}
+			set(false, false)
+		}
+	})
+}
+
 // TestRetireUnheard: a peer of an older version does not know what it is told,
 // and goes on to use the link. It ends anyway, and no byte is lost.
 func TestRetireUnheard(t *testing.T) {

@@ -65,6 +65,8 @@ const (
 
 	maxQueuedPackets = frame.MaxPacketBytes // bytes; older ones are dropped
 	maxCommands      = 256
+	maxFinal         = 64 << 10 // last words on streams that the peer has not taken
+	maxResets        = 16       // times MaxStreams, that the peer has not answered
 )
 
 // Errors that callers tell apart.
@@ -137,6 +139,7 @@ type Session struct {
 	version uint8 // that the peer speaks
 	links   []*link
 	nlinks  uint64                              // that there ever were
+	brief   int                                 // of those, lost soon after they came
 	alone   time.Time                           // since when there has been no link
 	redial  func(context.Context, Dialer) error // of a session that was dialed here
 	gone    func()                              // called once, when it has ended
@@ -282,7 +285,7 @@ func (s *Session) Open(class frame.Class, header []byte) (*Stream, error) {
 	if s.err != nil {
 		return nil, s.err
 	}
-	if len(s.streams) >= s.o.MaxStreams {
+	if len(s.streams) >= s.o.MaxStreams || len(s.resets) >= maxResets*s.o.MaxStreams {
 		return nil, &BusyError{"streams in this session", busyRetry}
 	}
 	st := newStream(s, s.next, class)
@@ -491,6 +494,9 @@ func (s *Session) lose(l *link, err error) {
 		s.links = append(s.links[:i:i], s.links[i+1:]...)
 		if l.retired.IsZero() {
 			s.stats.LostLinks++
+			if time.Since(l.since) < briefLife {
+				s.brief++
+			}
 		}
 		if len(s.links) == 0 {
 			s.alone = time.Now()
@@ -606,7 +612,7 @@ func (s *Session) known(id uint64, class frame.Class) (*Stream, error) {
 	s.streams[id] = st
 	if !st.charge(firstWindow, 1) {
 		s.refuse(st, "no more windows on this node")
-		return nil, nil
+		return nil, s.heard()
 	}
 	return st, nil
 }
@@ -629,21 +635,21 @@ func (s *Session) arrive(id uint64, p piece, open []byte, fin bool, class frame.
 			end++
 		}
 		s.stats.Duplicate += int64(len(p.b))
-		s.final = append(s.final, frame.WindowEntry{Stream: id, Received: end, Limit: frame.NoReader})
-		s.wake(frame.Control)
-		return nil
+		p.free()
+		s.lastWord(frame.WindowEntry{Stream: id, Received: end, Limit: frame.NoReader})
+		return s.heard()
 	}
 	if open != nil && !st.accepted && st.remote() {
 		st.accepted, st.header = true, open
 		if len(s.streams) > s.o.MaxStreams {
 			s.refuse(st, "too many streams")
-			return nil
+			return s.heard()
 		}
 		select {
 		case s.accept <- st:
 		default:
 			s.refuse(st, "nobody accepts the stream")
-			return nil
+			return s.heard()
 		}
 	}
 	if err := st.arrive(p, fin); err != nil {
@@ -665,6 +671,24 @@ func (s *Session) arrive(id uint64, p piece, open []byte, fin bool, class frame.
 				s.wake(frame.Control)
 			})
 		}
+	}
+	return nil
+}
+
+// lastWord has the peer told of a stream that is not known here any more.
+func (s *Session) lastWord(e frame.WindowEntry) {
+	if n := len(s.final); n > 0 && s.final[n-1].Stream == e.Stream {
+		e.Received = max(e.Received, s.final[n-1].Received)
+		s.final = s.final[:n-1]
+	}
+	s.final = append(s.final, e)
+	s.wake(frame.Control)
+}
+
+// heard returns an error if the peer has too much said to it that it does not hear.
+func (s *Session) heard() error {
+	if len(s.final) > maxFinal || len(s.resets) > 2*maxResets*s.o.MaxStreams {
+		return fmt.Errorf("%w: it does not listen to what becomes of its streams", frame.ErrProtocol)
 	}
 	return nil
 }
@@ -723,7 +747,7 @@ func (s *Session) acknowledged(es []frame.WindowEntry) error {
 		s.forget(st)
 	}
 	s.progress()
-	return nil
+	return s.heard()
 }
 
 // forget drops a stream of which both directions have ended and been
@@ -733,7 +757,6 @@ func (s *Session) forget(st *Stream) {
 		delete(s.streams, st.id)
 		st.uncharge()
 		// The peer may not have heard that all has come.
-		s.final = append(s.final, st.entry())
-		s.wake(frame.Control)
+		s.lastWord(st.entry())
 	}
 }

@@ -535,6 +535,84 @@ func TestHostilePeer(t *testing.T) {
 	}
 }
 
+// TestDeafPeer never hears what it is told, and has more and more to be told. It is
+// given up before that takes much memory.
+func TestDeafPeer(t *testing.T) {
+	data := func(stream uint64, payload string) []byte {
+		b := make([]byte, frame.DataSize)
+		frame.PutData(b, stream, 0)
+		return frame.Append(nil, frame.Head{Type: frame.Data, Flags: frame.FlagOpen, Class: frame.Bulk}, append(b, 0, 0), []byte(payload))
+	}
+	answer := func(stream uint64) []byte { return frame.ResetBody{Stream: stream}.Encode(1, 0) }
+	for what, say := range map[string]func(i uint64) []byte{
+		"bytes of streams that are over": func(i uint64) []byte {
+			if i < 2 {
+				return append(data(2*i+1, "x"), answer(2*i+1)...)
+			}
+			return data(2*(i%2)+1, "x") // by turns, so that none is the same as the last
+		},
+		"streams that are refused": func(i uint64) []byte { return data(2*i+1, "") },
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := New(false, Options{MaxStreams: 64, Backlog: 1})
+				a, b := line{buffer: 4 << 10}.connect()
+				if err := s.AddLink(b); err != nil {
+					t.Fatal(err)
+				}
+				said := make(chan struct{})
+				go func() {
+					defer close(said)
+					for i := uint64(0); ; i++ {
+						if _, err := a.Write(say(i)); err != nil {
+							return
+						}
+					}
+				}()
+				<-s.Done()
+				if err := s.Err(); !errors.Is(err, frame.ErrProtocol) {
+					t.Errorf("%v", err)
+				}
+				a.Close()
+				<-said
+			})
+		})
+	}
+}
+
+// TestBoundlessCredit: a peer that has room for everything, and acknowledges
+// nothing, is not sent more than a window.
+func TestBoundlessCredit(t *testing.T) {
+	for _, limit := range []uint64{1 << 40, 1 << 63, frame.NoReader - 1} {
+		synctest.Test(t, func(t *testing.T) {
+			budget := NewBudget(1 << 30)
+			s := New(true, Options{MaxWindow: 1 << 20, Budget: budget})
+			a, b := line{}.connect()
+			if err := s.AddLink(b); err != nil {
+				t.Fatal(err)
+			}
+			go io.Copy(io.Discard, a)
+			st, err := s.Open(frame.Bulk, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.Write(frame.Append(nil, frame.Head{Type: frame.Window}, frame.AppendWindow(nil, frame.WindowEntry{Stream: st.ID(), Limit: limit})))
+			st.SetWriteDeadline(time.Now().Add(time.Second))
+			if n, err := st.Write(make([]byte, 16<<20)); !errors.Is(err, os.ErrDeadlineExceeded) || n > 2<<20 {
+				t.Errorf("%d bytes were taken in, %v", n, err)
+			}
+			if used := budget.Used(); used < firstWindow || used > 2<<20 {
+				t.Errorf("%d bytes of the budget are taken", used)
+			}
+			s.Close()
+			if used := budget.Used(); used != 0 {
+				t.Errorf("%d bytes of the budget are taken at the end", used)
+			}
+			a.Close()
+		})
+	}
+}
+
 // TestManySmallFrames that nobody reads are held as their bytes, not as many
 // times as much.
 func TestManySmallFrames(t *testing.T) {

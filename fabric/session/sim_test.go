@@ -202,17 +202,26 @@ type pair struct {
 	mu    sync.Mutex
 	wires []*wire // all that were ever dialed, the client's ends
 	fresh chan *Session
+	dials int
 	down  bool // dials fail
+	brief bool // links die as soon as they are there
 }
 
 func (p *pair) dial(context.Context, int) (net.Conn, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.dials++
 	if p.down {
 		return nil, errors.New("no way there")
 	}
 	a, b := p.line.connect()
 	p.wires = append(p.wires, a)
+	if p.brief {
+		time.AfterFunc(3*p.line.delay, func() {
+			cut(a.in, io.ErrUnexpectedEOF)
+			cut(a.out, io.ErrUnexpectedEOF)
+		})
+	}
 	server := p.server
 	go func() {
 		if s, err := server.Serve(b, "client"); err == nil && s != nil {

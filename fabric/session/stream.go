@@ -663,11 +663,11 @@ func (st *Stream) promise() {
 // acknowledged takes in what the peer says of the stream.
 func (st *Stream) acknowledged(e frame.WindowEntry) error {
 	st.openSaid, st.openAcked = true, true
-	if e.Received > st.end+1 || e.Received > st.end && !st.finEver {
+	if e.Received > st.nxt+1 || e.Received > st.nxt && !st.finEver {
 		if st.err != nil {
 			return nil
 		}
-		return fmt.Errorf("%w: stream %d: byte %d is acknowledged of %d", frame.ErrProtocol, st.id, e.Received, st.end)
+		return fmt.Errorf("%w: stream %d: byte %d is acknowledged of %d that were sent", frame.ErrProtocol, st.id, e.Received, st.nxt)
 	}
 	if e.Received > st.end {
 		st.finAcked = true
@@ -700,7 +700,8 @@ func (st *Stream) acknowledged(e frame.WindowEntry) error {
 		}
 	} else if e.Limit > st.limit {
 		st.limit = e.Limit
-		if w := st.limit - st.una; w > st.sendWindow && st.charge(w-st.sendWindow, growth) {
+		// What is held until it is acknowledged is bounded here, whatever the peer says.
+		if w := min(st.limit-min(st.limit, st.una), uint64(st.s.o.MaxWindow)); w > st.sendWindow && st.charge(w-st.sendWindow, growth) {
 			st.sendWindow = w
 		}
 		st.wakeWriters()
