@@ -42,6 +42,8 @@ type Options struct {
 	Limits admit.Config // what is 0 for the node and for each route has a default
 
 	Log *slog.Logger // nil: nothing is logged
+
+	version uint8 // of the protocol, at most, for tests of upgrades; 0: the newest
 }
 
 // Listen is where a node takes in links.

@@ -75,6 +75,7 @@ func (n *Node) peer(id identity.NodeID) (*peer, error) {
 		MaxStreams: maxSessionStreams,
 		Budget:     n.windows,
 		Backlog:    sessionBacklog,
+		Version:    n.o.version,
 		Packets:    func(tunnel [16]byte, packets [][]byte) { n.packets(p, tunnel, packets) },
 	})
 	n.peers[id] = p

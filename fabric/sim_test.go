@@ -34,18 +34,25 @@ type flow struct {
 	st   Stream
 	stop chan struct{}
 	done chan error
+	size int // of a block
 	n    int
 }
 
 func startFlow(t *testing.T, tun *Tunnel, class frame.Class) *flow {
 	t.Helper()
+	return paced(t, tun, class, 1<<10, 40*time.Millisecond)
+}
+
+// paced starts a flow of a block of so many bytes every so often.
+func paced(t *testing.T, tun *Tunnel, class frame.Class, size int, rest time.Duration) *flow {
+	t.Helper()
 	st, err := tun.Open(context.Background(), class, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &flow{t: t, st: st, stop: make(chan struct{}), done: make(chan error, 1)}
+	f := &flow{t: t, st: st, size: size, stop: make(chan struct{}), done: make(chan error, 1)}
 	go func() {
-		block := payload(uint64(class), 1<<10)
+		block := payload(uint64(class), size)
 		sent := make(chan error, 1)
 		go func() {
 			for i := 0; ; i++ {
@@ -53,7 +60,7 @@ func startFlow(t *testing.T, tun *Tunnel, class frame.Class) *flow {
 				case <-f.stop:
 					sent <- st.CloseWrite()
 					return
-				case <-time.After(40 * time.Millisecond):
+				case <-time.After(rest):
 				}
 				block[0], block[1] = byte(i), byte(i>>8)
 				if _, err := st.Write(block); err != nil {
@@ -68,7 +75,7 @@ func startFlow(t *testing.T, tun *Tunnel, class frame.Class) *flow {
 }
 
 func (f *flow) check(st Stream, sent chan error) error {
-	want := payload(uint64(st.Class()), 1<<10)
+	want := payload(uint64(st.Class()), f.size)
 	got := make([]byte, len(want))
 	var b [1]byte
 	for b[0] != '\n' {

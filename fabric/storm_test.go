@@ -37,7 +37,7 @@ func storm(t *testing.T, w *world, r *rand.Rand) {
 		pool string
 	}{{b, "c"}, {c, "d"}, {d, "b"}} {
 		tun := w.open(t, x.from, testProfile, x.pool)
-		flows = append(flows, startFlow(t, tun, frame.Bulk), startFlow(t, tun, frame.Interactive))
+		flows = append(flows, paced(t, tun, frame.Bulk, 16<<10, 320*time.Millisecond), paced(t, tun, frame.Interactive, 1<<10, 200*time.Millisecond))
 	}
 	time.Sleep(5 * time.Second)
 	for range 12 {
