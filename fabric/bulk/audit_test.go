@@ -23,6 +23,16 @@ func otherwise(p *payload, chunks ...int) *payload {
 	return o
 }
 
+// slow is a stream whose reads take a while, so that all mirrors have a part.
+type slow struct{ net.Conn }
+
+func (s slow) Read(p []byte) (int, error) {
+	time.Sleep(time.Millisecond)
+	return s.Conn.Read(p)
+}
+
+func slowly(c net.Conn) io.ReadWriteCloser { return slow{c} }
+
 // TestReadOnce: a giver reads each byte once, for its hash and for sending it.
 func TestReadOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -41,7 +51,11 @@ func TestReadOnce(t *testing.T) {
 // whose hashes are right for it.
 func TestLiar(t *testing.T) {
 	p := newPayload(2, 3*pageChunks*testChunk)
-	q := otherwise(p, 0, 1, 70, 71, 72, 100, 3*pageChunks-1)
+	var all []int
+	for c := range 3 * pageChunks {
+		all = append(all, c)
+	}
+	q := otherwise(p, all...)
 	offer, err := NewOffer(p, testChunk)
 	if err != nil {
 		t.Fatal(err)
@@ -56,6 +70,7 @@ func TestLiar(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					m, disk := &memory{}, vfstest.NewPowerCut()
 					good, liar := newSite(t, "good", p), newSite(t, "liar", q)
+					good.way, liar.way = slowly, slowly
 					o := Options{Sink: m, Mirrors: []Mirror{good, liar}, Trusted: how == "trusted", Journal: openJournal(t, disk, 1)}
 					if liarFirst {
 						o.Mirrors = []Mirror{liar, good}
@@ -70,10 +85,7 @@ func TestLiar(t *testing.T) {
 						}
 					}
 					switch how {
-					case "": // nobody can tell; unless all that came is from one
-						if err == nil {
-							t.Fatal("it has come to an end, of two contents")
-						}
+					case "": // nobody can tell
 						if !errors.Is(err, ErrDisputed) {
 							t.Fatal(err)
 						}

@@ -300,12 +300,9 @@ func (o *Offer) sendChunk(l *link, n, from uint32, buf []byte) error {
 }
 
 func (o *Offer) sendRoot(ctx context.Context, l *link) error {
-	if err := o.unchanged(); err != nil {
-		return err
-	}
 	r, err := o.Root(ctx)
 	if err == nil {
-		err = o.unchanged() // reading may have taken long
+		err = o.unchanged() // at the end: reading may have taken long
 	}
 	if err != nil {
 		return err

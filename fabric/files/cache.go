@@ -3,6 +3,7 @@ package files
 import (
 	"container/list"
 	"os"
+	"path"
 	"sync"
 )
 
@@ -83,4 +84,64 @@ func (h *handles) close() error {
 	}
 	h.idle.Init()
 	return err
+}
+
+// dirs opens what is below a directory, and keeps the directory of the last one open:
+// in the order of paths most have the same one as the one before.
+type dirs struct {
+	root *os.Root
+
+	mu   sync.Mutex
+	path string
+	last *os.Root // nil: none
+}
+
+// in calls fn with the directory that a path is in, and its name there.
+func (d *dirs) in(name string, fn func(dir *os.Root, base string) error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	parent, base := path.Split(name)
+	if parent == "" {
+		return fn(d.root, base)
+	}
+	if d.last == nil || d.path != parent {
+		d.drop()
+		last, err := d.root.OpenRoot(parent)
+		if err != nil {
+			return err
+		}
+		d.path, d.last = parent, last
+	}
+	return fn(d.last, base)
+}
+
+func (d *dirs) drop() {
+	if d.last != nil {
+		d.last.Close() // nothing was written through it
+		d.last = nil
+	}
+}
+
+func (d *dirs) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.drop()
+}
+
+// open is os.Root.OpenFile.
+func (d *dirs) open(name string, flag int, perm os.FileMode) (f *os.File, err error) {
+	err = d.in(name, func(dir *os.Root, base string) (err error) {
+		f, err = dir.OpenFile(base, flag, perm)
+		return err
+	})
+	return f, err
+}
+
+// lstat is os.Root.Lstat.
+func (d *dirs) lstat(name string) (fi os.FileInfo, err error) {
+	err = d.in(name, func(dir *os.Root, base string) (err error) {
+		fi, err = dir.Lstat(base)
+		return err
+	})
+	return fi, err
 }

@@ -10,7 +10,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/zeebo/blake3"
 )
@@ -50,8 +49,6 @@ type entry struct {
 	xattrs string      // extended attributes, see appendXattr
 	offset int64       // of a regular file's first byte in the contents; follows from the others
 }
-
-func (e *entry) modTime() time.Time { return time.Unix(0, e.mtime) }
 
 // manifest is what a share consists of: the share itself, then, where it is a
 // directory, what is in it, each after its directory and in the order of paths.

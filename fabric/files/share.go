@@ -266,6 +266,7 @@ type offer struct {
 	base    string // of the share in root
 	version string
 	skipped int
+	dirs    dirs
 	handles *handles
 
 	unreadable *UnreadableError
@@ -339,7 +340,7 @@ func look(path string, so ShareOptions) (*offer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("files: %w", err)
 	}
-	o := &offer{root: root, path: path, base: filepath.Base(path)}
+	o := &offer{root: root, path: path, base: filepath.Base(path), dirs: dirs{root: root}}
 	o.handles = newHandles(o.open)
 	if err = o.walk(); err == nil && o.unreadable != nil && !so.SkipUnreadable {
 		err = o.unreadable
@@ -360,7 +361,7 @@ func look(path string, so ShareOptions) (*offer, error) {
 		o.contents, err = bulk.NewOffer(o, so.chunk)
 	}
 	if err != nil {
-		root.Close()
+		o.free()
 		return nil, fmt.Errorf("files: %w", err)
 	}
 	return o, nil
@@ -478,7 +479,7 @@ func (o *offer) walk() error {
 
 // probe opens a file or directory, and returns its extended attributes.
 func (o *offer) probe(p string) (string, error) {
-	f, err := o.root.OpenFile(p, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	f, err := o.dirs.open(p, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return "", err
 	}
@@ -568,8 +569,10 @@ func (o *offer) same(path string) bool {
 	if p, err := filepath.EvalSymlinks(path); err != nil || p != o.path {
 		return false
 	}
+	d := dirs{root: o.root}
+	defer d.close()
 	for i := range o.m.entries {
-		if fi, err := o.root.Lstat(o.name(i)); err != nil || statOf(fi) != o.stats[i] {
+		if fi, err := d.lstat(o.name(i)); err != nil || statOf(fi) != o.stats[i] {
 			return false
 		}
 	}
@@ -581,8 +584,10 @@ func (o *offer) Size() int64 { return o.m.size }
 
 // Version implements bulk.Source: it looks at every file.
 func (o *offer) Version() (string, error) {
+	d := dirs{root: o.root}
+	defer d.close()
 	return o.sum(func(i int) (stat, error) {
-		fi, err := o.root.Lstat(o.name(i))
+		fi, err := d.lstat(o.name(i))
 		if err != nil {
 			return stat{}, err
 		}
@@ -629,7 +634,7 @@ func (o *offer) name(i int) string {
 // open opens a file if it is the one that was looked at.
 func (o *offer) open(i int) (*os.File, error) {
 	name := o.name(i)
-	f, err := o.root.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	f, err := o.dirs.open(name, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ELOOP) {
 			return nil, changed(name)
@@ -681,6 +686,7 @@ func (o *offer) retire() {
 // free closes what was only read: an error has nothing to say.
 func (o *offer) free() {
 	o.handles.close()
+	o.dirs.close()
 	o.root.Close()
 }
 

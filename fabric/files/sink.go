@@ -10,7 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -26,16 +26,18 @@ type sink struct {
 	m       *manifest
 	root    *os.Root // the hidden directory
 	dir     *os.File // it too, from the beginning on: errors of writing back are told to it
+	dirs    dirs
 	handles *handles
 
-	mu    sync.Mutex
-	dirty map[int]bool // files that were written since the last sync
+	mu      sync.Mutex
+	dirty   map[int]bool // files that were written since the last sync
+	settled map[int]bool // files that are as they should be, but for a sync
 }
 
 // newSink makes the directories of a share, in which the files are made as their
 // contents come.
 func newSink(root *os.Root, m *manifest) (*sink, error) {
-	s := &sink{m: m, root: root, dirty: map[int]bool{}}
+	s := &sink{m: m, root: root, dirs: dirs{root: root}, dirty: map[int]bool{}, settled: map[int]bool{}}
 	s.handles = newHandles(s.open)
 	var err error
 	if s.dir, err = root.Open("."); err != nil {
@@ -71,8 +73,15 @@ func (s *sink) name(i int) string {
 	return treeName
 }
 
-func (s *sink) open(i int) (*os.File, error) {
-	return s.root.OpenFile(s.name(i), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+func (s *sink) open(i int) (f *os.File, err error) {
+	const flags = os.O_RDWR | os.O_CREATE | syscall.O_NOFOLLOW
+	f, err = s.dirs.open(s.name(i), flags, 0o600)
+	if errors.Is(err, fs.ErrPermission) { // an earlier try has given it its own permissions already
+		if err = s.root.Chmod(s.name(i), 0o600); err == nil {
+			f, err = s.dirs.open(s.name(i), flags, 0o600)
+		}
+	}
+	return f, err
 }
 
 // WriteAt implements bulk.Sink.
@@ -86,8 +95,13 @@ func (s *sink) WriteAt(p []byte, off int64) (int, error) {
 			}
 			k, err := write(p[from:to], at)
 			n += k
+			// A file that comes whole is settled while it is open.
+			whole := err == nil && at == 0 && int64(k) == s.m.entries[i].size
+			if whole {
+				err = settle(f, &s.m.entries[i], s.m.entries[i].perm, false)
+			}
 			s.mu.Lock() // after writing: a sync that begins before may not have it
-			s.dirty[i] = true
+			s.dirty[i], s.settled[i] = true, whole && err == nil
 			s.mu.Unlock()
 			return err
 		})
@@ -167,6 +181,7 @@ func (s *sink) syncDir(name string) error {
 }
 
 func (s *sink) close() error {
+	s.dirs.close()
 	if err := s.handles.close(); err != nil {
 		return fmt.Errorf("files: %w", err)
 	}
@@ -176,9 +191,10 @@ func (s *sink) close() error {
 // finish makes what has no contents, gives everything its permissions and times,
 // and makes all of it durable.
 func (s *sink) finish() error {
-	for i := range s.m.entries { // files whose contents are all there
-		if e := &s.m.entries[i]; e.kind == regular {
-			if err := s.settle(i); err != nil {
+	each := len(s.m.entries) <= manyFiles // is synced by itself
+	for i := range s.m.entries {          // files whose contents are all there
+		if e := &s.m.entries[i]; e.kind == regular && (each || !s.settled[i]) {
+			if err := s.settle(i, each); err != nil {
 				return fmt.Errorf("files: %w", sinkError(err))
 			}
 		}
@@ -196,17 +212,17 @@ func (s *sink) finish() error {
 			if e.path == "" {
 				perm |= 0o200 // until it is renamed: its entry ".." is written
 			}
-			err := s.attributes(i)
+			d, err := s.root.Open(s.name(i))
 			if err == nil {
-				err = s.root.Chtimes(s.name(i), time.Time{}, e.modTime())
-			}
-			if err == nil {
-				err = s.root.Chmod(s.name(i), perm)
+				err = errors.Join(settle(d, e, perm, each), d.Close())
 			}
 			if err != nil {
-				return fmt.Errorf("files: %w", err)
+				return fmt.Errorf("files: %w", sinkError(err))
 			}
 		}
+	}
+	if each {
+		return s.syncDir(".")
 	}
 	if err := unix.Syncfs(int(s.dir.Fd())); err != nil {
 		return fmt.Errorf("files: sync: %w", err)
@@ -235,16 +251,6 @@ func (s *sink) link(i int) error {
 	return err
 }
 
-// attributes gives a directory its extended attributes.
-func (s *sink) attributes(i int) error {
-	d, err := s.root.Open(s.name(i))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return setXattrs(d, &s.m.entries[i])
-}
-
 // setXattrs gives a file or directory the extended attributes that it should have,
 // where the file system has such.
 func setXattrs(f *os.File, e *entry) error {
@@ -271,16 +277,11 @@ func setXattrs(f *os.File, e *entry) error {
 	return nil
 }
 
-// settle gives a file its time and permissions, after a look whether its contents
-// are as long as they should be. One without contents is made.
-func (s *sink) settle(i int) (err error) {
+// settle gives a file what it should have beside its contents, after a look whether
+// they are as long as they should be. One without contents is made.
+func (s *sink) settle(i int, sync bool) (err error) {
 	e := &s.m.entries[i]
 	f, err := s.open(i)
-	if errors.Is(err, fs.ErrPermission) { // an earlier try has given it its own already
-		if err = s.root.Chmod(s.name(i), 0o600); err == nil {
-			f, err = s.open(i)
-		}
-	}
 	if err != nil {
 		return err
 	}
@@ -290,14 +291,32 @@ func (s *sink) settle(i int) (err error) {
 	} else if fi.Size() != e.size {
 		return fmt.Errorf("%w: %.200q has %d bytes, not %d", errLost, e.path, fi.Size(), e.size)
 	}
+	return settle(f, e, e.perm, sync)
+}
+
+// settle gives a file or directory its attributes, times and permissions.
+func settle(f *os.File, e *entry, perm fs.FileMode, sync bool) error {
 	if err := setXattrs(f, e); err != nil {
 		return err
 	}
-	ts := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.NsecToTimespec(e.mtime)}
-	if err := unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), ts, 0); err != nil {
+	at := unix.NsecToTimespec(e.mtime)
+	if err := futimens(int(f.Fd()), &[2]unix.Timespec{{Nsec: unix.UTIME_OMIT}, at}); err != nil {
 		return &os.PathError{Op: "utimensat", Path: e.path, Err: err}
 	}
-	return f.Chmod(e.perm)
+	err := f.Chmod(perm)
+	if err == nil && sync {
+		err = f.Sync()
+	}
+	return err
+}
+
+// futimens is utimensat(2) of an open file: package unix has it for paths alone.
+func futimens(fd int, at *[2]unix.Timespec) error {
+	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(at)), 0, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // linkTime gives a symbolic link its time, where it is.
