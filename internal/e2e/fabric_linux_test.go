@@ -51,7 +51,7 @@ func TestFabricAcrossHosts(t *testing.T) {
 	l := join(left, "left", "tls://10.1.0.1:7420")
 
 	// An echo on the right, reached through a VPN and through a forwarded port.
-	service, err := right.Listen("tcp", "0.0.0.0:0")
+	service, err := right.Listen("tcp", ":0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,12 +70,12 @@ func TestFabricAcrossHosts(t *testing.T) {
 	}()
 	_, port, _ := net.SplitHostPort(service.Addr().String())
 	r.job("fabric", "expose", "echo", "127.0.0.1:"+port)
-	_, endExit := r.job("fabric", "vpn", "--exit", "--network", "10.77.0.0/24", "--device", "exit0")
+	_, endExit := r.job("fabric", "vpn", "--exit", "--network", "10.77.0.0/24,fd77::/64", "--device", "exit0")
 	forwarded, _ := l.job("fabric", "forward", "0", "echo", "--wait", hung.String())
 	_, endVPN := l.job("fabric", "vpn", "--device", "vpn0", "--wait", hung.String())
 
-	through := map[string]net.Conn{"the forwarded port": nil, "the VPN": nil}
-	for what, addr := range map[string]string{"the forwarded port": forwarded, "the VPN": "10.77.0.1:" + port} {
+	through := map[string]net.Conn{"the forwarded port": nil, "the VPN": nil, "the VPN in IPv6": nil}
+	for what, addr := range map[string]string{"the forwarded port": forwarded, "the VPN": "10.77.0.1:" + port, "the VPN in IPv6": "[fd77::1]:" + port} {
 		c, err := left.Dial("tcp", addr)
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)

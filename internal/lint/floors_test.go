@@ -27,6 +27,7 @@ var floors = [][]string{
 	{"fabric/tunneltest"},
 	{"fabric"},
 	{"fabric/carrier", "fabric/directory", "fabric/admit"},
+	{"fabric/identity/identitytest"},
 	{"fabric/session"},
 	{"fabric/frame", "fabric/bulk", "fabric/identity", "fabric/relay"},
 	{"capsule/tree/..."},
@@ -45,7 +46,7 @@ var floors = [][]string{
 var outside = []string{"internal/e2e", "internal/lint", "scripts/..."}
 
 // testOnly are packages for tests, which nothing that ships may import.
-var testOnly = []string{"internal/vfs/vfstest", "fabric/tunneltest", "internal/testenv/..."}
+var testOnly = []string{"internal/vfs/vfstest", "fabric/tunneltest", "fabric/identity/identitytest", "internal/testenv/..."}
 
 // engineUsers may import the metadata engine, Pebble.
 var engineUsers = []string{"capsule/store", "capsule/store/metafs", "internal/vfs/..."}
