@@ -768,6 +768,7 @@ func TestExitCodes(t *testing.T) {
 		{2, "4097 bytes", []string{"put", os.DevNull, "--name", long}},
 		{2, "control character", []string{"put", os.DevNull, "--name", "a\x1bb"}},
 		{2, "empty", []string{"put", os.DevNull, "--name", ""}},
+		{2, "negative", []string{"put", os.DevNull, "--size", "-5"}},
 		{2, "is a directory", []string{"put", filepath.Dir(bad)}},
 		{2, "negative", []string{"get", "n", "--offset", "-1"}},
 		{2, "outside", []string{"get", "n", "--offset", "9223372036854775807"}},

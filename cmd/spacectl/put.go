@@ -49,6 +49,9 @@ With -r, store every regular file of a directory as a capsule named by its path
 			} else if cmd.Flags().Changed("name") {
 				return capsule.Errorf(capsule.Invalid, "--name is empty")
 			}
+			if cmd.Flags().Changed("size") && req.Size < 0 {
+				return capsule.Errorf(capsule.Invalid, "--size can't be negative")
+			}
 			if policy != "" {
 				if req.Policy, err = readPolicy(policy); err != nil {
 					return err

@@ -525,7 +525,7 @@ func testDamage(t *testing.T, size int) {
 	const from, to = 100<<10 + 123, 160<<10 + 77
 	s := newFakeStore()
 	content := pattern(1, size)
-	info := s.put("x", content)
+	info := s.put("a-telling-name", content)
 	s.update(info.ID, func(c *fakeCapsule) { c.damaged = [][2]int64{{from, to}} })
 	var log logBuffer
 	_, dir := mountAt(t, s, Options{Capsule: info.ID, Logger: log.logger()})
@@ -608,6 +608,9 @@ func testDamage(t *testing.T, size int) {
 		if !strings.Contains(line, want) {
 			t.Errorf("the log line lacks %s: %s", want, line)
 		}
+	}
+	if strings.Contains(line, info.Name) {
+		t.Errorf("the log tells the capsule's name, which is encrypted on the disk: %s", line)
 	}
 }
 

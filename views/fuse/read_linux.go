@@ -121,8 +121,9 @@ func (f *fileSystem) failRead(info capsule.Info, off, size int64, err error) gof
 		return f.fail("read", info.ID.String(), err)
 	}
 	if f.messages.allow(fmt.Sprint(info.ID, info.Version, d.Off)) {
+		// Names stay out of it, as in fail.
 		f.log.Error("damaged range read; the reader gets EIO for it",
-			"capsule", info.ID, "name", info.Name, "version", info.Version,
+			"capsule", info.ID, "version", info.Version,
 			"off", d.Off, "len", d.Len, "log", d.Log, "log_off", d.LogOff, "why", d.Why,
 			"request_off", off, "request_len", size)
 	}
