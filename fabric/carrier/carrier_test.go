@@ -304,8 +304,13 @@ func TestSessionsUnderFaults(t *testing.T) {
 			far()
 			set(faultnet.Fault{})
 		},
-		"half open": func(set func(faultnet.Fault), _, far func()) {
+		"half open to the dialer": func(set func(faultnet.Fault), _, far func()) {
 			set(faultnet.Fault{Down: true})
+			far()
+			set(faultnet.Fault{})
+		},
+		"half open to the server": func(set func(faultnet.Fault), _, far func()) {
+			set(faultnet.Fault{Up: true})
 			far()
 			set(faultnet.Fault{})
 		},

@@ -98,6 +98,9 @@ var (
 	ErrReset = errors.New("relay: connection reset")
 	// ErrHeld ends a connection of which an operation stayed away for HoldTime.
 	ErrHeld = errors.New("relay: an operation did not arrive in time")
+	// ErrRefused is of an exchange where one end does not trust the other: it is not
+	// tried again, and ends the connections that it is for.
+	ErrRefused = errors.New("relay: the exchange is refused")
 	// ErrBusy is Dial's answer when the server takes no more connections.
 	ErrBusy = errors.New("relay: the server has no room for another connection; try again later")
 )

@@ -3,8 +3,11 @@ package relay
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 )
 
@@ -27,6 +30,11 @@ func (h *HTTP) Exchange(ctx context.Context, batch []byte) ([]byte, error) {
 	req.Header.Set("Content-Type", contentType)
 	resp, err := h.Client.Do(req)
 	if err != nil {
+		var check *tls.CertificateVerificationError
+		var alert *net.OpError
+		if errors.As(err, &check) || errors.As(err, &alert) && alert.Op == "remote error" {
+			return nil, fmt.Errorf("%w: %w", ErrRefused, err)
+		}
 		return nil, fmt.Errorf("relay: %w", err)
 	}
 	defer resp.Body.Close()

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"fmt"
 	"time"
 )
@@ -205,7 +206,7 @@ func (f *flight) failed(err error) {
 		l.client.end(l, err)
 		return
 	}
-	if !l.pipelined || now.After(f.until) {
+	if !l.pipelined || now.After(f.until) || errors.Is(err, ErrRefused) {
 		l.client.end(l, fmt.Errorf("%w: %w", ErrReset, err))
 		return
 	}
