@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"encoding/binary"
 	"flag"
 	"fmt"
 	"io"
@@ -55,13 +56,15 @@ func TestMemoryBound(t *testing.T) {
 			return err
 		}
 		defer f.Close()
-		data := random(r.Uint64(), int(piece)+64<<10)
+		key := [32]byte{}
+		binary.LittleEndian.PutUint64(key[:], r.Uint64())
+		fresh, part := rand.NewChaCha8(key), make([]byte, piece)
 		for n := int64(0); !enough(); n++ {
 			at := n * piece % size
 			if !sequential {
 				at = r.Int64N(size/piece) * piece
 			}
-			part := data[r.IntN(64<<10):][:piece] // no two the same
+			fresh.Read(part) // or it would be stored once
 			if _, err := f.WriteAt(part, from+at); err != nil {
 				return err
 			}

@@ -50,8 +50,9 @@ var ErrRunning = errors.New("a node is running already")
 func Run(ctx context.Context, o Options) error {
 	if o.Config.MemoryLimit > 0 && os.Getenv("GOMEMLIMIT") == "" {
 		// All that the node keeps is bounded by itself; this has the collector run
-		// often enough for what was thrown away not to come on top of it.
-		debug.SetMemoryLimit(o.Config.MemoryLimit)
+		// often enough for what was thrown away not to come on top of it. A quarter is
+		// for what is not the collector's, as the buffers of mounts.
+		debug.SetMemoryLimit(o.Config.MemoryLimit / 4 * 3)
 	}
 	s, err := o.takeStore(ctx)
 	if err != nil {
