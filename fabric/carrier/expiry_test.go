@@ -122,7 +122,7 @@ func openLate(t *testing.T, f *fabric, late time.Duration) *identitytest.Authori
 func TestSessionOutlivesCertificates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFabric(t)
-		late := &fabric{t, openLate(t, f, identity.CertLife-24*time.Hour)}
+		late := &fabric{t, openLate(t, f, identity.CertLife-4*time.Hour)}
 		a, b := late.node(), f.node()
 		here, there := session.NewEndpoint(session.Options{}), session.NewEndpoint(session.Options{})
 		defer there.Close()
@@ -155,7 +155,7 @@ func TestSessionOutlivesCertificates(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		end := time.Now().Add(30 * time.Hour)
+		end := time.Now().Add(5 * time.Hour)
 		var g sync.WaitGroup
 		var sent, got bytes.Buffer
 		g.Go(func() {
@@ -166,7 +166,7 @@ func TestSessionOutlivesCertificates(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				time.Sleep(5 * time.Minute)
+				time.Sleep(time.Minute)
 			}
 			w.CloseWrite()
 		})

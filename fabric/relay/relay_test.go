@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -444,7 +445,7 @@ func TestTimeOutsCoverWhatIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := NewServer(ServerOptions{})
 		defer s.Close()
-		waited := false
+		var waited atomic.Bool
 		c := NewClient(exchanger(func(ctx context.Context, batch []byte) ([]byte, error) {
 			ops, err := DecodeOps(batch)
 			if err != nil {
@@ -453,7 +454,9 @@ func TestTimeOutsCoverWhatIsWaitedFor(t *testing.T) {
 			at, ok := ctx.Deadline()
 			for _, op := range ops {
 				wait := time.Duration(op.Wait) * time.Millisecond
-				waited = waited || wait > time.Second
+				if wait > time.Second {
+					waited.Store(true)
+				}
 				if left := time.Until(at); !ok || left < wait+HoldTime {
 					t.Errorf("an operation that may wait for %s, and %s for its turn, has %s", wait, HoldTime, left)
 				}
@@ -467,7 +470,7 @@ func TestTimeOutsCoverWhatIsWaitedFor(t *testing.T) {
 		}
 		conn.Write([]byte("x"))
 		time.Sleep(time.Minute)
-		if !waited {
+		if !waited.Load() {
 			t.Error("no operation was to wait")
 		}
 	})

@@ -196,7 +196,7 @@ func TestEndIsHeldBackWhileBytesRemain(t *testing.T) {
 // what does not fit comes later.
 func TestDrainsAreCapped(t *testing.T) {
 	withServer(t, func(r raw) {
-		const sessions, size = 12, 3 << 20
+		const sessions, size = 10, 2 << 20
 		ops := make([]Op, sessions)
 		ends := make([]*Conn, sessions)
 		for i := range ops {
@@ -205,7 +205,7 @@ func TestDrainsAreCapped(t *testing.T) {
 			ends[i].CloseWrite()
 		}
 		var got [sessions][]byte
-		for seq := range uint64(4) {
+		for seq := range uint64(3) {
 			for i := range ops {
 				ops[i] = data(byte(i+1), seq, "")
 				ops[i].Drain, ops[i].Ack = 1<<32-1, seq

@@ -9,6 +9,8 @@
 //     [Session.Relink] moves a session to other links while its streams flow,
 //     without loss and without sending anything twice, [Session.Retire] takes one
 //     link out of use, [Session.Links] and [Session.Changed] show them.
+//   - A link that says when it ends ([Expiring]) is replaced before; one that is
+//     [Reserved] is never lent to bulk.
 //   - A link is any net.Conn that authenticates its peer and keeps its bytes
 //     secret and whole: the session trusts what it says of identity.
 //
@@ -26,7 +28,8 @@
 // A stream holds at most a window of bytes that nobody has read, and about a
 // window of bytes that the peer has not acknowledged. A session has at most
 // MaxStreams, and as many that nobody has accepted as its backlog. A [Budget]
-// bounds the windows of all sessions of a node together. An idle link keeps no
+// bounds the windows of all sessions of a node together. A peer that does not take
+// in what is to be said to it of its streams is given up. An idle link keeps no
 // buffers but 4 KiB to read into; large payloads lie in pooled memory.
 //
 // # What can be seen
