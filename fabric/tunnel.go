@@ -65,6 +65,9 @@ var (
 	errNodeEnds   = fmt.Errorf("%w: the node ends", ErrClosed)
 	errAbandoned  = errors.New("fabric: the node that had opened the tunnel has not come back")
 
+	// errAlone is of a request over a session that has lost its links.
+	errAlone = errors.New("fabric: the node is not reached just now")
+
 	errTunnelExists = errors.New("fabric: the tunnel is there already")
 )
 
@@ -224,24 +227,25 @@ func (t *Tunnel) establish(ctx context.Context, except *identity.NodeID) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type reached struct {
-		p   *peer
-		r   *route
-		err error
+		p     *peer
+		r     *route
+		err   error
+		again bool
 	}
 	results := make(chan reached, len(nodes))
-	reach := func(id identity.NodeID) {
+	reach := func(id identity.NodeID, again bool) {
 		p, err := t.n.peer(id)
 		if err != nil {
 			results <- reached{err: err}
 			return
 		}
 		if r := p.live(); r != nil {
-			results <- reached{p, r, nil}
+			results <- reached{p, r, nil, again}
 			return
 		}
 		if !t.n.run(func() {
 			r, err := p.route(ctx)
-			results <- reached{p, r, err}
+			results <- reached{p, r, err, again}
 		}) {
 			results <- reached{err: ErrClosed}
 		}
@@ -254,7 +258,7 @@ func (t *Tunnel) establish(ctx context.Context, except *identity.NodeID) error {
 		select {
 		case <-next.C:
 			if len(nodes) > 0 {
-				reach(nodes[0])
+				reach(nodes[0], false)
 				nodes = nodes[1:]
 				waiting++
 				next.Reset(nodeStart)
@@ -267,6 +271,10 @@ func (t *Tunnel) establish(ctx context.Context, except *identity.NodeID) error {
 			}
 			if err == nil {
 				return nil
+			}
+			if errors.Is(err, errAlone) && !got.again { // the next one has its turn meanwhile
+				reach(got.p.id, true)
+				waiting++
 			}
 			errs = append(errs, err)
 			var no *RefusedError
@@ -293,10 +301,15 @@ func (t *Tunnel) agreeWith(ctx context.Context, id identity.NodeID) error {
 		return err
 	}
 	r, err := p.route(ctx)
-	if err != nil {
-		return err
+	if err == nil {
+		err = t.agree(ctx, p, r)
 	}
-	return t.agree(ctx, p, r)
+	if errors.Is(err, errAlone) {
+		if r, err = p.route(ctx); err == nil {
+			err = t.agree(ctx, p, r)
+		}
+	}
+	return err
 }
 
 // agree asks a node to be the tunnel's other end, over a session with it. One
