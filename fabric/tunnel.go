@@ -267,12 +267,12 @@ func (t *Tunnel) establish(ctx context.Context, except *identity.NodeID) error {
 			waiting--
 			err := got.err
 			if err == nil {
-				err = t.agree(ctx, got.p, got.r)
+				err = t.agree(ctx, got.r)
 			}
 			if err == nil {
 				return nil
 			}
-			if errors.Is(err, errAlone) && !got.again { // the next one has its turn meanwhile
+			if cutOff(err) && !got.again && got.r != nil { // the next one has its turn meanwhile
 				reach(got.p.id, true)
 				waiting++
 			}
@@ -301,31 +301,27 @@ func (t *Tunnel) agreeWith(ctx context.Context, id identity.NodeID) error {
 		return err
 	}
 	r, err := p.route(ctx)
-	if err == nil {
-		err = t.agree(ctx, p, r)
+	if err != nil {
+		return err
 	}
-	if errors.Is(err, errAlone) {
+	err = t.agree(ctx, r)
+	if cutOff(err) && ctx.Err() == nil {
 		if r, err = p.route(ctx); err == nil {
-			err = t.agree(ctx, p, r)
+			err = t.agree(ctx, r)
 		}
 	}
 	return err
 }
 
-// agree asks a node to be the tunnel's other end, over a session with it. One
-// that ends meanwhile, such as one that was just being closed because it was
-// idle, is made anew.
-func (t *Tunnel) agree(ctx context.Context, p *peer, r *route) error {
-	err := t.agreeOnce(ctx, r)
-	if (errors.Is(err, session.ErrClosed) || errors.Is(err, session.ErrLost)) && ctx.Err() == nil {
-		if r, err = p.route(ctx); err == nil {
-			err = t.agreeOnce(ctx, r)
-		}
-	}
-	return err
+// cutOff reports whether an error is of the session that a node was asked over,
+// which has ended or lost its links, such as one that was just being closed
+// because it was idle: over another one it may go.
+func cutOff(err error) bool {
+	return errors.Is(err, errAlone) || errors.Is(err, session.ErrClosed) || errors.Is(err, session.ErrLost)
 }
 
-func (t *Tunnel) agreeOnce(ctx context.Context, r *route) error {
+// agree asks a node to be the tunnel's other end, over a session with it.
+func (t *Tunnel) agree(ctx context.Context, r *route) error {
 	if err := r.p.handshakes.take(ctx); err != nil {
 		return err
 	}
