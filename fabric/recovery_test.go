@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spacestore/space/fabric/frame"
@@ -68,6 +69,24 @@ func TestSessionWithoutLinks(t *testing.T) {
 		w.door("seed", false)
 		time.Sleep(10 * time.Second)
 		old.end() // the old session has come back with all that was under way
+	})
+}
+
+// Whoever asks for a tunnel in the moment in which the links are cut gets it, when
+// they are there again.
+func TestTunnelWhileLinksAreCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 300*time.Millisecond) // a new link takes longer than a request waits for one
+		defer w.close()
+		a, b := w.node(t, "seed", "one"), w.node(t, "b", "one")
+		echo(t, a, "pool")
+		w.open(t, b, testProfile, "pool")
+		time.Sleep(5 * time.Second)
+		w.net.cut(func(from, _, _ string) bool { return from == "b" })
+		soon(t, "the tunnel", 10*time.Second, func() { say(t, w.tunnel(t, b, testProfile, "pool"), payload(1, 100)) })
+		if n := a.Status().Sessions; n != 1 {
+			t.Errorf("%d sessions", n)
+		}
 	})
 }
 

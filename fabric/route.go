@@ -463,7 +463,7 @@ func (r *route) call(ctx context.Context, kind string, body func(id uint64) any)
 			return nil, fmt.Errorf("fabric: node %s does not answer", r.n.nameOf(r.p.id))
 		case <-alone.C:
 			if r.aloneFor(lonely, time.Now()) {
-				return nil, fmt.Errorf("fabric: node %s is not reached just now", r.n.nameOf(r.p.id))
+				return nil, fmt.Errorf("%w: %s", errAlone, r.n.nameOf(r.p.id))
 			}
 			alone.Reset(lonely)
 		case <-ctx.Done():

@@ -246,6 +246,13 @@ func (f *soakFlow) run() error {
 
 var errWrongBytes = errors.New("other bytes have come than were sent")
 
+// What a flow sends ahead of what has come back is bounded, so that the test takes
+// as long as the faults do, and not as the processors need for full windows.
+const (
+	soakBlock = 64 << 10
+	soakAhead = 6 // blocks
+)
+
 // stream uses one stream, until the flow ends or the tunnel's route is another.
 func (f *soakFlow) stream(st Stream, changed <-chan struct{}) error {
 	pattern := make([]byte, 256<<10+251)
@@ -253,10 +260,19 @@ func (f *soakFlow) stream(st Stream, changed <-chan struct{}) error {
 		pattern[i] = byte(i % 251)
 	}
 	wrote := make(chan int64, 1)
+	ahead := make(chan struct{}, soakAhead)
+	ended := make(chan struct{})
+	stop := sync.OnceFunc(func() { close(ended) })
+	defer stop()
 	go func() {
 		var n int64
 		defer func() { wrote <- n }()
 		for {
+			select {
+			case ahead <- struct{}{}:
+			case <-ended:
+				return
+			}
 			select {
 			case <-f.quit:
 				st.CloseWrite()
@@ -266,18 +282,18 @@ func (f *soakFlow) stream(st Stream, changed <-chan struct{}) error {
 				return
 			default:
 			}
-			m, err := st.Write(pattern[n%251 : n%251+64<<10])
+			m, err := st.Write(pattern[n%251 : n%251+soakBlock])
 			if n += int64(m); err != nil {
 				return
 			}
 		}
 	}()
-	err := f.read(st, pattern, wrote)
+	err := f.read(st, pattern, wrote, ahead, stop)
 	st.Close() // the writer ends
 	return err
 }
 
-func (f *soakFlow) read(st Stream, pattern []byte, wrote <-chan int64) error {
+func (f *soakFlow) read(st Stream, pattern []byte, wrote <-chan int64, ahead <-chan struct{}, stop func()) error {
 	var name [1]byte
 	for name[0] != '\n' { // who answers
 		if _, err := st.Read(name[:]); err != nil {
@@ -291,9 +307,13 @@ func (f *soakFlow) read(st Stream, pattern []byte, wrote <-chan int64) error {
 		if !bytes.Equal(b[:m], pattern[n%251:n%251+int64(m)]) {
 			return fmt.Errorf("%w: at %d", errWrongBytes, n)
 		}
+		for range (n+int64(m))/soakBlock - n/soakBlock {
+			<-ahead
+		}
 		n += int64(m)
 		f.moved.Add(int64(m))
 		if errors.Is(err, io.EOF) {
+			stop()
 			if sent := <-wrote; sent != n {
 				return fmt.Errorf("%w: %d of %d", errWrongBytes, n, sent)
 			}

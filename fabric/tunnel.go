@@ -65,6 +65,9 @@ var (
 	errNodeEnds   = fmt.Errorf("%w: the node ends", ErrClosed)
 	errAbandoned  = errors.New("fabric: the node that had opened the tunnel has not come back")
 
+	// errAlone is of a request over a session that has lost its links.
+	errAlone = errors.New("fabric: the node is not reached just now")
+
 	errTunnelExists = errors.New("fabric: the tunnel is there already")
 )
 
@@ -224,24 +227,25 @@ func (t *Tunnel) establish(ctx context.Context, except *identity.NodeID) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type reached struct {
-		p   *peer
-		r   *route
-		err error
+		p     *peer
+		r     *route
+		err   error
+		again bool
 	}
 	results := make(chan reached, len(nodes))
-	reach := func(id identity.NodeID) {
+	reach := func(id identity.NodeID, again bool) {
 		p, err := t.n.peer(id)
 		if err != nil {
 			results <- reached{err: err}
 			return
 		}
 		if r := p.live(); r != nil {
-			results <- reached{p, r, nil}
+			results <- reached{p, r, nil, again}
 			return
 		}
 		if !t.n.run(func() {
 			r, err := p.route(ctx)
-			results <- reached{p, r, err}
+			results <- reached{p, r, err, again}
 		}) {
 			results <- reached{err: ErrClosed}
 		}
@@ -254,7 +258,7 @@ func (t *Tunnel) establish(ctx context.Context, except *identity.NodeID) error {
 		select {
 		case <-next.C:
 			if len(nodes) > 0 {
-				reach(nodes[0])
+				reach(nodes[0], false)
 				nodes = nodes[1:]
 				waiting++
 				next.Reset(nodeStart)
@@ -263,10 +267,14 @@ func (t *Tunnel) establish(ctx context.Context, except *identity.NodeID) error {
 			waiting--
 			err := got.err
 			if err == nil {
-				err = t.agree(ctx, got.p, got.r)
+				err = t.agree(ctx, got.r)
 			}
 			if err == nil {
 				return nil
+			}
+			if cutOff(err) && !got.again && got.r != nil { // the next one has its turn meanwhile
+				reach(got.p.id, true)
+				waiting++
 			}
 			errs = append(errs, err)
 			var no *RefusedError
@@ -296,23 +304,24 @@ func (t *Tunnel) agreeWith(ctx context.Context, id identity.NodeID) error {
 	if err != nil {
 		return err
 	}
-	return t.agree(ctx, p, r)
-}
-
-// agree asks a node to be the tunnel's other end, over a session with it. One
-// that ends meanwhile, such as one that was just being closed because it was
-// idle, is made anew.
-func (t *Tunnel) agree(ctx context.Context, p *peer, r *route) error {
-	err := t.agreeOnce(ctx, r)
-	if (errors.Is(err, session.ErrClosed) || errors.Is(err, session.ErrLost)) && ctx.Err() == nil {
+	err = t.agree(ctx, r)
+	if cutOff(err) && ctx.Err() == nil {
 		if r, err = p.route(ctx); err == nil {
-			err = t.agreeOnce(ctx, r)
+			err = t.agree(ctx, r)
 		}
 	}
 	return err
 }
 
-func (t *Tunnel) agreeOnce(ctx context.Context, r *route) error {
+// cutOff reports whether an error is of the session that a node was asked over,
+// which has ended or lost its links, such as one that was just being closed
+// because it was idle: over another one it may go.
+func cutOff(err error) bool {
+	return errors.Is(err, errAlone) || errors.Is(err, session.ErrClosed) || errors.Is(err, session.ErrLost)
+}
+
+// agree asks a node to be the tunnel's other end, over a session with it.
+func (t *Tunnel) agree(ctx context.Context, r *route) error {
 	if err := r.p.handshakes.take(ctx); err != nil {
 		return err
 	}

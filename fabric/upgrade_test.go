@@ -35,7 +35,7 @@ func TestRollingUpgrade(t *testing.T) {
 		}
 		tun := w.open(t, client, failing(testProfile), "pool")
 		through := w.open(t, client, testProfile, "hidden")
-		lasting := []*flow{startFlow(t, through, frame.Bulk), startFlow(t, through, frame.Interactive)}
+		lasting := []*flow{paced(t, through, frame.Bulk, 8<<10, time.Second), paced(t, through, frame.Interactive, 1<<10, time.Second)}
 		versions(map[uint8]bool{1: true})
 
 		for _, name := range pool {
