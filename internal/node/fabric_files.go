@@ -60,7 +60,7 @@ func (f *fabricNode) send(ctx context.Context, r control.SendRequest, tell func(
 	}})
 	var unreadable *files.UnreadableError
 	if errors.As(err, &unreadable) {
-		return capsule.Wrap(filesKindOf(err), err, "nothing is sent; to send the rest, say --skip-unreadable")
+		return capsule.Wrap(filesKindOf(err), fmt.Errorf("%w; nothing is sent; --skip-unreadable sends the rest", err), "")
 	}
 	if err != nil {
 		return filesError(err)
@@ -344,7 +344,7 @@ func filesError(err error) error {
 	case err == nil, errors.Is(err, context.Canceled):
 		return err
 	case errors.Is(err, bulk.ErrDisputed):
-		return capsule.Wrap(capsule.Conflict, err, "say with --from NODE whose content you want")
+		return capsule.Wrap(capsule.Conflict, fmt.Errorf("%w; say with --from NODE whose content you want", err), "")
 	}
 	return capsule.Wrap(filesKindOf(err), err, "")
 }
