@@ -186,6 +186,7 @@ type transferDone struct {
 	Name string `json:"name"`
 	Path string `json:"path"`
 	control.JobProgress
+	Seconds float64 `json:"seconds"`
 }
 
 func newFabricSend(a *app) *cobra.Command {
@@ -210,6 +211,7 @@ that offer the same content under one name are mirrors of each other.`,
 			}
 			last := control.JobProgress{Total: -1}
 			b := a.newBar("send "+r.Name, -1)
+			start := time.Now()
 			err = a.runService(cmd.Context(), "send "+show(args[0]), func(c *control.FabricClient, tell func(control.JobEvent) error) error {
 				return c.Send(cmd.Context(), r, func(e control.JobEvent) error {
 					if e.Progress != nil {
@@ -226,13 +228,14 @@ that offer the same content under one name are mirrors of each other.`,
 			})
 			b.finish()
 			if err == nil && a.json() {
-				return a.printJSON(transferDone{r.Name, r.Path, last})
+				return a.printJSON(transferDone{Name: r.Name, Path: r.Path, JobProgress: last, Seconds: time.Since(start).Seconds()})
 			}
 			return err
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&r.Name, "name", "", "the name under which it is offered (default: the last part of PATH)")
+	f.BoolVar(&r.SkipUnreadable, "skip-unreadable", false, "leave out what can't be read, instead of sending nothing")
 	f.IntVar(&r.Times, "times", 1, "end when so many nodes have received it whole; 0: never")
 	return cmd
 }
@@ -240,6 +243,7 @@ that offer the same content under one name are mirrors of each other.`,
 func newFabricReceive(a *app) *cobra.Command {
 	var r control.ReceiveRequest
 	var out, limit string
+	var deadline time.Duration
 	cmd := &cobra.Command{
 		Use:   "receive NAME",
 		Short: "Fetch a file or directory that other nodes offer",
@@ -261,8 +265,14 @@ The file appears under its name when it is whole.`,
 			last := control.JobProgress{Total: -1}
 			b := a.newBar("receive "+r.Name, -1)
 			start := time.Now()
-			err = a.withFabric(cmd.Context(), "receive "+show(r.Name), func(c *control.FabricClient) error {
-				return c.Receive(cmd.Context(), r, func(e control.JobEvent) error {
+			ctx := cmd.Context()
+			if deadline > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, deadline)
+				defer cancel()
+			}
+			err = a.withFabric(ctx, "receive "+show(r.Name), func(c *control.FabricClient) error {
+				return c.Receive(ctx, r, func(e control.JobEvent) error {
 					if e.Note != "" {
 						a.note("%s", e.Note)
 					}
@@ -278,12 +288,15 @@ The file appears under its name when it is whole.`,
 				if last.Done > 0 {
 					a.interrupted = "interrupted; what has arrived is kept, and the same command goes on from there"
 				}
+				if cmd.Context().Err() == nil && ctx.Err() != nil {
+					err = capsule.Errorf(capsule.Canceled, "fabric receive: it is not whole after %s; what has arrived is kept, and the same command goes on from there", deadline)
+				}
 				return err
 			}
-			if a.json() {
-				return a.printJSON(transferDone{r.Name, r.Target, last})
-			}
 			took := time.Since(start)
+			if a.json() {
+				return a.printJSON(transferDone{Name: r.Name, Path: r.Target, JobProgress: last, Seconds: took.Seconds()})
+			}
 			a.fact("%s in %s (%s)", size(last.Done), took.Round(time.Millisecond), rate(last.Done-last.Resumed, took))
 			return nil
 		},
@@ -292,6 +305,9 @@ The file appears under its name when it is whole.`,
 	f.StringVar(&out, "out", "", "file or directory to make (default: NAME)")
 	f.StringVar(&limit, "rate", "", "bytes a second at most, such as 50MB (default: as fast as it goes)")
 	addWait(cmd, &r.Wait)
+	f.BoolVar(&r.Background, "background", false, "let all other traffic go first")
+	f.DurationVar(&deadline, "deadline", 0, "end after so long, such as 2h; what has arrived is kept (default: never)")
+	f.StringSliceVar(&r.From, "from", nil, "nodes to fetch from, by ID or name, in the order of trust (default: any)")
 	f.IntVar(&r.Mirrors, "mirrors", 0, "nodes to fetch from at once (default 2)")
 	return cmd
 }

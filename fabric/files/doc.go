@@ -19,7 +19,10 @@
 // .NAME.space-part, with the journal and the manifest that it belongs to. When all
 // of it is there and durable it is renamed to the target, in one step, and the
 // directory removed. An interrupted transfer goes on from there, if what is offered
-// is still the same; else it starts over. A lock keeps a second one out.
+// still has the same form: of contents that have changed, those chunks come again.
+// Else it starts over. A lock keeps a second one out. Before the rename a mark says
+// what will become the target, so that after a kill the next one finds its own
+// result, and only finishes it.
 //
 // Manifests come from other nodes. Their paths are checked, files are opened below
 // the hidden directory alone (os.Root), and symbolic links are made when everything
@@ -28,7 +31,8 @@
 //
 // # What is carried
 //
-// Regular files, directories and symbolic links, with their permissions and times
-// of modification. Hard links become files of their own; what else there is, such
-// as sockets and devices, is left out and counted.
+// Regular files with their holes, directories, symbolic and hard links, permissions,
+// times of modification and extended attributes of users (user.*). Owners, ACLs and
+// other attributes are not; what else there is, such as sockets and devices, is left
+// out and counted. What can't be read is an error, or left out if that is asked for.
 package files

@@ -108,6 +108,8 @@ type SendRequest struct {
 	Path  string // absolute
 	Name  string
 	Times int // how many have to receive it whole; 0: it is offered until ctx ends
+	// SkipUnreadable leaves out what can't be read, instead of offering nothing.
+	SkipUnreadable bool
 }
 
 // ReceiveRequest fetches what is offered under a name.
@@ -117,6 +119,11 @@ type ReceiveRequest struct {
 	Rate    int64
 	Mirrors int           // nodes to fetch from at once; 0: two
 	Wait    time.Duration // for a node that provides it
+	// Background has it wait for all other traffic.
+	Background bool
+	// From are the nodes to fetch from, by ID or name: where two have different
+	// contents, the first one's count. None: any that have the same.
+	From []string
 }
 
 // JobEvent is what a job says: what is set of it.
@@ -250,14 +257,15 @@ func (s fabricServer) Send(req *controlpb.SendRequest, stream grpc.ServerStreami
 	if err := checkTransfer(req.GetPath(), 0); err != nil {
 		return err
 	}
-	return runJob(stream, s.fabric.Send, SendRequest{Path: req.GetPath(), Name: req.GetName(), Times: int(req.GetTimes())}, req.GetName())
+	return runJob(stream, s.fabric.Send, SendRequest{Path: req.GetPath(), Name: req.GetName(), Times: int(req.GetTimes()), SkipUnreadable: req.GetSkipUnreadable()}, req.GetName())
 }
 
 func (s fabricServer) Receive(req *controlpb.ReceiveRequest, stream grpc.ServerStreamingServer[controlpb.JobEvent]) error {
 	if err := checkTransfer(req.GetTarget(), req.GetRate()); err != nil {
 		return err
 	}
-	return runJob(stream, s.fabric.Receive, ReceiveRequest{Name: req.GetName(), Target: req.GetTarget(), Rate: req.GetRate(), Mirrors: int(req.GetMirrors()), Wait: time.Duration(req.GetWaitNano())}, req.GetName())
+	return runJob(stream, s.fabric.Receive, ReceiveRequest{Name: req.GetName(), Target: req.GetTarget(), Rate: req.GetRate(), Mirrors: int(req.GetMirrors()), Wait: time.Duration(req.GetWaitNano()),
+		Background: req.GetBackground(), From: req.GetFrom()}, append(slices.Clone(req.GetFrom()), req.GetName())...)
 }
 
 func checkTransfer(path string, rate int64) error {
@@ -415,13 +423,13 @@ func (c *FabricClient) VPN(ctx context.Context, req VPNRequest, tell func(JobEve
 
 // Send implements Fabric.
 func (c *FabricClient) Send(ctx context.Context, req SendRequest, tell func(JobEvent) error) error {
-	return followJob(ctx, c, c.fabric.Send, &controlpb.SendRequest{Path: req.Path, Name: req.Name, Times: uint32(max(req.Times, 0))}, tell)
+	return followJob(ctx, c, c.fabric.Send, &controlpb.SendRequest{Path: req.Path, Name: req.Name, Times: uint32(max(req.Times, 0)), SkipUnreadable: req.SkipUnreadable}, tell)
 }
 
 // Receive implements Fabric.
 func (c *FabricClient) Receive(ctx context.Context, req ReceiveRequest, tell func(JobEvent) error) error {
 	return followJob(ctx, c, c.fabric.Receive, &controlpb.ReceiveRequest{Name: req.Name, Target: req.Target, Rate: req.Rate,
-		Mirrors: uint32(max(req.Mirrors, 0)), WaitNano: int64(req.Wait)}, tell)
+		Mirrors: uint32(max(req.Mirrors, 0)), WaitNano: int64(req.Wait), Background: req.Background, From: req.From}, tell)
 }
 
 // followJob starts a job and hands on what it says, until it ends.

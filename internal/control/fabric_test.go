@@ -159,8 +159,8 @@ func jobs(c Fabric) []fabricJob {
 	e := ExposeRequest{Pool: "p", Address: "a:1", Allow: []string{"b:*"}, Peers: []string{"c"}, ProxyProtocol: true, Connections: 5}
 	f := ForwardRequest{Listen: "l:1", Pool: "p", Kind: "k", Target: "t:1", Bulk: true, Wait: time.Second}
 	v := VPNRequest{Exit: true, Networks: []string{"n"}, Device: "d", MTU: 1500, Pool: "p", Routes: []string{"r"}, Bypass: []string{"b"}, Wait: time.Second}
-	s := SendRequest{Path: "/p", Name: "n", Times: 2}
-	r := ReceiveRequest{Name: "n", Target: "/t", Rate: 3, Mirrors: 4, Wait: time.Second}
+	s := SendRequest{Path: "/p", Name: "n", Times: 2, SkipUnreadable: true}
+	r := ReceiveRequest{Name: "n", Target: "/t", Rate: 3, Mirrors: 4, Wait: time.Second, Background: true, From: []string{"a", "b"}}
 	return []fabricJob{
 		{e, func(ctx context.Context, tell func(JobEvent) error) error { return c.Expose(ctx, e, tell) }},
 		{f, func(ctx context.Context, tell func(JobEvent) error) error { return c.Forward(ctx, f, tell) }},

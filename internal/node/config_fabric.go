@@ -473,6 +473,8 @@ func (s section) share(c *FabricConfig, n *yaml.Node) error {
 	err := s.mapping(n, "share", map[string]func(*yaml.Node) error{
 		"name": s.value("name", func(text string) error { return setFabricName(&r.Name, text) }),
 		"path": s.value("path", s.setPath(&r.Path)),
+
+		"skip_unreadable": s.value("skip_unreadable", setBool(&r.SkipUnreadable)),
 	})
 	if err == nil && (r.Name == "" || r.Path == "") {
 		err = s.errorf(n, "share wants a name and a path")

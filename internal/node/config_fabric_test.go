@@ -36,7 +36,7 @@ fabric:
     - {exit: true, network: 10.77.0.0/24, device: fabric0, mtu: 1400}
     - {routes: [10.0.0.0/8], bypass: [10.1.0.0/16]}
   share:
-    - {name: images, path: srv/images}
+    - {name: images, path: srv/images, skip_unreadable: true}
 `
 	if err := os.WriteFile(filepath.Join(home, ConfigName), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -60,7 +60,7 @@ fabric:
 		Forward: []control.ForwardRequest{{Listen: "127.0.0.1:2222", Pool: "ssh", Bulk: true, Target: "10.0.0.7:22"}},
 		VPN: []control.VPNRequest{{Exit: true, Networks: []string{"10.77.0.0/24"}, Device: "fabric0", MTU: 1400},
 			{Routes: []string{"10.0.0.0/8"}, Bypass: []string{"10.1.0.0/16"}}},
-		Share: []control.SendRequest{{Name: "images", Path: filepath.Join(home, "srv/images")}}}
+		Share: []control.SendRequest{{Name: "images", Path: filepath.Join(home, "srv/images"), SkipUnreadable: true}}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("\n got %+v\nwant %+v", got, want)
 	}

@@ -1,12 +1,13 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +19,8 @@ import (
 	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/bulk"
 	"github.com/spacestore/space/fabric/files"
+	"github.com/spacestore/space/fabric/frame"
+	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/internal/control"
 )
 
@@ -44,17 +47,30 @@ func (f *fabricNode) send(ctx context.Context, r control.SendRequest, tell func(
 	defer cancel(nil)
 	enough := errors.New("enough have received it")
 	var times atomic.Int64
-	s, err := files.NewShare(r.Path, files.ShareOptions{Done: func() {
+	tell = serially(tell)
+	s, err := files.NewShare(r.Path, files.ShareOptions{SkipUnreadable: r.SkipUnreadable, Done: func() {
 		f.counts.given.done.Add(1)
 		if n := times.Add(1); r.Times > 0 && n >= int64(r.Times) {
 			cancel(enough)
 		}
+	}, Failed: func(err error) {
+		if err := tell(control.JobEvent{Note: fmt.Sprintf("it can't be given: %v", err)}); err != nil {
+			cancel(err)
+		}
 	}})
+	var unreadable *files.UnreadableError
+	if errors.As(err, &unreadable) {
+		return capsule.Wrap(filesKindOf(err), fmt.Errorf("%w; nothing is sent; --skip-unreadable sends the rest", err), "")
+	}
 	if err != nil {
 		return filesError(err)
 	}
 	defer s.Close()
-	tell = serially(tell)
+	if u := s.Unreadable(); u != nil {
+		if err := tell(control.JobEvent{Note: fmt.Sprintf("not sent: %v", u)}); err != nil {
+			return err
+		}
+	}
 	size, count, skipped := s.Size()
 	if skipped > 0 {
 		if err := tell(control.JobEvent{Note: fmt.Sprintf("%d devices, sockets and the like are not sent", skipped)}); err != nil {
@@ -140,20 +156,42 @@ func (f *fabricNode) Receive(ctx context.Context, r control.ReceiveRequest, tell
 }
 
 func (f *fabricNode) receive(ctx context.Context, r control.ReceiveRequest, tell func(control.JobEvent) error) error {
-	o := files.ReceiveOptions{Target: r.Target, Rate: r.Rate}
-	if _, err := os.Lstat(r.Target); err == nil { // before anybody is asked for it
-		return filesError(fmt.Errorf("%w: %s", files.ErrExists, r.Target))
+	o := files.ReceiveOptions{Target: r.Target, Rate: r.Rate, Trusted: len(r.From) > 0}
+	if r.Background {
+		o.Class = frame.Background
 	}
-	tunnels, err := f.mirrors(ctx, r)
-	for _, t := range tunnels {
-		defer t.close()
-		o.Mirrors = append(o.Mirrors, files.Mirror{Opener: &t.lasting, Name: t.name})
+	// Before anybody is asked for it. One that was killed may have left only a little to do.
+	if done, err := files.Received(r.Target); done || err != nil {
+		return filesError(err)
 	}
-	if err != nil {
+	found := &mirrors{f: f, r: r}
+	defer found.close()
+	if err := found.first(ctx); err != nil {
 		return err
 	}
+	for _, m := range found.list {
+		o.Mirrors = append(o.Mirrors, files.Mirror{Opener: m, Name: m.name})
+	}
+	more := make(chan files.Mirror)
+	o.More = more
+	ctx, cancel := context.WithCancel(ctx)
+	looking := make(chan struct{})
+	go func() {
+		defer close(looking)
+		found.later(ctx, more)
+	}()
+	defer func() { cancel(); <-looking }()
 	var last files.Progress
+	out := map[string]bool{}
 	o.Progress = func(p files.Progress) {
+		for _, m := range p.Bytes.Mirrors {
+			if m.Out != "" && !out[m.Name] {
+				out[m.Name] = true
+				if tell(control.JobEvent{Note: fmt.Sprintf("nothing more is fetched from %s: %s", m.Name, m.Out)}) != nil {
+					return
+				}
+			}
+		}
 		if p.Restart != last.Restart && tell(control.JobEvent{Note: "it begins again: " + p.Restart}) != nil {
 			return // the command has gone, and ctx ends
 		}
@@ -168,63 +206,170 @@ func (f *fabricNode) receive(ctx context.Context, r control.ReceiveRequest, tell
 type mirror struct {
 	lasting
 	name string
+	only identity.NodeID // no other one; zero: any
 }
 
-// mirrors finds nodes that offer the files: at least one.
-func (f *fabricNode) mirrors(ctx context.Context, r control.ReceiveRequest) (list []*mirror, _ error) {
-	if r.Mirrors <= 0 {
-		r.Mirrors = 2
+// Open implements fabric.Opener.
+func (m *mirror) Open(ctx context.Context, class frame.Class, header []byte) (fabric.Stream, error) {
+	t, err := m.get(ctx)
+	if err != nil {
+		return nil, err
 	}
-	var apart []fabric.TunnelID
-	for len(list) < min(r.Mirrors, maxMirrors) {
-		m := &mirror{lasting: lasting{f: f, request: fabric.Request{Profile: profile("artifact-store"), Pool: r.Name, Kind: filesKind, Apart: slices.Clone(apart)}}}
-		wait := r.Wait
-		if len(list) > 0 {
-			wait = 0
-		}
-		var t *fabric.Tunnel
-		err := f.patiently(ctx, wait, func() (err error) {
-			t, err = m.get(ctx)
+	if m.only != (identity.NodeID{}) && t.Peer() != m.only { // it has moved
+		t.Close()
+		return nil, capsule.Errorf(capsule.Unavailable, "%s can't be reached", m.name)
+	}
+	return m.lasting.Open(ctx, class, header)
+}
+
+// mirrors are the nodes that files are fetched from.
+type mirrors struct {
+	f     *fabricNode
+	r     control.ReceiveRequest
+	list  []*mirror
+	other []*mirror // tunnels to nodes that are not asked for
+}
+
+// first finds at least one.
+func (ms *mirrors) first(ctx context.Context) error {
+	if ms.r.Mirrors <= 0 {
+		ms.r.Mirrors = max(2, len(ms.r.From))
+	}
+	ms.r.Mirrors = min(ms.r.Mirrors, maxMirrors)
+	deadline := time.Now().Add(ms.r.Wait)
+	for len(ms.list) == 0 {
+		if err := ms.next(ctx, max(0, time.Until(deadline))); err != nil {
 			return err
-		})
-		if err != nil {
-			if len(list) > 0 {
-				break // those that there are will do
-			}
-			return nil, err
 		}
-		apart = append(apart, t.ID())
-		m.name = t.Peer().String()
-		list = append(list, m)
 	}
-	return list, nil
+	for len(ms.list) < ms.r.Mirrors {
+		if ms.next(ctx, 0) != nil {
+			break // those that there are will do
+		}
+	}
+	slices.SortStableFunc(ms.list, func(a, b *mirror) int { return cmp.Compare(ms.rank(a), ms.rank(b)) })
+	return nil
+}
+
+// rank is the place of a mirror in the order of trust; -1: it is not asked for.
+func (ms *mirrors) rank(m *mirror) int {
+	if len(ms.r.From) == 0 {
+		return 0
+	}
+	names := []string{m.name}
+	for _, n := range ms.f.Node.Nodes() {
+		if n.Node.String() == m.name {
+			names = append(names, n.Name)
+		}
+	}
+	return slices.IndexFunc(ms.r.From, func(from string) bool { return slices.Contains(names, from) })
+}
+
+// next asks for one more tunnel, to another node than all so far.
+func (ms *mirrors) next(ctx context.Context, wait time.Duration) error {
+	var apart []fabric.TunnelID
+	for _, m := range slices.Concat(ms.list, ms.other) {
+		if t := m.now(); t != nil {
+			apart = append(apart, t.ID())
+		}
+	}
+	m := &mirror{lasting: lasting{f: ms.f, request: fabric.Request{Profile: profile("artifact-store"), Pool: ms.r.Name, Kind: filesKind, Apart: apart}}}
+	var t *fabric.Tunnel
+	err := ms.f.patiently(ctx, wait, func() (err error) {
+		t, err = m.get(ctx)
+		return err
+	})
+	if err != nil {
+		if len(ms.other) > 0 && len(ms.list) == 0 {
+			err = capsule.Errorf(capsule.NotFound, "none of the nodes %s offers %s, but %d others do", strings.Join(ms.r.From, ", "), ms.r.Name, len(ms.other))
+		}
+		return err
+	}
+	m.name = t.Peer().String()
+	if ms.rank(m) < 0 {
+		if ms.other = append(ms.other, m); len(ms.other) > maxMirrors {
+			return capsule.Errorf(capsule.NotFound, "none of the nodes %s is among the first %d that offer %s", strings.Join(ms.r.From, ", "), maxMirrors, ms.r.Name)
+		}
+		return nil
+	}
+	if len(ms.r.From) > 0 {
+		m.only = t.Peer()
+	}
+	ms.list = append(ms.list, m)
+	return nil
+}
+
+// lookFor is how often it is looked whether another node offers the files now.
+const lookFor = 5 * time.Second
+
+// later looks for more, until there are as many as are asked for.
+func (ms *mirrors) later(ctx context.Context, more chan<- files.Mirror) {
+	t := time.NewTicker(lookFor)
+	defer t.Stop()
+	for len(ms.list) < ms.r.Mirrors && len(ms.other) < maxMirrors {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+		n := len(ms.list)
+		if ms.next(ctx, 0) != nil || len(ms.list) == n {
+			continue
+		}
+		m := ms.list[n]
+		select {
+		case more <- files.Mirror{Opener: m, Name: m.name}:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (ms *mirrors) close() {
+	for _, m := range slices.Concat(ms.list, ms.other) {
+		m.close()
+	}
+}
+
+// now returns the tunnel that there is; nil: none.
+func (l *lasting) now() *fabric.Tunnel {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.tunnel
 }
 
 // filesError gives an error of a transfer its kind.
 func filesError(err error) error {
-	var remote *bulk.RemoteError
-	kind := capsule.Other
 	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, bulk.ErrFull), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		kind = capsule.NoSpace
-	case errors.Is(err, files.ErrExists), errors.Is(err, fs.ErrExist):
-		kind = capsule.Exists
-	case errors.Is(err, files.ErrBusy):
-		kind = capsule.Conflict
-	case errors.As(err, &remote) && remote.Code == bulk.CodeChanged:
-		kind = capsule.Conflict
-	case errors.Is(err, bulk.ErrRoot), errors.Is(err, files.ErrManifest):
-		kind = capsule.Damaged
-	case errors.Is(err, bulk.ErrNoMirror):
-		kind = capsule.Unavailable
-	case errors.Is(err, fs.ErrNotExist):
-		kind = capsule.NotFound
-	case errors.Is(err, fs.ErrPermission):
-		kind = capsule.Denied
-	case errors.Is(err, context.Canceled):
+	case err == nil, errors.Is(err, context.Canceled):
 		return err
+	case errors.Is(err, bulk.ErrDisputed):
+		return capsule.Wrap(capsule.Conflict, fmt.Errorf("%w; say with --from NODE whose content you want", err), "")
 	}
-	return capsule.Wrap(kind, err, "")
+	return capsule.Wrap(filesKindOf(err), err, "")
+}
+
+func filesKindOf(err error) capsule.ErrorKind {
+	var remote *bulk.RemoteError
+	switch {
+	case errors.Is(err, bulk.ErrFull), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return capsule.NoSpace
+	case errors.Is(err, files.ErrExists), errors.Is(err, fs.ErrExist):
+		return capsule.Exists
+	case errors.Is(err, files.ErrBusy):
+		return capsule.Conflict
+	case errors.As(err, &remote) && remote.Code == bulk.CodeChanged:
+		return capsule.Conflict
+	case errors.Is(err, files.ErrManifest):
+		return capsule.Damaged
+	case errors.Is(err, bulk.ErrNoMirror):
+		return capsule.Unavailable
+	case errors.Is(err, bulk.ErrRoot):
+		return capsule.Damaged
+	case errors.Is(err, fs.ErrNotExist):
+		return capsule.NotFound
+	case errors.Is(err, fs.ErrPermission):
+		return capsule.Denied
+	}
+	return capsule.Other
 }

@@ -567,12 +567,13 @@ func (x *VPNRequest) GetWaitNano() int64 {
 }
 
 type SendRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // absolute
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Times         uint32                 `protobuf:"varint,3,opt,name=times,proto3" json:"times,omitempty"` // end when so many have received it; 0: never
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Path           string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // absolute
+	Name           string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Times          uint32                 `protobuf:"varint,3,opt,name=times,proto3" json:"times,omitempty"`                                         // end when so many have received it; 0: never
+	SkipUnreadable bool                   `protobuf:"varint,4,opt,name=skip_unreadable,json=skipUnreadable,proto3" json:"skip_unreadable,omitempty"` // leave out what can't be read
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SendRequest) Reset() {
@@ -626,6 +627,13 @@ func (x *SendRequest) GetTimes() uint32 {
 	return 0
 }
 
+func (x *SendRequest) GetSkipUnreadable() bool {
+	if x != nil {
+		return x.SkipUnreadable
+	}
+	return false
+}
+
 type ReceiveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -633,6 +641,8 @@ type ReceiveRequest struct {
 	Rate          int64                  `protobuf:"varint,3,opt,name=rate,proto3" json:"rate,omitempty"`
 	Mirrors       uint32                 `protobuf:"varint,4,opt,name=mirrors,proto3" json:"mirrors,omitempty"`
 	WaitNano      int64                  `protobuf:"varint,5,opt,name=wait_nano,json=waitNano,proto3" json:"wait_nano,omitempty"`
+	Background    bool                   `protobuf:"varint,6,opt,name=background,proto3" json:"background,omitempty"` // after all other traffic
+	From          []string               `protobuf:"bytes,7,rep,name=from,proto3" json:"from,omitempty"`              // nodes, by ID or name, in the order of trust; none: any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -700,6 +710,20 @@ func (x *ReceiveRequest) GetWaitNano() int64 {
 		return x.WaitNano
 	}
 	return 0
+}
+
+func (x *ReceiveRequest) GetBackground() bool {
+	if x != nil {
+		return x.Background
+	}
+	return false
+}
+
+func (x *ReceiveRequest) GetFrom() []string {
+	if x != nil {
+		return x.From
+	}
+	return nil
 }
 
 // JobEvent is what a job says: in the order of the fields, those that are set.
@@ -881,17 +905,22 @@ const file_fabric_proto_rawDesc = "" +
 	"\x04pool\x18\x05 \x01(\tR\x04pool\x12\x16\n" +
 	"\x06routes\x18\x06 \x03(\tR\x06routes\x12\x16\n" +
 	"\x06bypass\x18\a \x03(\tR\x06bypass\x12\x1b\n" +
-	"\twait_nano\x18\b \x01(\x03R\bwaitNano\"K\n" +
+	"\twait_nano\x18\b \x01(\x03R\bwaitNano\"t\n" +
 	"\vSendRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
-	"\x05times\x18\x03 \x01(\rR\x05times\"\x87\x01\n" +
+	"\x05times\x18\x03 \x01(\rR\x05times\x12'\n" +
+	"\x0fskip_unreadable\x18\x04 \x01(\bR\x0eskipUnreadable\"\xbb\x01\n" +
 	"\x0eReceiveRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x12\n" +
 	"\x04rate\x18\x03 \x01(\x03R\x04rate\x12\x18\n" +
 	"\amirrors\x18\x04 \x01(\rR\amirrors\x12\x1b\n" +
-	"\twait_nano\x18\x05 \x01(\x03R\bwaitNano\"o\n" +
+	"\twait_nano\x18\x05 \x01(\x03R\bwaitNano\x12\x1e\n" +
+	"\n" +
+	"background\x18\x06 \x01(\bR\n" +
+	"background\x12\x12\n" +
+	"\x04from\x18\a \x03(\tR\x04from\"o\n" +
 	"\bJobEvent\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\tR\x05ready\x12\x12\n" +
 	"\x04note\x18\x02 \x01(\tR\x04note\x129\n" +
