@@ -62,7 +62,7 @@
 //
 // Lock order: a file's content (node.data; of two files the lower number first),
 // then the capsule's update, then the tree's metadata (FS.mu), then the leaf
-// locks: leases before node table, locks, watchers, reclaimer's queue. FS.mu is taken for
+// locks: leases before node table, locks, audience, watchers, reclaimer's queue. FS.mu is taken for
 // writing inside an update after its content was written, and held until the
 // update is visible and the cache has it; readers of metadata never wait for
 // content or for the disk.

@@ -35,6 +35,7 @@ type FS struct {
 	open      atomic.Int64 // files
 	locks     lock.Table
 	leases    leases
+	audience  audience
 	watchers  *notify.Queue[Event]
 	watching  sync.WaitGroup // for the watchers to end
 	reclaimer reclaimer

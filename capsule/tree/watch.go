@@ -1,6 +1,9 @@
 package tree
 
-import "context"
+import (
+	"context"
+	"sync"
+)
 
 // EventKind is what happened.
 type EventKind uint8
@@ -38,9 +41,48 @@ func originOf(ctx context.Context) any { return ctx.Value(originKey{}) }
 
 const maxEvents = 4096 // that wait for the watchers
 
+// audience knows who watches, so that what nobody wants to hear wakes nobody:
+// a mount causes most events itself, one with nearly every request.
+type audience struct {
+	mu   sync.RWMutex
+	deaf map[int]any // to which origin each watcher is deaf; nil: to none
+	next int
+}
+
+// hears reports whether anybody wants to hear of what origin did.
+func (a *audience) hears(origin any) bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for _, deaf := range a.deaf {
+		if deaf == nil || deaf != origin {
+			return true
+		}
+	}
+	return false
+}
+
+func (a *audience) join(deaf any) (leave func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.deaf == nil {
+		a.deaf = map[int]any{}
+	}
+	n := a.next
+	a.next++
+	a.deaf[n] = deaf
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		delete(a.deaf, n)
+	}
+}
+
 // notify tells the watchers what the caller behind ctx has done.
 func (fs *FS) notify(ctx context.Context, events []Event) {
 	origin := originOf(ctx)
+	if !fs.audience.hears(origin) {
+		return
+	}
 	for i := range events {
 		events[i].Origin = origin
 	}
@@ -50,4 +92,19 @@ func (fs *FS) notify(ctx context.Context, events []Event) {
 // Watch calls fn for each event, in order, until cancel is called. fn runs on
 // one goroutine for all watchers and may call the tree, except Close. When
 // watchers fall behind, events are replaced by one Overflow.
-func (fs *FS) Watch(fn func(Event)) (cancel func()) { return fs.watchers.Watch(fn) }
+func (fs *FS) Watch(fn func(Event)) (cancel func()) { return fs.WatchOthers(nil, fn) }
+
+// WatchOthers is Watch without the events that origin causes. Those do not make
+// it fall behind either, unless somebody else watches.
+func (fs *FS) WatchOthers(origin any, fn func(Event)) (cancel func()) {
+	leave := fs.audience.join(origin)
+	stop := fs.watchers.Watch(func(e Event) {
+		if origin == nil || e.Origin != origin {
+			fn(e)
+		}
+	})
+	return func() {
+		stop()
+		leave()
+	}
+}

@@ -1,6 +1,7 @@
 package tree
 
 import (
+	"context"
 	"math"
 	"testing"
 )
@@ -55,4 +56,50 @@ func TestWatch(t *testing.T) {
 		t.Fatalf("%+v", e)
 	}
 	f.Close()
+}
+
+// A watcher that leaves out what it caused itself hears all that others do,
+// however much it does meanwhile.
+func TestWatchOthers(t *testing.T) {
+	fs, _ := newTree(t)
+	me, other := WithOrigin(ctx, "me"), WithOrigin(ctx, "other")
+	f, a, err := fs.Create(ctx, nil, Root, "f", New{Mode: 0o644}, OpenRead|OpenWrite)
+	kind(t, err, fine, "create")
+	defer f.Close()
+	got := make(chan Event, maxEvents)
+	cancel := fs.WatchOthers("me", func(e Event) { got <- e })
+	defer cancel()
+	write := func(by context.Context, off int64) {
+		t.Helper()
+		if _, err := f.WriteAt(by, []byte("x"), off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := func(by any, off int64) {
+		t.Helper()
+		want := Event{Kind: Written, Ino: a.Ino, Off: off, Len: 1, Origin: by}
+		if e := <-got; e != want {
+			t.Fatalf("%+v, want %+v", e, want)
+		}
+	}
+	for range maxEvents + 10 { // which would be an Overflow, were they queued
+		write(me, 1)
+	}
+	write(other, 2)
+	write(me, 3)
+	write(ctx, 4)
+	next("other", 2)
+	next(nil, 4)
+
+	all := make(chan Event, maxEvents) // one who wants all of it changes nothing for the first
+	cancelAll := fs.Watch(func(e Event) { all <- e })
+	write(me, 5)
+	write(other, 6)
+	next("other", 6)
+	for _, want := range []int64{5, 6} {
+		if e := <-all; e.Off != want {
+			t.Fatalf("%+v, want offset %d", e, want)
+		}
+	}
+	cancelAll()
 }

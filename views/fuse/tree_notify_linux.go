@@ -58,7 +58,7 @@ func (f *treeSystem) watch(k kernel) (stop func()) {
 		})
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	unwatchTree := f.tree.Watch(n.changed)
+	unwatchTree := f.tree.WatchOthers(f, n.changed)
 	unwatchStore := f.store.Watch(func(c Change) {
 		if c.All || c.ID == f.id {
 			n.note(func() { n.policy = true })
@@ -103,11 +103,8 @@ func (n *treeNotifier) addInode(ino uint64, s span) {
 }
 
 // changed takes note of what others did. What came through this mount the
-// kernel knows.
+// kernel knows, and it is not told of it.
 func (n *treeNotifier) changed(e tree.Event) {
-	if e.Origin == any(n.f) {
-		return
-	}
 	n.note(func() {
 		switch e.Kind {
 		case tree.Changed:
