@@ -429,11 +429,16 @@ func (r *route) climb(ctx context.Context) {
 		if err != nil {
 			continue
 		}
-		r.mu.Lock()
-		r.spare = c
-		r.mu.Unlock()
-		err = r.s.Relink(ctx, r.dialLink)
+		err = r.relink(ctx, func() bool {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.spare = c
+			return true
+		})
 		r.dropSpare() // where the session did not ask for it
+		if err != nil {
+			c.Close()
+		}
 		if err == nil {
 			r.n.log.Info("links moved", "peer", r.p.id.String(), "to", w.String())
 			r.changedWay()
@@ -443,6 +448,19 @@ func (r *route) climb(ctx context.Context) {
 		r.n.log.Debug("links not moved", "peer", r.p.id.String(), "to", w.String(), "error", err)
 	}
 	r.climbed(false)
+}
+
+// relink has the session make its links anew, if that is still to be done when
+// it is this one's turn.
+func (r *route) relink(ctx context.Context, still func() bool) error {
+	if err := r.moves.take(ctx); err != nil {
+		return err
+	}
+	defer r.moves.give()
+	if !still() {
+		return nil
+	}
+	return r.s.Relink(ctx, r.dialLink)
 }
 
 // linkConns returns the links that carry something new.

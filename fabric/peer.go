@@ -290,7 +290,7 @@ func (p *peer) revive(ctx context.Context) (found bool, err error) {
 		if !r.dialed || !r.isReady() || !r.aloneFor(0, time.Now()) {
 			continue
 		}
-		err := r.s.Relink(ctx, r.dialLink)
+		err := r.relink(ctx, func() bool { return r.aloneFor(0, time.Now()) })
 		if err == nil {
 			r.linked()
 		}

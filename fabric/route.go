@@ -31,6 +31,7 @@ type route struct {
 	out    chan message     // to the control stream
 	grant  *grant           // set by start
 	served gate
+	moves  gate          // one at a time makes the links anew
 	queued atomic.Int64  // bytes in out
 	notice chan struct{} // holds one token when there is something in closed or moved
 	began  time.Time
@@ -73,7 +74,7 @@ type route struct {
 
 func newRoute(p *peer, dialed bool) *route {
 	now := time.Now()
-	r := &route{n: p.n, p: p, dialed: dialed, ready: make(chan struct{}), out: make(chan message, controlQueue), served: make(gate, maxServed), notice: make(chan struct{}, 1), began: now,
+	r := &route{n: p.n, p: p, dialed: dialed, ready: make(chan struct{}), out: make(chan message, controlQueue), served: make(gate, maxServed), moves: make(gate, 1), notice: make(chan struct{}, 1), began: now,
 		tunnels: map[tunnelKey]*Tunnel{}, moved: map[TunnelID]uint64{}, pending: map[uint64]chan<- any{}, used: now,
 		climbAt: now.Add(firstClimbRest), expires: now.Add(leaseLife), renewAt: now.Add(leaseLife / 3)}
 	if dialed {
