@@ -178,6 +178,11 @@ func TestRestartLingering(t *testing.T) {
 	if err := s.cmd.Process.Signal(unix.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
+	for deadline := time.Now().Add(hung); b.peer("unix", "space.sock") != 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the node that was told to end takes requests still")
+		}
+	}
 	b.vars = []string{patient}
 	next := b.serve("--lock-timeout", "2m")
 	for range 20 { // more than the node before has goroutines that read requests
