@@ -298,6 +298,9 @@ func (d *device) answerRead(in *gofuse.ReadIn) {
 		defer parts.done()
 		n = parts.size
 	}
+	if !status.Ok() {
+		n = 0 // the kernel takes no content with an error
+	}
 	*(*gofuse.OutHeader)(unsafe.Pointer(&out.b[0])) = gofuse.OutHeader{Length: uint32(head + n), Status: -int32(status), Unique: in.Unique}
 	if parts != nil {
 		d.answer(&in.InHeader, append([][]byte{out.b[:head]}, parts.parts...)...)

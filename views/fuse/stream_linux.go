@@ -85,7 +85,6 @@ func (s *stream) run(ctx context.Context) {
 	defer s.stop()
 	at := s.end
 	err := s.h.r.Lend(ctx, at, s.h.info.Size-at, func(p []byte, done func()) error { return s.take(ctx, p, done) })
-	<-streamSlots
 	// What ended it early will be said to whoever reads on without it.
 	s.mu.Lock()
 	s.ended = true
@@ -99,6 +98,7 @@ func (s *stream) run(ctx context.Context) {
 	}
 	s.chunks = nil
 	s.mu.Unlock()
+	<-streamSlots // not before: what is left unread is memory, too
 }
 
 // wake tells those who wait of a change. The caller holds s.mu.

@@ -42,6 +42,13 @@ func openForTest(t *testing.T, s *fakeStore, content []byte) (*fileSystem, uint6
 	return f, fh, h
 }
 
+// setStreamIdle sets how long streams wait, until those of the test have ended.
+func setStreamIdle(t *testing.T, d time.Duration) {
+	was := streamIdle
+	t.Cleanup(func() { streamIdle = was })
+	streamIdle = d
+}
+
 func TestStreamServesReadahead(t *testing.T) {
 	// Requests come as from the kernel: in windows, in no order, at once.
 	s := newFakeStore()
@@ -94,8 +101,7 @@ func TestStreamWithSeeks(t *testing.T) {
 }
 
 func TestStreamIsBoundedAndEnds(t *testing.T) {
-	defer func(d time.Duration) { streamIdle = d }(streamIdle)
-	streamIdle = time.Hour
+	setStreamIdle(t, time.Hour)
 	s := newFakeStore()
 	content := pattern(1, 40<<20)
 	f, fh, h := openForTest(t, s, content)
@@ -130,6 +136,42 @@ func TestStreamIsBoundedAndEnds(t *testing.T) {
 	eventually(t, "the stream has ended", func() bool { return h.stream.Load() == nil && len(streamSlots) == 0 })
 	streamIdle = time.Hour
 	read(8<<20, 30<<20)
+}
+
+// What streams hold is bounded over all open files, also at the end of files,
+// where all is decoded and the readers have paused.
+func TestStreamsOfManyFilesAreBounded(t *testing.T) {
+	setStreamIdle(t, time.Hour)
+	s := newFakeStore()
+	content := pattern(1, 2*streamMin+maxWindow)
+	f, fh, h := openForTest(t, s, content)
+	streams := 0
+	for range 2 * cap(streamSlots) {
+		for off := int64(0); off < 2*streamMin; off += maxRead {
+			if got, st := readRequest(f, fh, off, maxRead); !st.Ok() || !bytes.Equal(got, content[off:off+maxRead]) {
+				t.Fatalf("at %d: %v", off, st)
+			}
+		}
+		if st := h.stream.Load(); st != nil {
+			streams++
+			eventually(t, "all is decoded", func() bool {
+				st.mu.Lock()
+				defer st.mu.Unlock()
+				return st.end == int64(len(content))
+			})
+		}
+		r, err := s.Open(t.Context(), h.info.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h = newHandle(r, &f.streams)
+		next := f.handles.add(h)
+		t.Cleanup(func() { f.handles.close(next) })
+		fh = next
+	}
+	if n := s.lent.Load(); streams == 0 || n > int64(cap(streamSlots))*(maxWindow/lendSize+3) {
+		t.Errorf("%d streams hold %d buffers", streams, n)
+	}
 }
 
 func TestStreamOverDamage(t *testing.T) {
