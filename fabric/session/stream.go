@@ -94,7 +94,7 @@ var payloads = sync.Pool{New: func() any { return new([quantum]byte) }}
 
 // newPiece returns a piece with room for n bytes.
 func newPiece(off uint64, n int) piece {
-	if n <= small || n > quantum {
+	if n <= quantum/2 || n > quantum { // or little would hold much
 		return piece{off, make([]byte, n), nil}
 	}
 	mem := payloads.Get().(*[quantum]byte)
