@@ -150,6 +150,7 @@ type Session struct {
 	next     uint64              // ID of the next stream to open
 	highest  uint64              // of the peer's streams that have been heard of
 	skipped  map[uint64]struct{} // below highest, and not yet heard of
+	early    int                 // pieces of streams that came before their turn
 	turns    int
 	ready    [frame.Classes][]*Stream // with something to send, each once
 	windows  []*Stream                // of which to say what has come
@@ -750,6 +751,7 @@ func (s *Session) acknowledged(es []frame.WindowEntry) error {
 func (s *Session) forget(st *Stream) {
 	if st.complete() && s.streams[st.id] == st {
 		delete(s.streams, st.id)
+		st.dropEarly()
 		st.uncharge()
 		// The peer may not have heard that all has come.
 		s.lastWord(st.entry())

@@ -581,6 +581,51 @@ func TestDeafPeer(t *testing.T) {
 	}
 }
 
+// TestScatteredBytes: what comes in small pieces before its turn is bounded for all
+// streams together, and those that have ended do not count.
+func TestScatteredBytes(t *testing.T) {
+	const pieces = 16_000 // a stream may have so many
+	synctest.Test(t, func(t *testing.T) {
+		s := New(false, Options{MaxStreams: 64})
+		a, b := line{}.connect()
+		if err := s.AddLink(b); err != nil {
+			t.Fatal(err)
+		}
+		go io.Copy(io.Discard, a)
+		scatter := func(stream uint64) {
+			var all []byte
+			for off := range uint64(pieces) {
+				b := make([]byte, frame.DataSize)
+				frame.PutData(b, stream, 2*off+2)
+				all = frame.Append(all, frame.Head{Type: frame.Data, Class: frame.Bulk}, b, []byte("x"))
+			}
+			a.Write(all)
+			synctest.Wait()
+		}
+		for i := range uint64(2 * maxAllEarly / pieces) {
+			scatter(2*i + 1)
+			if i%2 == 0 {
+				a.Write(frame.ResetBody{Stream: 2*i + 1}.Encode(1, 0))
+				synctest.Wait()
+			}
+		}
+		if err := s.Err(); err != nil {
+			t.Fatal(err)
+		}
+		s.mu.Lock()
+		early := s.early
+		s.mu.Unlock()
+		if early != maxAllEarly/pieces*pieces {
+			t.Errorf("%d pieces are held", early)
+		}
+		scatter(63)
+		if err := s.Err(); !errors.Is(err, frame.ErrProtocol) {
+			t.Errorf("%v", err)
+		}
+		a.Close()
+	})
+}
+
 // TestDumbPeer opens streams that are refused one after the other, hears so, and never
 // answers. It is given up before that takes much memory.
 func TestDumbPeer(t *testing.T) {
