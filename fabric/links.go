@@ -171,8 +171,8 @@ func (c *linkConn) Close() error {
 }
 
 // dialLink is the session's Dialer: it takes the best way that works. What a
-// link carries decides how nodes pass it on: the first one is for the classes
-// above bulk.
+// link carries decides how nodes pass it on: the first one, or another one in its
+// place, is for the classes above bulk.
 func (r *route) dialLink(ctx context.Context, n int) (net.Conn, error) {
 	if c := r.takeSpare(); c != nil {
 		return r.own(c), nil
@@ -181,7 +181,8 @@ func (r *route) dialLink(ctx context.Context, n int) (net.Conn, error) {
 		return nil, err
 	}
 	class := frame.Bulk
-	if n == 0 || len(r.linkConns()) == 0 {
+	fit := func(c *linkConn) bool { return c.ahead || c.way.direct() }
+	if n == 0 || !slices.ContainsFunc(r.linkConns(), fit) {
 		class = frame.Interactive
 	}
 	c, err := r.race(ctx, r.p.candidates(r), class)

@@ -188,6 +188,45 @@ func TestRelay(t *testing.T) {
 	})
 }
 
+// TestRelayedLinkComesBack: of a session's links that others pass on, the one that goes
+// before their bulk is dialed as such again when it alone is lost.
+func TestRelayedLinkComesBack(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		w.node(t, "seed", "one", relayed)
+		b, c := w.node(t, "b", "one", deaf), w.node(t, "c", "one", deaf)
+		echo(t, c, "pool")
+		tun := w.open(t, b, testProfile, "pool")
+		say(t, tun, payload(1, 1000))
+		p, err := b.peer(c.ID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		// links returns the ones there are, and those of them that go before bulk.
+		links := func() (all, ahead []*linkConn) {
+			for _, c := range p.live().linkConns() {
+				if all = append(all, c); c.ahead {
+					ahead = append(ahead, c)
+				}
+			}
+			return all, ahead
+		}
+		var lost *linkConn
+		waitFor(t, "all links", func() bool {
+			all, ahead := links()
+			if len(ahead) == 1 {
+				lost = ahead[0]
+			}
+			return len(all) > 1 && lost != nil
+		})
+		lost.Conn.Close()
+		waitFor(t, "a link in the place of the one that was lost", func() bool {
+			all, ahead := links()
+			return len(all) > 1 && len(ahead) == 1 && ahead[0] != lost
+		})
+		say(t, tun, payload(2, 1000))
+	})
+}
+
 func TestFailover(t *testing.T) {
 	simulate(t, func(t *testing.T, w *world) {
 		a := w.node(t, "seed", "one")

@@ -137,7 +137,7 @@ func (a *acceptor) meet(c net.Conn) {
 	a.mu.Lock()
 	a.strangers = without(a.strangers, c)
 	a.mu.Unlock()
-	if first != nil && first.joins {
+	if first != nil && first.joins.Load() {
 		first.again()
 		a.admit(first, a.pass)
 		return

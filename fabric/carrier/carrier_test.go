@@ -521,3 +521,35 @@ func webCert(t *testing.T) (tls.Certificate, *x509.CertPool) {
 	pool.AddCert(leaf)
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool
 }
+
+// TestQUICConnections: one node has no more connections at a listener than it may,
+// which keeps no other one out, and gets another one when one has ended.
+func TestQUICConnections(t *testing.T) {
+	t.Parallel()
+	f := newFabric(t)
+	a, b, c := f.node(), f.node(), f.node()
+	l := listen(t, NewQUIC(b))
+	var links []Link
+	for range maxQUICConns {
+		near, _ := connect(t, NewQUIC(a), l, l.Addr(), b.ID())
+		links = append(links, near)
+	}
+	if err := useless(timeout(t), NewQUIC(a), l.Addr(), b.ID()); err == nil {
+		t.Error("there is no end to the connections of one node")
+	}
+	connect(t, NewQUIC(c), l, l.Addr(), b.ID())
+	links[0].(*quicLink).conn.CloseWithError(codeBye, "")
+	q := l.(*quicListener)
+	for end := time.Now().Add(hung); ; time.Sleep(time.Millisecond) {
+		q.mu.Lock()
+		n := q.conns[a.ID()]
+		q.mu.Unlock()
+		if n < maxQUICConns {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d connections are counted", n)
+		}
+	}
+	connect(t, NewQUIC(a), l, l.Addr(), b.ID())
+}

@@ -14,6 +14,8 @@
 // seconds, and there are at most maxStrangers of them at a listener; one more
 // takes the place of the oldest, so who is slow or silent is in nobody's way. A
 // stranger costs a goroutine and TLS's buffers, and holds nothing when it is gone.
+// Who has shown itself has no more than maxQUICConns connections of QUIC; of those on
+// which requests come, the place that holds most makes room for the others.
 //
 // # Revocation and expiry
 //

@@ -252,38 +252,69 @@ type exchanges struct {
 	done  <-chan struct{}
 
 	mu      sync.Mutex
-	now     int
-	strange int // of these, of nodes that join
+	served  []net.Conn // the oldest first
+	strange []net.Conn // of these, of nodes that join
 }
 
-// put has a connection served; too many are closed.
+// put has a connection served. Where there are too many, it or another one is closed.
 func (e *exchanges) put(c *tls.Conn) {
 	counted := &exchange{Conn: c, e: e, stop: func() {}}
-	if c.ConnectionState().NegotiatedProtocol == identity.JoinProtocol {
-		counted.strange = 1
-	}
-	e.mu.Lock()
-	full := e.now >= maxExchanges || e.strange+counted.strange > maxStrange
-	if !full {
-		e.now++
-		e.strange += counted.strange
-	}
-	e.mu.Unlock()
-	if full {
-		c.Close()
-		return
-	}
-	if state := c.ConnectionState(); len(state.PeerCertificates) > 0 {
+	state := c.ConnectionState()
+	if len(state.PeerCertificates) > 0 {
 		// Links end by themselves; nobody is to make new ones over it either.
 		if _, _, stop, err := e.id.WatchPeer(state, func() { c.NetConn().Close() }); err == nil {
 			counted.stop = stop
 		}
+	}
+	if !e.add(counted, state.NegotiatedProtocol == identity.JoinProtocol) {
+		counted.Close()
+		return
 	}
 	select {
 	case e.ready <- counted:
 	case <-e.done:
 		counted.Close()
 	}
+}
+
+// add counts a connection. If there are too many, the place that most of them come
+// from makes room, if fewer come from where this one does; else it is too much itself.
+func (e *exchanges) add(c net.Conn, strange bool) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var full []net.Conn
+	if len(e.served) >= maxExchanges {
+		full = e.served
+	} else if strange && len(e.strange) >= maxStrange {
+		full = e.strange
+	}
+	if len(full) > 0 {
+		old := full[excess(full)]
+		crowd, here := 0, 1
+		for _, o := range full {
+			switch sourceOf(o.RemoteAddr()) {
+			case sourceOf(old.RemoteAddr()):
+				crowd++
+			case sourceOf(c.RemoteAddr()):
+				here++
+			}
+		}
+		if crowd <= here || sourceOf(old.RemoteAddr()) == sourceOf(c.RemoteAddr()) {
+			return false
+		}
+		e.drop(old)
+		go old.Close() // it may take a while: TLS says goodbye
+	}
+	e.served = append(e.served, c)
+	if strange {
+		e.strange = append(e.strange, c)
+	}
+	return true
+}
+
+// drop counts a connection no more.
+func (e *exchanges) drop(c net.Conn) {
+	e.served, e.strange = without(e.served, c), without(e.strange, c)
 }
 
 // Accept implements net.Listener.
@@ -305,10 +336,9 @@ func (e *exchanges) Addr() net.Addr { return e.addr }
 // exchange is a connection that is counted.
 type exchange struct {
 	*tls.Conn
-	e       *exchanges
-	strange int    // 1: of a node that joins
-	stop    func() // watching the peer's certificate
-	once    sync.Once
+	e    *exchanges
+	stop func() // watching the peer's certificate
+	once sync.Once
 }
 
 // Close implements net.Conn.
@@ -316,9 +346,8 @@ func (c *exchange) Close() error {
 	c.once.Do(func() {
 		c.stop()
 		c.e.mu.Lock()
-		c.e.now--
-		c.e.strange -= c.strange
-		c.e.mu.Unlock()
+		defer c.e.mu.Unlock()
+		c.e.drop(c)
 	})
 	return c.Conn.Close()
 }

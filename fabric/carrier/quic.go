@@ -16,6 +16,7 @@ import (
 
 const (
 	maxQUICLinks = 64               // streams of one connection
+	maxQUICConns = 32               // of one node, at one listener
 	quicIdle     = 30 * time.Second // a connection of which nothing is heard is given up
 	quicLinger   = time.Second      // a connection without links ends after
 	quicNew      = 64               // handshakes a second whose address is believed
@@ -396,7 +397,7 @@ func (q *quicCarrier) Listen(ctx context.Context, addr string) (Listener, error)
 	if err != nil {
 		return nil, fmt.Errorf("carrier: %w", err)
 	}
-	l := &quicListener{a: newAcceptor(q.id, nil, Joins{}), id: q.id, t: &quic.Transport{Conn: pc, VerifySourceAddress: suspicious()}}
+	l := &quicListener{a: newAcceptor(q.id, nil, Joins{}), id: q.id, conns: map[identity.NodeID]int{}, t: &quic.Transport{Conn: pc, VerifySourceAddress: suspicious()}}
 	if l.l, err = l.t.Listen(q.id.ServerConfig(false), quicConfig()); err != nil {
 		pc.Close()
 		return nil, fmt.Errorf("carrier: %w", err)
@@ -428,6 +429,30 @@ type quicListener struct {
 	id *identity.Node
 	t  *quic.Transport
 	l  *quic.Listener
+
+	mu    sync.Mutex
+	conns map[identity.NodeID]int // that nodes have; none is zero
+}
+
+// count counts a node's connection, or returns false where it has too many: they
+// cost something without links, too.
+func (l *quicListener) count(n identity.NodeID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conns[n] >= maxQUICConns {
+		return false
+	}
+	l.conns[n]++
+	return true
+}
+
+// uncount is called when a connection that was counted has ended.
+func (l *quicListener) uncount(n identity.NodeID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conns[n]--; l.conns[n] == 0 {
+		delete(l.conns, n)
+	}
 }
 
 func (l *quicListener) serve() {
@@ -448,6 +473,11 @@ func (l *quicListener) streams(c *quic.Conn) {
 		return
 	}
 	defer stop()
+	if !l.count(peer) {
+		c.CloseWithError(codeBye, "too many connections of one node")
+		return
+	}
+	defer l.uncount(peer)
 	ends := time.Now().Add(lasts)
 	for {
 		st, err := c.AcceptStream(context.Background()) // until the connection ends

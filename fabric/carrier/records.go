@@ -43,7 +43,7 @@ func (r *records) Read(p []byte) (int, error) {
 		}
 		r.in = recordBuffers.Get().(*[recordBuffer]byte)
 		n, err := r.Conn.Read(r.in[:])
-		if r.from, r.to = 0, n; err != nil {
+		if r.from, r.to = 0, n; n == 0 { // an error after some bytes comes again
 			r.drop()
 			return 0, err
 		}

@@ -115,6 +115,8 @@ func TestThroughProxy(t *testing.T) {
 	var tunnels atomic.Int32
 	var ways sync.WaitGroup
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ways.Add(1) // before the server, which is closed first, forgets the connection
+		defer ways.Done()
 		if r.Method != http.MethodConnect || r.Header.Get("Proxy-Authorization") == "" {
 			http.Error(w, "CONNECT only, with a password", http.StatusProxyAuthRequired)
 			return
@@ -161,5 +163,6 @@ func TestThroughProxy(t *testing.T) {
 	near.Close()
 	far.Close()
 	l.Close()
+	proxy.Close()
 	ways.Wait() // with the links, the proxy's connections end
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"slices"
+	"sync/atomic"
 
 	"github.com/spacestore/space/fabric/identity"
 )
@@ -16,7 +17,7 @@ type replayed struct {
 	net.Conn
 	said  bytes.Buffer // what was read until the look
 	seen  bool
-	joins bool
+	joins atomic.Bool // a handshake that is given up closes the connection meanwhile
 }
 
 // watch returns config with the look. Only its handshake may use the connection.
@@ -26,7 +27,7 @@ func (r *replayed) watch(config *tls.Config) *tls.Config {
 	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		r.seen = true
 		if slices.Equal(hello.SupportedProtos, []string{identity.JoinProtocol}) {
-			r.joins = true
+			r.joins.Store(true)
 			return nil, errors.New("carrier: a node that joins")
 		}
 		r.said = bytes.Buffer{}
@@ -39,7 +40,7 @@ func (r *replayed) watch(config *tls.Config) *tls.Config {
 }
 
 // again has reads begin anew.
-func (r *replayed) again() { r.seen, r.joins = true, false }
+func (r *replayed) again() { r.joins.Store(false) }
 
 // Read implements net.Conn.
 func (r *replayed) Read(b []byte) (int, error) {
@@ -56,7 +57,7 @@ func (r *replayed) Read(b []byte) (int, error) {
 
 // Write implements net.Conn. The handshake that was broken off says nothing.
 func (r *replayed) Write(b []byte) (int, error) {
-	if r.joins {
+	if r.joins.Load() {
 		return len(b), nil
 	}
 	return r.Conn.Write(b)
@@ -64,7 +65,7 @@ func (r *replayed) Write(b []byte) (int, error) {
 
 // Close implements net.Conn, nor does it close anything.
 func (r *replayed) Close() error {
-	if r.joins {
+	if r.joins.Load() {
 		return nil
 	}
 	return r.Conn.Close()

@@ -51,7 +51,7 @@ func (c *Conn) CloseWrite() error {
 }
 
 // Close ends the connection in both directions. What was written before still
-// goes out, for as long as the other end reads it.
+// goes out, for as long as the other end reads it, within bounds.
 func (c *Conn) Close() error {
 	c.closed.Do(func() {
 		c.in.abandon(net.ErrClosed)

@@ -17,7 +17,7 @@ type ServerOptions struct {
 	Name        string        // in addresses
 	MaxSessions int           // 0: 1024
 	Backlog     int           // connections made that nobody has accepted; 0: 64
-	Idle        time.Duration // a client not heard of for so long is given up; 0: two minutes
+	Idle        time.Duration // a client not heard of for so long is given up, and so is what it does not take of a connection closed here; 0: two minutes
 }
 
 // Server is the far end of relayed connections and a net.Listener for them.
@@ -106,7 +106,7 @@ func (s *Server) all() []*session {
 	return all
 }
 
-// sweep gives up sessions whose client has gone.
+// sweep gives up sessions whose client has gone, and those whose user has long gone.
 func (s *Server) sweep() {
 	t := time.NewTicker(s.o.Idle / 4)
 	defer t.Stop()
@@ -116,11 +116,7 @@ func (s *Server) sweep() {
 			return
 		case now := <-t.C:
 			for _, se := range s.all() {
-				if now.Sub(se.idleSince()) > s.o.Idle {
-					se.mu.Lock()
-					se.end(fmt.Errorf("%w: the client has not been heard of for %s", ErrReset, s.o.Idle))
-					se.mu.Unlock()
-				}
+				se.sweep(now, s.o.Idle)
 			}
 		}
 	}

@@ -500,3 +500,45 @@ func BenchmarkEcho(b *testing.B) {
 		}
 	}
 }
+
+// TestClosedConnectionIsNotKept: a client that goes on asking, and takes nothing, does
+// not keep the place of a connection that the server's user has closed.
+func TestClosedConnectionIsNotKept(t *testing.T) {
+	withServer(t, func(r raw) {
+		c := r.connect(1)
+		c.Write([]byte("bye"))
+		c.Close()
+		for seq := range uint64(10) { // five minutes
+			op := data(1, seq, "")
+			op.Drain, op.Ack = 0, seq
+			if s := r.ops(op)[0].Status; s != OK && seq < 3 || s != Gone && seq == 9 {
+				t.Errorf("after %d half minutes: status %d", seq, s)
+			}
+			time.Sleep(30 * time.Second)
+		}
+		if n := r.Sessions(); n != 0 {
+			t.Errorf("%d sessions are left", n)
+		}
+	})
+}
+
+// TestCloseKeepsNoBatch: bytes that come with an operation that ends a connection, and
+// so are for nobody, are not kept until its turn comes.
+func TestCloseKeepsNoBatch(t *testing.T) {
+	withServer(t, func(r raw) {
+		r.connect(1)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			r.ops(Op{Kind: Data, Session: ID{1}, Numbered: true, Seq: 1}, Op{Kind: Close, Session: ID{1}, Data: make([]byte, MaxData)})
+		}()
+		synctest.Wait()
+		se := r.session(ID{1})
+		se.mu.Lock()
+		if se.closing == nil || se.closing.op.Data != nil {
+			t.Error("the operation is not held, or with its bytes")
+		}
+		se.mu.Unlock()
+		<-done
+	})
+}

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bytes"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -38,7 +39,7 @@ type session struct {
 	holdTimer   *time.Timer
 	seen        time.Time
 	ended       bool
-	userDropped bool // the user has closed the connection
+	userDropped time.Time // when the user has closed the connection; zero: not yet
 }
 
 // call is an operation at the server.
@@ -54,7 +55,7 @@ func newSession(id ID, gone func()) *session {
 	s.conn = newConn(id, s.look)
 	s.conn.onClose = func() {
 		s.mu.Lock()
-		s.userDropped = true
+		s.userDropped = time.Now()
 		s.mu.Unlock()
 		s.look()
 	}
@@ -149,6 +150,9 @@ func (s *session) find(op Op) *call {
 
 // begin runs an operation, or holds it until its turn comes.
 func (s *session) begin(op Op) *call {
+	if op.Kind == Close {
+		op.Data = nil // it has none, and would keep its whole batch
+	}
 	c := &call{op: op}
 	switch {
 	case op.Numbered:
@@ -212,7 +216,7 @@ func (s *session) run(c *call) {
 	}
 	if len(c.op.Data) > 0 && s.conn.in.tryPut(c.op.Data) < len(c.op.Data) {
 		c.reply.Status, c.reply.Message = Failed, "the other end takes no more bytes"
-		if !s.userDropped {
+		if s.userDropped.IsZero() {
 			// More than there was room for: a hole would be left in the stream.
 			c.reply.Message = "more was sent than there was room for"
 			s.conn.in.fail(ErrReset)
@@ -332,9 +336,15 @@ func (s *session) end(err error) {
 	s.gone()
 }
 
-// idleSince reports when the client was last heard of.
-func (s *session) idleSince() time.Time {
+// sweep ends the session if its client was not heard of for idle, or if it has not
+// taken what the user has left it when closing the connection.
+func (s *session) sweep(now time.Time, idle time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.seen
+	switch {
+	case now.Sub(s.seen) > idle:
+		s.end(fmt.Errorf("%w: the client has not been heard of for %s", ErrReset, idle))
+	case !s.userDropped.IsZero() && now.Sub(s.userDropped) > idle:
+		s.end(ErrReset)
+	}
 }

@@ -76,6 +76,9 @@ func (e *Endpoint) add(k sessionKey) (*Session, error) {
 	if e.closed {
 		return nil, ErrClosed
 	}
+	if e.sessions[k] != nil { // who names it twice at once has no need to
+		return nil, fmt.Errorf("%w: the session is begun twice", frame.ErrProtocol)
+	}
 	s := New(k.dialer, e.o)
 	s.gone = func() {
 		e.mu.Lock()

@@ -27,6 +27,7 @@ type link struct {
 	lends     bool // carries bulk and below while nothing above is active
 	closed    bool
 	idle      bool         // the writer waits for wake
+	hung      bool         // its connection is closed, or is being
 	out       [][]byte     // frames for this link alone
 	heard     atomic.Int64 // when something came, in ns after since
 
@@ -91,6 +92,15 @@ func (l *link) shut(bye *frame.GoAwayError) {
 		_, _ = l.conn.Write(bye.Encode())
 		l.conn.Close()
 	}()
+}
+
+// hangUp closes the connection, once, and does not wait: closing may wait for the
+// writer. The reader tells the session.
+func (l *link) hangUp() {
+	if !l.hung {
+		l.hung = true
+		go l.conn.Close()
+	}
 }
 
 // read takes in frames until the link ends.
@@ -542,13 +552,13 @@ func (s *Session) look(now time.Time) time.Duration {
 		case !l.retired.IsZero():
 			left := retireTime - now.Sub(l.retired)
 			if left <= 0 {
-				go l.conn.Close()
+				l.hangUp()
 				continue
 			}
 			next = min(next, left)
 		case !l.pinged.IsZero():
 			if quiet := min(now.Sub(l.pinged), now.Sub(l.since.Add(time.Duration(l.heard.Load())))); quiet >= limit {
-				go l.conn.Close() // the reader tells the session; closing may wait for the writer
+				l.hangUp()
 				continue
 			} else {
 				next = min(next, limit-quiet)

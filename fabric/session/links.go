@@ -177,7 +177,7 @@ func (s *Session) progress() {
 			l.wake()
 		}
 		if l.answered {
-			go l.conn.Close() // the reader tells the session
+			l.hangUp()
 		}
 	}
 }

@@ -150,6 +150,7 @@ type Session struct {
 	next     uint64              // ID of the next stream to open
 	highest  uint64              // of the peer's streams that have been heard of
 	skipped  map[uint64]struct{} // below highest, and not yet heard of
+	early    int                 // pieces of streams that came before their turn
 	turns    int
 	ready    [frame.Classes][]*Stream // with something to send, each once
 	windows  []*Stream                // of which to say what has come
@@ -437,7 +438,7 @@ func (s *Session) share() {
 	s.recheck()
 }
 
-// recheck has the links looked at now.
+// recheck has the session, and its links, looked after now.
 func (s *Session) recheck() {
 	select {
 	case s.rekeep <- struct{}{}:
@@ -455,7 +456,7 @@ func (s *Session) meet(life [16]byte) {
 		s.peerLife = life
 	}
 	s.outlived = s.peerLife != life
-	s.keepNow()
+	s.recheck()
 }
 
 // knows reports whether the session has met its peer.
@@ -463,14 +464,6 @@ func (s *Session) knows() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.peerLife != [16]byte{}
-}
-
-// keepNow has the session looked after at once.
-func (s *Session) keepNow() {
-	select {
-	case s.rekeep <- struct{}{}:
-	default:
-	}
 }
 
 // lose takes a link out. What was sent over it and is not acknowledged is sent
@@ -500,7 +493,7 @@ func (s *Session) lose(l *link, err error) {
 		}
 		if len(s.links) == 0 {
 			s.alone = time.Now()
-			s.keepNow()
+			s.recheck()
 		}
 		s.share()
 		for _, st := range s.streams {
@@ -603,6 +596,9 @@ func (s *Session) known(id uint64, class frame.Class) (*Stream, error) {
 		return nil, nil
 	} else {
 		delete(s.skipped, id)
+	}
+	if err := s.heard(); err != nil {
+		return nil, err
 	}
 	if len(s.streams) > 2*s.o.MaxStreams { // those beyond the limit are refused when their header comes
 		return nil, fmt.Errorf("%w: too many streams without a header", frame.ErrProtocol)
@@ -755,6 +751,7 @@ func (s *Session) acknowledged(es []frame.WindowEntry) error {
 func (s *Session) forget(st *Stream) {
 	if st.complete() && s.streams[st.id] == st {
 		delete(s.streams, st.id)
+		st.dropEarly()
 		st.uncharge()
 		// The peer may not have heard that all has come.
 		s.lastWord(st.entry())

@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -577,6 +578,153 @@ func TestDeafPeer(t *testing.T) {
 				<-said
 			})
 		})
+	}
+}
+
+// TestScatteredBytes: what comes in small pieces before its turn is bounded for all
+// streams together, and those that have ended do not count.
+func TestScatteredBytes(t *testing.T) {
+	const pieces = 16_000 // a stream may have so many
+	synctest.Test(t, func(t *testing.T) {
+		s := New(false, Options{MaxStreams: 64})
+		a, b := line{}.connect()
+		if err := s.AddLink(b); err != nil {
+			t.Fatal(err)
+		}
+		go io.Copy(io.Discard, a)
+		scatter := func(stream uint64) {
+			var all []byte
+			for off := range uint64(pieces) {
+				b := make([]byte, frame.DataSize)
+				frame.PutData(b, stream, 2*off+2)
+				all = frame.Append(all, frame.Head{Type: frame.Data, Class: frame.Bulk}, b, []byte("x"))
+			}
+			a.Write(all)
+			synctest.Wait()
+		}
+		for i := range uint64(2 * maxAllEarly / pieces) {
+			scatter(2*i + 1)
+			if i%2 == 0 {
+				a.Write(frame.ResetBody{Stream: 2*i + 1}.Encode(1, 0))
+				synctest.Wait()
+			}
+		}
+		if err := s.Err(); err != nil {
+			t.Fatal(err)
+		}
+		s.mu.Lock()
+		early := s.early
+		s.mu.Unlock()
+		if early != maxAllEarly/pieces*pieces {
+			t.Errorf("%d pieces are held", early)
+		}
+		scatter(63)
+		if err := s.Err(); !errors.Is(err, frame.ErrProtocol) {
+			t.Errorf("%v", err)
+		}
+		a.Close()
+	})
+}
+
+// TestDumbPeer opens streams that are refused one after the other, hears so, and never
+// answers. It is given up before that takes much memory.
+func TestDumbPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(false, Options{MaxStreams: 4})
+		a, b := line{}.connect()
+		if err := s.AddLink(b); err != nil {
+			t.Fatal(err)
+		}
+		go io.Copy(io.Discard, a)
+		go func() {
+			for {
+				st, err := s.Accept(context.Background())
+				if err != nil {
+					return
+				}
+				st.Refuse(CodeBusy, "no room", time.Second)
+			}
+		}()
+		for i := range uint64(4 * maxResets * 4) {
+			body := make([]byte, frame.DataSize)
+			frame.PutData(body, 2*i+1, 0)
+			if _, err := a.Write(frame.Append(nil, frame.Head{Type: frame.Data, Flags: frame.FlagOpen, Class: frame.Bulk}, append(body, 0, 0))); err != nil {
+				break
+			}
+			synctest.Wait()
+		}
+		if err := s.Err(); !errors.Is(err, frame.ErrProtocol) {
+			t.Errorf("%v", err)
+		}
+		s.Close()
+		a.Close()
+	})
+}
+
+// stuck is a link whose Close waits, as TLS does for a writer.
+type stuck struct {
+	*wire
+	closes  atomic.Int64
+	release chan struct{}
+}
+
+func (s *stuck) Close() error {
+	s.closes.Add(1)
+	<-s.release
+	return s.wire.Close()
+}
+
+// TestCloseThatWaits: a link that takes its time to close is closed once, whatever
+// the peer says meanwhile over another one.
+func TestCloseThatWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(false, Options{})
+		a, b := line{}.connect()
+		first := &stuck{wire: b, release: make(chan struct{})}
+		c, d := line{}.connect()
+		for _, l := range []net.Conn{first, d} {
+			if err := s.AddLink(l); err != nil {
+				t.Fatal(err)
+			}
+		}
+		go io.Copy(io.Discard, a)
+		go io.Copy(io.Discard, c)
+		for _, flags := range []uint8{0, frame.FlagAnswer} {
+			a.Write(frame.Append(nil, frame.Head{Type: frame.Retire, Flags: flags}))
+		}
+		synctest.Wait()
+		for range 100 {
+			c.Write(frame.Append(nil, frame.Head{Type: frame.Window}))
+		}
+		synctest.Wait()
+		if n := first.closes.Load(); n != 1 {
+			t.Errorf("it is closed %d times", n)
+		}
+		close(first.release)
+		s.Close()
+		a.Close()
+		c.Close()
+	})
+}
+
+// TestBegunTwice: of two links that begin the same session at once, one does.
+func TestBegunTwice(t *testing.T) {
+	e := NewEndpoint(Options{})
+	defer e.Close()
+	k := sessionKey{peer: "peer"}
+	s, err := e.add(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.add(k); !errors.Is(err, frame.ErrProtocol) {
+		t.Errorf("%v", err)
+	}
+	if n := e.Sessions(); n != 1 {
+		t.Errorf("%d sessions", n)
+	}
+	s.Close()
+	if n := e.Sessions(); n != 0 {
+		t.Errorf("%d sessions at the end", n)
 	}
 }
 

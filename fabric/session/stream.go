@@ -94,15 +94,19 @@ var payloads = sync.Pool{New: func() any { return new([quantum]byte) }}
 
 // newPiece returns a piece with room for n bytes.
 func newPiece(off uint64, n int) piece {
-	if n <= small || n > quantum {
+	if n <= quantum/2 || n > quantum { // or little would hold much
 		return piece{off, make([]byte, n), nil}
 	}
 	mem := payloads.Get().(*[quantum]byte)
 	return piece{off, mem[:n:n], mem}
 }
 
-// maxEarly bounds the pieces that came before their turn.
-const maxEarly = 16 << 10
+// What bounds the pieces that came before their turn, which may be far smaller than
+// what it takes to hold them.
+const (
+	maxEarly    = 16 << 10     // of a stream
+	maxAllEarly = 4 * maxEarly // of a session
+)
 
 // end returns the offset behind the piece.
 func (p piece) end() uint64 { return p.off + uint64(len(p.b)) }
@@ -201,8 +205,15 @@ func (st *Stream) fail(err error) {
 	}
 	st.blocks, st.flights, st.again = nil, nil, nil
 	st.una, st.nxt = st.end, st.end
+	st.dropEarly()
 	st.uncharge()
 	st.wakeAll()
+}
+
+// dropEarly drops the pieces whose turn will not come.
+func (st *Stream) dropEarly() {
+	st.s.early -= len(st.early)
+	st.early, st.earlySize = nil, 0
 }
 
 // Write implements net.Conn. It returns when the bytes are taken in.
@@ -594,7 +605,7 @@ func (st *Stream) arrive(p piece, fin bool) error {
 	if p.off <= st.got {
 		st.take(p)
 	} else {
-		if uint64(st.earlySize+len(p.b)) > 2*st.window || len(st.early) >= maxEarly {
+		if uint64(st.earlySize+len(p.b)) > 2*st.window || len(st.early) >= maxEarly || st.s.early >= maxAllEarly {
 			return fmt.Errorf("%w: stream %d: the same bytes again and again", frame.ErrProtocol, st.id)
 		}
 		at, _ := slices.BinarySearchFunc(st.early, p.off, func(q piece, off uint64) int {
@@ -602,11 +613,13 @@ func (st *Stream) arrive(p piece, fin bool) error {
 		})
 		st.early = slices.Insert(st.early, at, p)
 		st.earlySize += len(p.b)
+		st.s.early++
 	}
 	for len(st.early) > 0 && st.early[0].off <= st.got {
 		p := st.early[0]
 		st.early = st.early[1:]
 		st.earlySize -= len(p.b)
+		st.s.early--
 		st.take(p)
 	}
 	if st.got > before || fin {
