@@ -259,6 +259,31 @@ func TestLateWords(t *testing.T) {
 	})
 }
 
+// A tunnel that the provider closes as soon as it has it ends at the opener's end
+// too, whether the word of that comes before its request has its answer or after.
+func TestClosedAtOnce(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a, b := w.node(t, "seed", "one"), w.node(t, "b", "one")
+		p, err := b.Provide(Service{Profile: testProfile, Pool: "pool", Kind: "echo"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			for tun, err := p.Accept(context.Background()); err == nil; tun, err = p.Accept(context.Background()) {
+				tun.Close()
+			}
+		}()
+		w.open(t, a, testProfile, "pool")
+		for range 100 {
+			w.tunnel(t, a, testProfile, "pool")
+		}
+		time.Sleep(time.Second)
+		if left := len(a.Tunnels()); left > 0 {
+			t.Errorf("%d tunnels are left that the other end has closed", left)
+		}
+	})
+}
+
 // A tunnel whose opener is back in the last moment stays.
 func TestOpenerComesInTheLastMoment(t *testing.T) {
 	simulate(t, func(t *testing.T, w *world) {

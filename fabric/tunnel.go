@@ -38,6 +38,7 @@ type Tunnel struct {
 	r         *route // nil: there is none now
 	peer      identity.NodeID
 	trying    identity.NodeID // that is being asked to be the other end
+	shut      uint64          // the generation up to which it has closed the tunnel meanwhile
 	changed   chan struct{}   // closed and made anew when the contract or the route changes
 	seeking   bool            // somebody looks for another route
 	hold      *time.Timer     // ends the provider's end when the opener stays away
@@ -332,7 +333,7 @@ func (t *Tunnel) agree(ctx context.Context, r *route) error {
 		t.mu.Unlock()
 		return nil // it is its route already
 	}
-	t.trying = id
+	t.trying, t.shut = id, 0
 	t.gen++
 	gen := t.gen
 	t.mu.Unlock()
@@ -391,6 +392,7 @@ func (t *Tunnel) use(r *route, gen uint64, remote string) bool {
 	}
 	old := t.r
 	t.agreed = gen
+	shut := t.opener && gen <= t.shut
 	behind := t.opener && gen <= t.contract.RouteGeneration // the old route has changed meanwhile
 	if behind {
 		gen = t.nextGen()
@@ -412,6 +414,9 @@ func (t *Tunnel) use(r *route, gen uint64, remote string) bool {
 	}
 	if old != nil && old != r {
 		old.detach(t)
+	}
+	if shut { // its word came before the one who asked had taken its answer
+		t.end(errPeerClosed, false)
 	}
 	return true
 }
@@ -685,7 +690,15 @@ func (n *Node) closedByPeer(r *route, id TunnelID, gen uint64) {
 	if t == nil {
 		return
 	}
-	t.endIf(func() bool { return t.peer == r.p.id && t.agreed <= gen }, errPeerClosed, false)
+	t.endIf(func() bool {
+		if t.peer == r.p.id && t.agreed <= gen {
+			return true
+		}
+		if t.trying == r.p.id {
+			t.shut = max(t.shut, gen)
+		}
+		return false
+	}, errPeerClosed, false)
 }
 
 // allows reports whether the tunnel's contract has a class.
