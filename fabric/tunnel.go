@@ -46,6 +46,7 @@ type Tunnel struct {
 	gen       uint64          // at the opener's end: of the newest request, or change
 	agreed    uint64          // the generation of the request that the ends agree on
 	accept    []*stream       // that nobody has accepted
+	refusing  bool            // nobody will: the tunnel was closed here
 	acceptor  chan struct{}   // holds one token when there may be some
 	streams   map[*stream]struct{}
 	sent, got int64 // by streams that have ended
@@ -620,7 +621,8 @@ func (t *Tunnel) reopened(log *slog.Logger, peer identity.NodeID, old *route) {
 }
 
 // Close ends the tunnel at both ends. What was written to streams still goes
-// out.
+// out, but a stream that the other end has not heard of when it hears of this is
+// refused there: who has to know waits for an answer first.
 func (t *Tunnel) Close() error {
 	t.end(ErrClosed, true)
 	return nil
@@ -636,10 +638,17 @@ func (t *Tunnel) end(why error, local bool) {
 func (t *Tunnel) endIf(so func() bool, why error, local bool) {
 	t.mu.Lock()
 	if t.err != nil || !so() {
+		var streams []*stream
+		if t.err != nil && local && !t.refusing { // the peer was first; what it had opened before is not accepted any more
+			streams, t.accept, t.refusing = t.accept, nil, true
+		}
 		t.mu.Unlock()
+		for _, st := range streams {
+			st.Close()
+		}
 		return
 	}
-	t.err = why
+	t.err, t.refusing = why, local
 	never := t.contract.RouteGeneration == 0
 	r := t.r
 	t.r = nil
@@ -826,9 +835,15 @@ func (n *Node) incoming(r *route, h streamHead, st *session.Stream) {
 	default:
 		s := t.add(r, st, false, h.rest, grant, 0)
 		t.mu.Lock()
-		t.accept = append(t.accept, s)
-		t.offer()
+		refusing := t.refusing
+		if !refusing {
+			t.accept = append(t.accept, s)
+			t.offer()
+		}
 		t.mu.Unlock()
+		if refusing {
+			s.Close()
+		}
 	}
 }
 
