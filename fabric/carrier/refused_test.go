@@ -114,6 +114,7 @@ func TestThroughProxy(t *testing.T) {
 	l := listen(t, NewHTTPS(b, HTTPSOptions{Cert: &cert}))
 	var tunnels atomic.Int32
 	var ways sync.WaitGroup
+	ways.Add(1) // the test itself: handlers may add while it waits
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodConnect || r.Header.Get("Proxy-Authorization") == "" {
 			http.Error(w, "CONNECT only, with a password", http.StatusProxyAuthRequired)
@@ -161,5 +162,6 @@ func TestThroughProxy(t *testing.T) {
 	near.Close()
 	far.Close()
 	l.Close()
+	ways.Done()
 	ways.Wait() // with the links, the proxy's connections end
 }
