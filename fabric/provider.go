@@ -87,6 +87,7 @@ func (p *Provider) Accept(ctx context.Context) (*Tunnel, error) {
 		select {
 		case t := <-p.tunnels:
 			if t.gaveUp() {
+				t.Close()
 				continue // its opener did not wait
 			}
 			return t, nil
@@ -110,16 +111,20 @@ func (p *Provider) Close() error {
 	delete(p.n.services, p.key)
 	p.n.mu.Unlock()
 	close(p.done)
+	p.drop()
+	return p.n.publish()
+}
+
+// drop ends the tunnels that nobody has accepted, and will not.
+func (p *Provider) drop() {
 	for {
 		select {
 		case t := <-p.tunnels:
 			t.end(fmt.Errorf("%w: the service is not provided any more", ErrClosed), true)
-			continue
 		default:
+			return
 		}
-		break
 	}
-	return p.n.publish()
 }
 
 // service returns who provides what was asked for; a role that is not asked for
@@ -187,6 +192,11 @@ func (n *Node) opened(r *route, o *openBody) openedBody {
 	default:
 		t.end(fmt.Errorf("%w: nobody has accepted it", ErrClosed), true)
 		return no(fmt.Sprintf("%d tunnels that service %s has not accepted", cap(p.tunnels), p.id), time.Second)
+	}
+	select {
+	case <-p.done: // closed meanwhile
+		p.drop()
+	default:
 	}
 	n.log.Info("tunnel open", "tunnel", o.Tunnel.String(), "pool", o.Pool, "kind", o.Kind, "peer", r.p.id.String())
 	return openedBody{ID: o.ID, Service: p.id}

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/spacestore/space/fabric/admit"
 	"github.com/spacestore/space/fabric/frame"
 	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/fabric/session"
@@ -90,7 +91,7 @@ func TestTunnelWhileLinksAreCut(t *testing.T) {
 	})
 }
 
-// A session that was dialed here is dialed again within a second of the peer's
+// A session that was dialed here is dialed again within a moment of the peer's
 // being there, however long that took.
 func TestRedialIsQuick(t *testing.T) {
 	simulate(t, func(t *testing.T, w *world) {
@@ -104,7 +105,7 @@ func TestRedialIsQuick(t *testing.T) {
 			w.net.cut(func(from, _, _ string) bool { return from == "b" })
 			time.Sleep(outage)
 			w.net.refuse("b", false)
-			soon(t, "the first stream", 1200*time.Millisecond, func() { say(t, tun, payload(2, 100)) })
+			soon(t, "the first stream", 3*time.Second, func() { say(t, tun, payload(2, 100)) })
 			bulk.end() // in the same session
 		}
 	})
@@ -256,6 +257,88 @@ func TestLateWords(t *testing.T) {
 		if there.Err() == nil {
 			t.Error("the tunnel was closed and has not ended")
 		}
+	})
+}
+
+// A tunnel that the provider closes as soon as it has it ends at the opener's end
+// too, whether the word of that comes before its request has its answer or after.
+func TestClosedAtOnce(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a, b := w.node(t, "seed", "one"), w.node(t, "b", "one")
+		p, err := b.Provide(Service{Profile: testProfile, Pool: "pool", Kind: "echo"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			for tun, err := p.Accept(context.Background()); err == nil; tun, err = p.Accept(context.Background()) {
+				tun.Close()
+			}
+		}()
+		w.open(t, a, testProfile, "pool")
+		for range 100 {
+			w.tunnel(t, a, testProfile, "pool")
+		}
+		time.Sleep(time.Second)
+		if left := len(a.Tunnels()); left > 0 {
+			t.Errorf("%d tunnels are left that the other end has closed", left)
+		}
+	})
+}
+
+// What a peer has opened and nobody has accepted is given back when the tunnel is
+// closed, or its service, though the peer has closed the tunnel before.
+func TestNobodyAccepts(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a, b := w.node(t, "seed", "one"), w.node(t, "b", "one")
+		var p *Provider
+		provide := func() {
+			var err error
+			if p, err = b.Provide(Service{Profile: testProfile, Pool: "pool", Kind: "echo"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		provide()
+		for _, accepted := range []bool{true, false} {
+			tun := w.open(t, a, testProfile, "pool")
+			for range 10 {
+				st, err := tun.Open(context.Background(), frame.Interactive, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := st.Write(payload(1, 100)); err != nil {
+					t.Fatal(err)
+				}
+				st.Close()
+			}
+			time.Sleep(time.Second)
+			there := far(t, b, tun)
+			tun.Close()
+			<-there.Done()
+			if accepted {
+				if got, err := p.Accept(context.Background()); got != there {
+					t.Fatalf("%v, %v", got, err)
+				}
+				there.Close()
+			} else {
+				p.Close()
+			}
+			time.Sleep(time.Second)
+			for _, u := range b.Usage(10) {
+				if u.Used.Streams != 0 || u.Used.Tunnels != 0 || u.Scope != admit.NodeScope && u.Used.Window != 0 {
+					t.Errorf("accepted %v: %v %s still has %+v", accepted, u.Scope, u.Name, u.Used)
+				}
+			}
+		}
+
+		// One who had looked for the service just before it was closed.
+		provide()
+		w.open(t, a, testProfile, "pool")
+		p.Close()
+		b.mu.Lock()
+		b.services[p.key] = p
+		b.mu.Unlock()
+		tun := w.tunnel(t, a, testProfile, "pool")
+		waitFor(t, "the end of a tunnel that nobody accepts", func() bool { return tun.Err() != nil })
 	})
 }
 

@@ -38,6 +38,7 @@ type Tunnel struct {
 	r         *route // nil: there is none now
 	peer      identity.NodeID
 	trying    identity.NodeID // that is being asked to be the other end
+	shut      uint64          // the generation up to which it has closed the tunnel meanwhile
 	changed   chan struct{}   // closed and made anew when the contract or the route changes
 	seeking   bool            // somebody looks for another route
 	hold      *time.Timer     // ends the provider's end when the opener stays away
@@ -45,6 +46,7 @@ type Tunnel struct {
 	gen       uint64          // at the opener's end: of the newest request, or change
 	agreed    uint64          // the generation of the request that the ends agree on
 	accept    []*stream       // that nobody has accepted
+	refusing  bool            // nobody will: the tunnel was closed here
 	acceptor  chan struct{}   // holds one token when there may be some
 	streams   map[*stream]struct{}
 	sent, got int64 // by streams that have ended
@@ -332,7 +334,7 @@ func (t *Tunnel) agree(ctx context.Context, r *route) error {
 		t.mu.Unlock()
 		return nil // it is its route already
 	}
-	t.trying = id
+	t.trying, t.shut = id, 0
 	t.gen++
 	gen := t.gen
 	t.mu.Unlock()
@@ -391,6 +393,7 @@ func (t *Tunnel) use(r *route, gen uint64, remote string) bool {
 	}
 	old := t.r
 	t.agreed = gen
+	shut := t.opener && gen <= t.shut
 	behind := t.opener && gen <= t.contract.RouteGeneration // the old route has changed meanwhile
 	if behind {
 		gen = t.nextGen()
@@ -412,6 +415,9 @@ func (t *Tunnel) use(r *route, gen uint64, remote string) bool {
 	}
 	if old != nil && old != r {
 		old.detach(t)
+	}
+	if shut { // its word came before the one who asked had taken its answer
+		t.end(errPeerClosed, false)
 	}
 	return true
 }
@@ -615,7 +621,8 @@ func (t *Tunnel) reopened(log *slog.Logger, peer identity.NodeID, old *route) {
 }
 
 // Close ends the tunnel at both ends. What was written to streams still goes
-// out.
+// out, but a stream that the other end has not heard of when it hears of this is
+// refused there: who has to know waits for an answer first.
 func (t *Tunnel) Close() error {
 	t.end(ErrClosed, true)
 	return nil
@@ -631,10 +638,17 @@ func (t *Tunnel) end(why error, local bool) {
 func (t *Tunnel) endIf(so func() bool, why error, local bool) {
 	t.mu.Lock()
 	if t.err != nil || !so() {
+		var streams []*stream
+		if t.err != nil && local && !t.refusing { // the peer was first; what it had opened before is not accepted any more
+			streams, t.accept, t.refusing = t.accept, nil, true
+		}
 		t.mu.Unlock()
+		for _, st := range streams {
+			st.Close()
+		}
 		return
 	}
-	t.err = why
+	t.err, t.refusing = why, local
 	never := t.contract.RouteGeneration == 0
 	r := t.r
 	t.r = nil
@@ -685,7 +699,15 @@ func (n *Node) closedByPeer(r *route, id TunnelID, gen uint64) {
 	if t == nil {
 		return
 	}
-	t.endIf(func() bool { return t.peer == r.p.id && t.agreed <= gen }, errPeerClosed, false)
+	t.endIf(func() bool {
+		if t.peer == r.p.id && t.agreed <= gen {
+			return true
+		}
+		if t.trying == r.p.id {
+			t.shut = max(t.shut, gen)
+		}
+		return false
+	}, errPeerClosed, false)
 }
 
 // allows reports whether the tunnel's contract has a class.
@@ -813,9 +835,15 @@ func (n *Node) incoming(r *route, h streamHead, st *session.Stream) {
 	default:
 		s := t.add(r, st, false, h.rest, grant, 0)
 		t.mu.Lock()
-		t.accept = append(t.accept, s)
-		t.offer()
+		refusing := t.refusing
+		if !refusing {
+			t.accept = append(t.accept, s)
+			t.offer()
+		}
 		t.mu.Unlock()
+		if refusing {
+			s.Close()
+		}
 	}
 }
 

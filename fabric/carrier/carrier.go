@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spacestore/space/fabric/identity"
@@ -85,6 +86,7 @@ type link struct {
 	net.Conn
 	records *records // under its TLS; nil: it has none
 	peer    identity.NodeID
+	writes  atomic.Int64 // two for each that holds what it writes back; odd: the link is closed
 	once    sync.Once
 	ends    time.Time
 	watch   func() // ends the watch for the end of what the peer has shown
@@ -121,6 +123,10 @@ func (l *link) Write(p []byte) (int, error) {
 	if l.records == nil || len(p) <= recordSize {
 		return l.Conn.Write(p)
 	}
+	defer l.writes.Add(-2)
+	if l.writes.Add(2)&1 != 0 {
+		return 0, net.ErrClosed
+	}
 	l.records.hold()
 	n, err := l.Conn.Write(p)
 	if ferr := l.records.release(); err == nil {
@@ -133,6 +139,11 @@ func (l *link) Write(p []byte) (int, error) {
 func (l *link) Close() error {
 	l.once.Do(func() {
 		l.watch()
+		if c, ok := l.Conn.(*tls.Conn); ok && l.writes.Or(1) != 0 {
+			// What is written may be stuck: as with TLS alone, there is no farewell behind it.
+			l.err = c.NetConn().Close()
+			return
+		}
 		l.err = l.Conn.Close()
 	})
 	return l.err

@@ -2,10 +2,15 @@ package carrier
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
+	"sync"
+	"sync/atomic"
 	"testing"
+
+	"github.com/spacestore/space/fabric/identity"
 )
 
 // counted is a connection of which the calls are counted. Reads give what there
@@ -118,5 +123,65 @@ func TestRecordsAreReadAhead(t *testing.T) {
 		if n, err := r.Read(buf); n != 100 || err != nil || r.in != nil || r.much {
 			t.Errorf("%d bytes, %v", n, err)
 		}
+	}
+}
+
+// stuck is a connection that takes nothing more once it is to be stuck, until it
+// is closed.
+type stuck struct {
+	net.Conn
+	now    atomic.Bool
+	in     chan struct{} // told when a write is stuck
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (c *stuck) Write(p []byte) (int, error) {
+	if !c.now.Load() {
+		return c.Conn.Write(p)
+	}
+	c.in <- struct{}{}
+	<-c.closed
+	return 0, net.ErrClosed
+}
+
+func (c *stuck) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+// A link is closed at once while what is held back is being written to a peer that
+// reads nothing: the farewell does not wait for it.
+func TestCloseDoesNotWaitForWrites(t *testing.T) {
+	f := newFabric(t)
+	a, b := f.node(), f.node()
+	x, y := net.Pipe()
+	defer y.Close()
+	go Wrap(context.Background(), y, b, identity.NodeID{}, true)
+	c := &stuck{Conn: x, in: make(chan struct{}, 8), closed: make(chan struct{})}
+	l, err := Wrap(timeout(t), c, a, b.ID(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.now.Store(true)
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := l.Write(make([]byte, 2*recordSize))
+		wrote <- err
+	}()
+	<-c.in
+	done := make(chan struct{})
+	go func() { l.Close(); close(done) }()
+	select {
+	case <-done:
+	case <-timeout(t).Done():
+		c.Close()
+		t.Fatal("the link is not closed while a write is stuck")
+	}
+	if err := <-wrote; err == nil {
+		t.Error("what was stuck was written")
+	}
+	if _, err := l.Write(make([]byte, 2*recordSize)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a write to a closed link: %v", err)
 	}
 }
