@@ -18,12 +18,20 @@ func (t *Transfer) follow(m *mirror) {
 	if t.authority == m {
 		return
 	}
-	t.several = t.authority != nil
+	old := t.authority
+	t.several = old != nil
 	t.authority, t.nextSum = m, 0
 	for _, p := range t.chunks {
 		if p != nil {
 			p.asked = 0
 		}
+	}
+	if t.o.Want != nil || old == nil {
+		return
+	}
+	clear(t.sums) // they were the old one's
+	if t.o.Trusted && m.nth < old.nth {
+		t.reset() // what only the old one agreed to, too
 	}
 }
 
@@ -162,7 +170,7 @@ func (t *Transfer) judge(c int) {
 	case m == nil || m == t.authority: // it is another payload now, or was when it was begun
 	case t.proven:
 		t.blame(m)
-	case t.o.Trusted:
+	case t.o.Trusted && t.authority.nth < m.nth:
 		t.out(m, fmt.Sprintf("it has another content than %s", t.authority))
 	default:
 		t.failLocked(fmt.Errorf("%w: what %s has is not what %s has", ErrDisputed, m, t.authority))

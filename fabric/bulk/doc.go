@@ -27,6 +27,8 @@
 // elsewhere, earlier runs included, and for the root. What differs is fetched again;
 // if another mirror gave it, that one is out, or, where nothing says who is right,
 // the transfer ends with [ErrDisputed]. So a mirror can't have another one blamed.
+// One that is trusted more becomes the authority whenever it answers, and is asked for
+// all hashes then; one that is trusted less can't put it out while it is away.
 //
 // # Durability
 //

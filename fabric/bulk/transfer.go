@@ -105,6 +105,7 @@ type Transfer struct {
 	err    error // valid after done
 
 	syncing sync.Mutex // one sync of the sink at a time
+	unsafe  error      // a sync of the sink has failed; guarded by syncing
 
 	mu       sync.Mutex
 	changed  chan struct{} // closed and made anew when someone may go on
@@ -128,6 +129,7 @@ type Transfer struct {
 	mirrors  []*mirror
 	workers  []*worker
 	start    func(*mirror) // its workers; nil: not now
+	halt     func()        // ends the workers, whatever they wait for; nil: there are none
 
 	// What the hashes are held against.
 	authority *mirror      // whose hashes count; nil: nobody has answered
@@ -265,6 +267,8 @@ func (t *Transfer) run(ctx context.Context) {
 
 // fetch runs the workers until they have nothing to do any more.
 func (t *Transfer) fetch(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	ended := make(chan struct{})
 	running := 1    // this one, until all have begun
 	end := func() { // with the lock held
@@ -276,6 +280,7 @@ func (t *Transfer) fetch(ctx context.Context) {
 	t.mu.Lock()
 	t.lastNews = time.Now()
 	t.workers = nil
+	t.halt = cancel
 	t.start = func(m *mirror) {
 		for range t.o.Streams {
 			w := &worker{t: t, m: m}
@@ -317,13 +322,24 @@ func (t *Transfer) failLocked(err error) {
 	if t.failure == nil {
 		t.failure = err
 	}
+	t.end()
 	t.wake()
+}
+
+// end has the workers end that wait for a mirror. Called with the lock held.
+func (t *Transfer) end() {
+	if t.halt != nil {
+		t.halt()
+	}
 }
 
 // watch takes work from mirrors that have stalled.
 func (t *Transfer) watch(now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.rate > 0 && now.Before(t.issueAt) {
+		t.lastNews = now // it is not for want of a mirror that nothing comes
+	}
 	if !t.paused && now.Sub(t.lastNews) > t.o.GiveUp {
 		t.failLocked(fmt.Errorf("%w: nothing has come for %s", t.noMirror(), t.o.GiveUp))
 	}
@@ -358,6 +374,9 @@ func (t *Transfer) outcome(ctx context.Context) (again bool, _ error) {
 	case t.finished:
 	case t.info != nil && t.draining:
 		failure = context.Canceled
+	case t.authority != nil && t.authority.state.Out == "": // it came when others had ended
+		t.mu.Unlock()
+		return true, nil
 	default:
 		failure = t.noMirror()
 	}
@@ -429,6 +448,9 @@ func (t *Transfer) begin(w *worker, i info) error {
 			return err
 		}
 	} else if i.Size != t.info.Size || i.Chunk != t.info.Chunk {
+		if t.o.Trusted && t.authority != nil && m.nth < t.authority.nth {
+			t.failLocked(fmt.Errorf("%w: what %s has is of another form than what %s has", ErrDisputed, t.authority, m))
+		}
 		t.out(m, "it has another payload under this name")
 		return errOut
 	}
@@ -526,7 +548,9 @@ func (t *Transfer) drop(c int) {
 
 // look sees whether the workers have nothing to do any more.
 func (t *Transfer) look() {
-	t.finished = t.missing == 0 && (!t.auditing || t.disputed == 0)
+	if t.finished = t.missing == 0 && (!t.auditing || t.disputed == 0); t.finished && !t.o.Trusted {
+		t.end() // else one that is trusted more may still come
+	}
 	t.wake()
 }
 
@@ -741,6 +765,9 @@ func (t *Transfer) blame(m *mirror) {
 func (t *Transfer) sync() error {
 	t.syncing.Lock()
 	defer t.syncing.Unlock()
+	if t.unsafe != nil {
+		return t.unsafe
+	}
 	t.mu.Lock()
 	started := t.info != nil
 	t.unsynced = 0
@@ -756,7 +783,8 @@ func (t *Transfer) sync() error {
 		if t.o.Journal != nil {
 			err = errors.Join(err, t.o.Journal.lost())
 		}
-		return fmt.Errorf("%w: %w", errSink, err)
+		t.unsafe = fmt.Errorf("%w: %w", errSink, err)
+		return t.unsafe
 	}
 	if t.o.Journal != nil {
 		return t.o.Journal.synced(mark)

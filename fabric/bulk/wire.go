@@ -26,6 +26,10 @@ const (
 	maxMessage   = maxData + 64
 )
 
+// maxSmallChunks is how many chunks smaller than ChunkSize a payload may have: of each there
+// is something in memory, and of zeros they cost whoever gives them next to nothing.
+const maxSmallChunks = 1 << 20
+
 // MaxChunks is how many chunks a payload may have.
 const MaxChunks = 1 << 26
 
@@ -177,7 +181,8 @@ func decodeInfo(b []byte) (i info, err error) {
 }
 
 func (i info) check() error {
-	if i.Size < 0 || i.Chunk < minChunk || i.Chunk > maxChunk || (i.Size-1)/int64(i.Chunk)+1 > MaxChunks {
+	if i.Size < 0 || i.Chunk < minChunk || i.Chunk > maxChunk || (i.Size-1)/int64(i.Chunk)+1 > MaxChunks ||
+		i.Chunk < ChunkSize && i.chunks() > maxSmallChunks {
 		return fmt.Errorf("%w: %d bytes in chunks of %d", errProtocol, i.Size, i.Chunk)
 	}
 	return nil

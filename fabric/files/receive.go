@@ -297,7 +297,7 @@ func (r *receiver) receive(ctx context.Context) error {
 
 // manifest fetches what the share consists of: from the first mirror that gives it,
 // and says from which. They are asked one after the other, and a second one beside
-// one that is slow: a manifest may be large, and is held in memory.
+// one that is slow, if they don't come in the order of trust: a manifest may be large, and is held in memory.
 func (r *receiver) manifest(ctx context.Context) (*manifest, string, int, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	type answer struct {
@@ -326,7 +326,9 @@ func (r *receiver) manifest(ctx context.Context) (*manifest, string, int, error)
 			from := next
 			next++
 			under++
-			slow.Reset(mirrorWait)
+			if !r.o.Trusted { // else a slow one has the word, unless it gives nothing at all
+				slow.Reset(mirrorWait)
+			}
 			go func() {
 				m, text, err := r.manifestOf(ctx, r.o.Mirrors[from])
 				answers <- answer{m, text, from, err}

@@ -640,14 +640,16 @@ func TestFabricTransfer(t *testing.T) {
 	// Again, and one of those that send is.
 	before, _ := filepath.Glob(filepath.Join(partOf(target), "journal"))
 	cmd, errs := slow()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
 	eventually(t, "more of it", func() error {
-		if out := a.must("fabric", "tunnels"); strings.Count(out, "file/files") == 0 {
+		if out := a.must("fabric", "tunnels"); strings.Count(out, "file/files") == 0 && len(ended) == 0 {
 			return errors.New(out)
 		}
 		return nil
 	})
 	senders[0].stop(unix.SIGKILL)
-	if err := cmd.Wait(); err != nil {
+	if err := <-ended; err != nil {
 		t.Errorf("receive with one of two senders killed: %v\n%s", err, errs.String())
 	}
 	if got, err := os.ReadFile(target); err != nil || !bytes.Equal(got, data) || len(before) == 0 {
@@ -684,4 +686,76 @@ func TestFabricTransfer(t *testing.T) {
 		t.Errorf("the copy is another one:\n%s", out)
 	}
 	a.mustFail([]int{exitExists}, "fabric", "receive", "tree", "--out", filepath.Join(dir, "copy"))
+}
+
+// TestFabricTransferDirectory sends a directory with links, holes, attributes and modes,
+// whose receiving node is killed on the way, and once more to a place that is taken.
+func TestFabricTransferDirectory(t *testing.T) {
+	t.Parallel()
+	a, s := authority(t)
+	dir := t.TempDir()
+	tree, target := filepath.Join(dir, "tree"), filepath.Join(dir, "copy")
+	for i := range 20 {
+		write(t, filepath.Join(tree, fmt.Sprint("dir", i%3), fmt.Sprint("file", i)), random(uint64(200+i), i*i*91))
+	}
+	write(t, filepath.Join(tree, "large"), random(55, 24<<20))
+	out := a.sh(tree, `
+ln dir1/file1 dir2/twin; ln large dir0/large
+ln -s ../dir1/file1 dir2/soft; ln -s /nowhere dangling
+truncate -s 64M sparse; printf end | dd of=sparse bs=1 seek=33554432 conv=notrunc status=none
+mkdir empty; chmod 0750 empty; chmod 0400 dir1/file4; chmod 01755 dir0; chmod 0555 dir1
+touch -h -d @1000000000.5 dangling dir1/file1 sparse`)
+	if out != "" {
+		t.Fatal(out)
+	}
+	t.Cleanup(func() { a.sh(dir, "chmod -R u+w .") }) // for whoever removes it
+	attribute := unix.Setxattr(filepath.Join(tree, "large"), "user.color", []byte("blue"), 0)
+	b := joined(a, "second")
+	b.fabric()
+	name, stop := b.job("fabric", "send", tree)
+	if name != "tree" {
+		t.Errorf("send printed %q", name)
+	}
+
+	cmd := a.command(context.Background(), "fabric", "receive", "tree", "--out", target, "--rate", "4MB", "--wait", hung.String())
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill() })
+	underWay(t, target)
+	s.stop(unix.SIGKILL)
+	if cmd.Wait(); cmd.ProcessState.ExitCode() != exitUnavailable {
+		t.Errorf("receive ended with %d when its node was killed", cmd.ProcessState.ExitCode())
+	}
+	if _, err := os.Lstat(target); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a part of the directory has its name: %v", err)
+	}
+	a.fabric()
+	if r := a.receive("tree", "--out", target); r.Files != 22 || r.Resumed == 0 || r.Bytes < 88<<20 {
+		t.Errorf("received %+v", r)
+	}
+	if code := stop(0); code != 0 {
+		t.Errorf("send ended with %d", code)
+	}
+
+	const list = `find . -printf '%p %y %m %n %T@ %l\n' | sort`
+	if got, want := a.sh(target, list), a.sh(tree, list); got != want {
+		t.Errorf("the copy is\n%s\nand was\n%s", got, want)
+	}
+	if out := a.sh(dir, "diff -r --no-dereference tree copy"); out != "" {
+		t.Errorf("the contents differ: %s", out)
+	}
+	if out := a.sh(target, "test dir1/file1 -ef dir2/twin && test large -ef dir0/large && test $(stat -c %b sparse) -lt 65536 || echo no"); out != "" {
+		t.Error("links or holes are missing")
+	}
+	if attribute == nil {
+		value := make([]byte, 16)
+		if n, err := unix.Getxattr(filepath.Join(target, "large"), "user.color", value); err != nil || string(value[:n]) != "blue" {
+			t.Errorf("attribute: %q, %v", value[:max(n, 0)], err)
+		}
+	}
+	if left, _ := filepath.Glob(partOf(target)); len(left) > 0 {
+		t.Errorf("left over: %q", left)
+	}
+	a.mustFail([]int{exitExists}, "fabric", "receive", "tree", "--out", target)
 }
