@@ -94,7 +94,8 @@ func (r *Registry) List() []Info {
 	return list
 }
 
-// Find returns the running projection with the given ID or target.
+// Find returns the running projection with the given ID or target: of several
+// with that target the newest, since those before have left it.
 func (r *Registry) Find(ref string) (*Projection, error) {
 	if p := r.find(ref); p != nil {
 		return p, nil
@@ -116,12 +117,13 @@ func (r *Registry) find(ref string) *Projection {
 	if p := r.running[ref]; p != nil {
 		return p
 	}
+	var newest *Projection
 	for _, p := range r.running {
-		if p.Target == ref {
-			return p
+		if p.Target == ref && (newest == nil || p.Since.After(newest.Since)) {
+			newest = p
 		}
 	}
-	return nil
+	return newest
 }
 
 // Seal closes the registry to new projections if none is running or starting,

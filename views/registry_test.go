@@ -100,6 +100,18 @@ func TestRegistryFindsThroughLinks(t *testing.T) {
 	}
 }
 
+// What has left its target goes on under its ID; the target's name is the next one's.
+func TestRegistryFindsTheNewest(t *testing.T) {
+	r := NewRegistry(func() {})
+	var newest *Projection
+	for i := range 20 {
+		newest, _ = start(t, r, "/m", i)
+	}
+	if got, err := r.Find("/m"); err != nil || got != newest {
+		t.Errorf("found %+v, %v", got, err)
+	}
+}
+
 func TestRegistryStartFails(t *testing.T) {
 	idle := make(chan struct{}, 10)
 	r := NewRegistry(func() { idle <- struct{}{} })

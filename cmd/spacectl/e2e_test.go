@@ -424,6 +424,70 @@ func TestConcurrentMountsStartOneNode(t *testing.T) {
 	}
 }
 
+// A container, or whoever else has a mount namespace of its own, keeps its copy
+// of a mount that is unmounted. The unmount does not wait for that.
+func TestUnmountWithCopyElsewhere(t *testing.T) {
+	needFUSE(t)
+	c, target := newCLI(t), mkdir(t)
+	c.put([]byte("content"), "--name", "n")
+	c.ok("project", "mount", "n", "--target", target)
+	args := []string{"-m", "sh", "-c", `echo ready && read _ && cat "$0/content"`, target}
+	if os.Geteuid() != 0 {
+		args = append([]string{"-r"}, args...)
+	}
+	elsewhere := exec.Command("unshare", args...)
+	elsewhere.Stderr = os.Stderr
+	in, err := elsewhere.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := elsewhere.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := elsewhere.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { elsewhere.Process.Kill(); elsewhere.Wait() }()
+	if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
+		t.Fatal(err)
+	}
+	r := c.run("project", "unmount", target)
+	if r.code != 0 || !strings.Contains(r.stderr, "mount namespace") || !strings.Contains(r.stderr, fmt.Sprintf("process %d (sh)", elsewhere.Process.Pid)) {
+		t.Errorf("unmount: %+v", r)
+	}
+	if entries, err := os.ReadDir(target); err != nil || len(entries) > 0 {
+		t.Errorf("after unmount: %v %v", entries, err)
+	}
+
+	// The target is free, and its name means what is there now.
+	c.put([]byte("other"), "--name", "o")
+	c.ok("project", "mount", "o", "--target", target)
+	sameFile(t, target+"/content", []byte("other"))
+	if r := c.run("project", "unmount", target); r.code != 0 || r.stderr != "" {
+		t.Errorf("unmount of the second: %+v", r)
+	}
+	if entries, err := os.ReadDir(target); err != nil || len(entries) > 0 {
+		t.Errorf("after the second unmount: %v %v", entries, err)
+	}
+
+	if got := c.projections(); len(got) != 1 {
+		t.Errorf("%v are projected", got)
+	}
+	pid := c.nodePID()
+	io.WriteString(in, "\n")
+	if rest, err := io.ReadAll(out); err != nil || string(rest) != "content" {
+		t.Errorf("the copy has %q, %v", rest, err)
+	}
+	if err := elsewhere.Wait(); err != nil {
+		t.Error(err)
+	}
+	waitGone(t, pid)
+	if c.socketExists() {
+		t.Error("the node left its socket behind")
+	}
+}
+
 func TestNodeEndsAfterExternalUnmount(t *testing.T) {
 	needFUSE(t)
 	c, target := newCLI(t), mkdir(t)

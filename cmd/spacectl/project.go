@@ -188,6 +188,9 @@ func newUnmount(a *app) *cobra.Command {
 					continue
 				}
 				ended = append(ended, info)
+				if info.Note != "" && !a.json() {
+					a.note("%s: %s", info.Target, info.Note)
+				}
 			}
 			if a.json() {
 				if err := a.printJSON(map[string]any{"ended": ended, "failed": failed.list()}); err != nil {

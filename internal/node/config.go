@@ -153,6 +153,13 @@ func LoadConfig(home string, flags map[string]string, getenv func(string) string
 			return Config{}, capsule.Errorf(capsule.Invalid, "%s: %.64q is not valid; allowed: %v", where, text, err)
 		}
 	}
+	// A collector whose limit is below what is kept for good would never rest.
+	if !k.Exists("memory_limit") {
+		c.MemoryLimit = max(c.MemoryLimit, 2*min(c.CacheSize, 1<<61)+512<<20)
+	} else if c.CacheSize > c.MemoryLimit/2 {
+		return Config{}, capsule.Errorf(capsule.Invalid, "a cache_size of %d bytes does not go with a memory_limit of %d: that is at least twice as much",
+			c.CacheSize, c.MemoryLimit)
+	}
 	return c, nil
 }
 

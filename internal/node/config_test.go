@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/spacestore/space/capsule"
 )
 
 func TestConfigLayers(t *testing.T) {
@@ -24,6 +26,25 @@ func TestConfigLayers(t *testing.T) {
 	}
 	if got, err := LoadConfig(t.TempDir(), nil, func(string) string { return "" }); err != nil || got != DefaultConfig {
 		t.Errorf("nothing set: %v %+v", err, got)
+	}
+}
+
+// The collector's limit leaves room for the cache.
+func TestMemoryLimitForCache(t *testing.T) {
+	load := func(flags map[string]string) (Config, error) {
+		return LoadConfig(t.TempDir(), flags, func(string) string { return "" })
+	}
+	if c, err := load(map[string]string{"cache_size": "4GiB"}); err != nil || c.MemoryLimit != 8<<30+512<<20 {
+		t.Errorf("%v, %+v", err, c)
+	}
+	if c, err := load(map[string]string{"cache_size": "9223372036854775807"}); err != nil || c.MemoryLimit < c.CacheSize/2 {
+		t.Errorf("%v, %+v", err, c)
+	}
+	if c, err := load(map[string]string{"memory_limit": "128MiB"}); err != nil || c.MemoryLimit != 128<<20 {
+		t.Errorf("%v, %+v", err, c)
+	}
+	if _, err := load(map[string]string{"memory_limit": "1GiB", "cache_size": "1GiB"}); capsule.KindOf(err) != capsule.Invalid {
+		t.Errorf("as much cache as memory: %v", err)
 	}
 }
 

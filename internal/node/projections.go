@@ -63,6 +63,12 @@ func (n *node) Projections(context.Context) ([]views.Info, error) { return n.pro
 // Clients implements control.API.
 func (n *node) Clients(context.Context) ([]views.Client, error) { return n.nvme.clients(), nil }
 
+// lingerer is a projection that may go on after its Close, where that can't end it.
+type lingerer interface {
+	// Lingers says why it goes on; "": it ends.
+	Lingers() string
+}
+
 // Unmount implements control.API.
 func (n *node) Unmount(ctx context.Context, ref string, lazy bool) (views.Info, error) {
 	p, err := n.projections.Find(ref)
@@ -72,11 +78,19 @@ func (n *node) Unmount(ctx context.Context, ref string, lazy bool) (views.Info, 
 	if err := p.Close(lazy); err != nil {
 		return views.Info{}, err
 	}
-	if lazy { // it ends when its last user does
-		return p.Info, nil
+	info := p.Info
+	info.Note = "" // it was about its use
+	if lazy {      // it ends when its last user does
+		return info, nil
+	}
+	if l, ok := p.Backend.(lingerer); ok {
+		if info.Note = l.Lingers(); info.Note != "" {
+			n.log.Info("projection lingers", "id", p.ID, "target", p.Target, "why", info.Note)
+			return info, nil
+		}
 	}
 	if err := ended(ctx, p); err != nil {
-		return p.Info, err
+		return info, err
 	}
 	if n.endIfIdle() {
 		// Whoever asked may run the next command at once: that must not find
@@ -86,7 +100,7 @@ func (n *node) Unmount(ctx context.Context, ref string, lazy bool) (views.Info, 
 		case <-ctx.Done():
 		}
 	}
-	return p.Info, nil
+	return info, nil
 }
 
 // Wait implements control.API.

@@ -173,6 +173,22 @@ func (f *inflight) open(fd int) (err error) {
 	return err
 }
 
+// released reports whether the kernel has let go of the mount.
+func (f *inflight) released() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.device == 0 {
+		return true
+	}
+	p := []unix.PollFd{{Fd: int32(f.device)}}
+	for {
+		_, err := unix.Poll(p, 0)
+		if err != unix.EINTR {
+			return p[0].Revents&unix.POLLERR != 0
+		}
+	}
+}
+
 func (f *inflight) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -33,8 +33,8 @@ const (
 	// readAheadKB replaces the kernel's default of 128 KiB, where we may set it.
 	readAheadKB = 2048
 
-	// unmountWait bounds how long Close waits for the end of a mount that the
-	// kernel has let go of. It lives on where another mount namespace has it.
+	// unmountWait bounds how long Close waits for the end of a mount of which no
+	// copy is in sight. It lives on where another mount namespace has one.
 	unmountWait = 5 * time.Second
 )
 
@@ -122,7 +122,8 @@ type mount struct {
 	done   chan struct{}
 	begun  chan struct{} // closed when it is ready, or has failed
 	device *device
-	holder Holder // nil: the mount ends with this process
+	kernel *inflight // tells whether the kernel has it still
+	holder Holder    // nil: the mount ends with this process
 	ledger *ledger.Ledger
 }
 
@@ -181,6 +182,7 @@ func mountOptions(f system, log *slog.Logger) *gofuse.MountOptions {
 
 // run answers the kernel from now on, on goroutines of its own.
 func (m *mount) run(f system) {
+	m.kernel = f.inflight()
 	stop := f.watch(m.device)
 	go func() {
 		m.device.serve()
@@ -245,7 +247,7 @@ func (m *mount) Close(lazy bool) error {
 			return capsule.Wrap(capsule.IO, err, "unmount %s", mp.path)
 		}
 	}
-	if lazy {
+	if lazy || !m.kernel.released() && copies(m.about.Dev) != "" {
 		return nil
 	}
 	select {
@@ -253,6 +255,19 @@ func (m *mount) Close(lazy bool) error {
 	case <-time.After(unmountWait):
 	}
 	return nil
+}
+
+// Lingers tells, of a mount that was closed, who uses it still: a copy in another
+// mount namespace is not ours to unmount. It is "" if the mount ends.
+func (m *mount) Lingers() string {
+	who := copies(m.about.Dev)
+	if m.kernel.released() {
+		return ""
+	}
+	if who == "" {
+		return "unmounted, but in use still, and served until that ends: by a process that is out of sight here, or files open since a lazy unmount"
+	}
+	return "unmounted, but another mount namespace has a copy of it, which is served until it goes: " + who
 }
 
 // freeTarget returns the directory to mount on: absolute, without symbolic

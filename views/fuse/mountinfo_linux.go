@@ -18,8 +18,10 @@ type mountPoint struct {
 }
 
 // mountPoints returns this process's mounts, in the order they were made.
-func mountPoints() ([]mountPoint, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+func mountPoints() ([]mountPoint, error) { return mountPointsOf("/proc/self") }
+
+func mountPointsOf(proc string) ([]mountPoint, error) {
+	f, err := os.Open(proc + "/mountinfo")
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -15,12 +16,39 @@ const maxUsers = 5
 // that this process may look into. It reads links in /proc alone and never
 // asks the mount itself.
 func users(target string) string {
+	if found := processes(func(proc string) string { return use(proc, target) }); found != "" {
+		return found
+	}
+	return "by a process that is out of sight here, or has ended just now"
+}
+
+// copies describes the other mount namespaces that have the mount with a device
+// number, by a process of each, of those that this process may look into.
+func copies(dev string) string {
+	own, _ := os.Readlink("/proc/self/ns/mnt")
+	seen := map[string]bool{own: true}
+	return processes(func(proc string) string {
+		ns, err := os.Readlink(proc + "/ns/mnt")
+		if err != nil || seen[ns] {
+			return ""
+		}
+		all, err := mountPointsOf(proc)
+		i := slices.IndexFunc(all, func(m mountPoint) bool { return m.dev == dev })
+		if seen[ns] = err == nil; i < 0 {
+			return ""
+		}
+		return "has it at " + all[i].path
+	})
+}
+
+// processes lists those of which what says something, with that; "" if there are none.
+func processes(what func(proc string) string) string {
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	var found []string
 	more := 0
 	for _, proc := range procs {
-		what := use(proc, target)
-		if what == "" {
+		does := what(proc)
+		if does == "" {
 			continue
 		}
 		if len(found) == maxUsers {
@@ -28,12 +56,9 @@ func users(target string) string {
 			continue
 		}
 		comm, _ := os.ReadFile(proc + "/comm")
-		found = append(found, fmt.Sprintf("process %s (%s) %s", filepath.Base(proc), bytes.TrimSpace(comm), what))
+		found = append(found, fmt.Sprintf("process %s (%s) %s", filepath.Base(proc), bytes.TrimSpace(comm), does))
 	}
-	switch {
-	case len(found) == 0:
-		return "by a process that is out of sight here, or has ended just now"
-	case more > 0:
+	if more > 0 {
 		found = append(found, fmt.Sprintf("%d more", more))
 	}
 	return strings.Join(found, "; ")
