@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -253,20 +254,25 @@ type exchanges struct {
 
 	mu      sync.Mutex
 	now     int
-	strange int // of these, of nodes that join
+	strange []net.Conn // of these, of nodes that join; the oldest first
 }
 
-// put has a connection served; too many are closed.
+// put has a connection served; too many are closed. Of nodes that join another one
+// makes room: those who hold theirs keep nobody else out.
 func (e *exchanges) put(c *tls.Conn) {
 	counted := &exchange{Conn: c, e: e, stop: func() {}}
-	if c.ConnectionState().NegotiatedProtocol == identity.JoinProtocol {
-		counted.strange = 1
-	}
 	e.mu.Lock()
-	full := e.now >= maxExchanges || e.strange+counted.strange > maxStrange
+	full := e.now >= maxExchanges
 	if !full {
 		e.now++
-		e.strange += counted.strange
+		if c.ConnectionState().NegotiatedProtocol == identity.JoinProtocol {
+			if len(e.strange) >= maxStrange {
+				i := excess(e.strange)
+				go e.strange[i].Close() // it may take a while: TLS says goodbye
+				e.strange = slices.Delete(e.strange, i, i+1)
+			}
+			e.strange = append(e.strange, counted)
+		}
 	}
 	e.mu.Unlock()
 	if full {
@@ -305,10 +311,9 @@ func (e *exchanges) Addr() net.Addr { return e.addr }
 // exchange is a connection that is counted.
 type exchange struct {
 	*tls.Conn
-	e       *exchanges
-	strange int    // 1: of a node that joins
-	stop    func() // watching the peer's certificate
-	once    sync.Once
+	e    *exchanges
+	stop func() // watching the peer's certificate
+	once sync.Once
 }
 
 // Close implements net.Conn.
@@ -317,7 +322,7 @@ func (c *exchange) Close() error {
 		c.stop()
 		c.e.mu.Lock()
 		c.e.now--
-		c.e.strange -= c.strange
+		c.e.strange = without(c.e.strange, c)
 		c.e.mu.Unlock()
 	})
 	return c.Conn.Close()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -199,6 +200,31 @@ func TestSilentJoiners(t *testing.T) {
 	}
 	for served.Load() < 2*maxJoins {
 		time.Sleep(time.Millisecond)
+	}
+	_, csr := identitytest.Request(t)
+	if _, err := JoinVia(timeout(t), token, csr); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSilentJoinersOverHTTPS is likewise: who holds connections on which requests
+// could come keeps nobody else from joining.
+func TestSilentJoinersOverHTTPS(t *testing.T) {
+	t.Parallel()
+	f := newFabric(t)
+	gate := f.node()
+	f.Vouch(gate)
+	l := listen(t, NewHTTPS(gate, HTTPSOptions{Joins: Joins{Admit: func(c net.Conn) { ServeJoin(c, f) }}}))
+	token := f.Token(t, l.Addr())
+	d := tls.Dialer{NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}, Config: token.RelayConfig(clock.System())}
+	for range maxStrange {
+		c, err := d.DialContext(timeout(t), "tcp", strings.TrimPrefix(l.Addr(), "https://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		write(t, c, "GET / HTTP/1.1\r\nHost: relay\r\n\r\n")
+		read(t, c, "HTTP/1.1") // it is served, and may ask again
 	}
 	_, csr := identitytest.Request(t)
 	if _, err := JoinVia(timeout(t), token, csr); err != nil {
