@@ -134,6 +134,9 @@ func Start(o Options) (*Node, error) {
 		tunnels: map[tunnelKey]*Tunnel{}, services: map[serviceKey]*Provider{}, fresh: map[carrier.Link]struct{}{}}
 	n.log = o.Log.With("node", n.id.String())
 	n.ctx, n.cancel = context.WithCancel(context.Background())
+	if o.Authority != nil {
+		o.Authority.Vouch(o.Identity)
+	}
 	if err := n.begin(); err != nil {
 		n.Close()
 		return nil, err

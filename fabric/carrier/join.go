@@ -73,7 +73,7 @@ func joinVia(ctx context.Context, token identity.Token, csr []byte, roots *x509.
 			// The server shows a certificate of the fabric or one of the web. Neither
 			// is what the token's secret is shown to: that is at the end of the link
 			// inside.
-			if j.Grant, err = joinOver(ctx, addr, token, csr, token.ClientConfig(clock.System())); err != nil && !errors.Is(err, identity.ErrToken) {
+			if j.Grant, err = joinOver(ctx, addr, token, csr, token.RelayConfig(clock.System())); err != nil && !errors.Is(err, identity.ErrToken) {
 				var web error
 				if j.Grant, web = joinOver(ctx, addr, token, csr, webConfig(roots)); web == nil || errors.Is(web, identity.ErrToken) {
 					j.Web, err = true, web

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -20,6 +21,7 @@ func TestJoin(t *testing.T) {
 	t.Parallel()
 	f := newFabric(t)
 	gate := f.node()
+	f.Vouch(gate)
 	l := listen(t, NewTLS(gate, TLSOptions{Joins: Joins{Admit: func(c net.Conn) { ServeJoin(c, f) }}}))
 	token, err := f.NewToken(time.Hour, 1, []string{"quic://127.0.0.1:1", "https://127.0.0.1:1", "tls://" + l.Addr()})
 	if err != nil {
@@ -65,6 +67,7 @@ func TestJoinOverHTTPS(t *testing.T) {
 	t.Parallel()
 	f := newFabric(t)
 	gate, other := f.node(), f.node()
+	f.Vouch(gate)
 	admit := Joins{Admit: func(c net.Conn) { ServeJoin(c, f) }}
 	cert, pool := webCert(t)
 	behind := listen(t, NewTLS(gate, TLSOptions{Joins: admit}))
@@ -145,12 +148,44 @@ func TestJoinOverHTTPS(t *testing.T) {
 	}
 }
 
+// TestFalseAuthority has nodes of the fabric that are not the authority's answer those
+// who join: whoever is on the way, or was revoked. None of them sees a token.
+func TestFalseAuthority(t *testing.T) {
+	t.Parallel()
+	f := newFabric(t)
+	liar := f.node()
+	var seen atomic.Int64
+	lie := Joins{Admit: func(c net.Conn) {
+		var req identity.JoinRequest
+		if readMessage(c, maxJoin, &req) == nil {
+			seen.Add(1)
+		}
+		writeMessage(c, joinAnswer{Token: true})
+	}}
+	cert, pool := webCert(t)
+	for name, l := range map[string]Listener{
+		"tls":               listen(t, NewTLS(liar, TLSOptions{Joins: lie})),
+		"https":             listen(t, NewHTTPS(liar, HTTPSOptions{Joins: lie})),
+		"https, of the web": listen(t, NewHTTPS(liar, HTTPSOptions{Joins: lie, Cert: &cert})),
+	} {
+		_, csr := identitytest.Request(t)
+		if _, err := joinVia(timeout(t), f.Token(t, l.Addr()), csr, pool); err == nil || errors.Is(err, identity.ErrToken) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if n := seen.Load(); n > 0 {
+		t.Errorf("a node that is not the authority's was shown %d tokens", n)
+	}
+}
+
 // TestSilentJoiners has many come to join who ask for nothing: others still join.
 func TestSilentJoiners(t *testing.T) {
 	t.Parallel()
 	f := newFabric(t)
 	var served atomic.Int64
-	l := listen(t, NewTLS(f.node(), TLSOptions{Joins: Joins{Admit: func(c net.Conn) {
+	gate := f.node()
+	f.Vouch(gate)
+	l := listen(t, NewTLS(gate, TLSOptions{Joins: Joins{Admit: func(c net.Conn) {
 		served.Add(1)
 		ServeJoin(c, f)
 	}}}))
@@ -165,6 +200,31 @@ func TestSilentJoiners(t *testing.T) {
 	}
 	for served.Load() < 2*maxJoins {
 		time.Sleep(time.Millisecond)
+	}
+	_, csr := identitytest.Request(t)
+	if _, err := JoinVia(timeout(t), token, csr); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSilentJoinersOverHTTPS is likewise: who holds connections on which requests
+// could come keeps nobody else from joining.
+func TestSilentJoinersOverHTTPS(t *testing.T) {
+	t.Parallel()
+	f := newFabric(t)
+	gate := f.node()
+	f.Vouch(gate)
+	l := listen(t, NewHTTPS(gate, HTTPSOptions{Joins: Joins{Admit: func(c net.Conn) { ServeJoin(c, f) }}}))
+	token := f.Token(t, l.Addr())
+	d := tls.Dialer{NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}, Config: token.RelayConfig(clock.System())}
+	for range maxStrange {
+		c, err := d.DialContext(timeout(t), "tcp", strings.TrimPrefix(l.Addr(), "https://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		write(t, c, "GET / HTTP/1.1\r\nHost: relay\r\n\r\n")
+		read(t, c, "HTTP/1.1") // it is served, and may ask again
 	}
 	_, csr := identitytest.Request(t)
 	if _, err := JoinVia(timeout(t), token, csr); err != nil {

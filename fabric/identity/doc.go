@@ -19,7 +19,9 @@
 //
 // A token carries the fingerprint of the authority's certificate, so a node
 // that joins knows whom it talks to before it shows the token's secret, and
-// nothing has to be trusted on first use. The authority keeps a hash of the
+// nothing has to be trusted on first use: the authority's node shows that very
+// certificate to those who join ([Authority.Vouch]), so that no other node can
+// take the authority's place. The authority keeps a hash of the
 // secret. A token's use is durable before the certificate is given out.
 //
 // # Revocation

@@ -76,9 +76,22 @@ type shaken struct {
 // shake makes a TLS connection.
 func shake(t *testing.T, server, client *tls.Config) (x shaken) {
 	t.Helper()
-	a, b := net.Pipe()
-	defer a.Close()
+	// No net.Pipe: both ends would wait where one refuses while the other still writes.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	b, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer b.Close()
+	a, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
 	s, c := tls.Server(a, server), tls.Client(b, client)
 	done := make(chan error, 1)
 	go func() {
@@ -138,15 +151,30 @@ func TestJoining(t *testing.T) {
 	if err != nil || parsed.String() != tok.String() || parsed.Addrs[0] != "127.0.0.1:7000" {
 		t.Fatalf("%+v, %v", parsed, err)
 	}
-	// The one who joins knows the fabric by the token alone.
+	// The one who joins knows the authority by the token alone, and takes no other node for it.
+	if x := shake(t, first.ServerConfig(true), parsed.ClientConfig(f.clock)); x.client == nil {
+		t.Error("the token was shown to a node that is not the authority's")
+	}
+	if x := shake(t, first.ServerConfig(true), parsed.RelayConfig(f.clock)); x.server != nil || x.client != nil {
+		t.Errorf("a node that passes on: %v, %v", x.server, x.client)
+	}
+	f.Vouch(first)
+	if x := shake(t, first.ServerConfig(true), parsed.RelayConfig(f.clock)); x.server != nil || x.client != nil {
+		t.Errorf("the authority's node as one that passes on: %v, %v", x.server, x.client)
+	}
 	if x := shake(t, first.ServerConfig(true), parsed.ClientConfig(f.clock)); x.server != nil || x.client != nil {
 		t.Errorf("join: %v, %v", x.server, x.client)
 	}
 	if x := shake(t, first.ServerConfig(false), parsed.ClientConfig(f.clock)); x.server == nil {
 		t.Error("a node that admits nobody let a stranger connect")
 	}
-	if x := shake(t, newFabric(t).node().ServerConfig(true), parsed.ClientConfig(f.clock)); x.client == nil {
-		t.Error("the token was shown to another fabric")
+	strange := newFabric(t)
+	stranger := strange.node()
+	strange.Vouch(stranger)
+	for _, c := range []*tls.Config{parsed.ClientConfig(f.clock), parsed.RelayConfig(f.clock)} {
+		if x := shake(t, stranger.ServerConfig(true), c); x.client == nil {
+			t.Error("the token was shown to another fabric")
+		}
 	}
 	for i, want := range []error{nil, nil, ErrToken} {
 		if _, err := f.join(parsed); !errors.Is(err, want) {

@@ -32,6 +32,7 @@ type Node struct {
 	key   ed25519.PrivateKey
 	id    NodeID
 	cert  atomic.Pointer[tls.Certificate]
+	door  atomic.Pointer[tls.Certificate] // see Authority.Vouch; nil: the authority is elsewhere
 	*Trust
 
 	revoking sync.Mutex // of lists on their way to the disk
@@ -62,25 +63,41 @@ func (t Token) JoinRequest(csr []byte) JoinRequest {
 }
 
 // ClientConfig returns the TLS settings with which a node that has no
-// certificate yet reaches the fabric that the token is for, and no other.
+// certificate yet reaches the authority that the token is for, and nobody else:
+// other nodes of the fabric, and those that were revoked, are not to see the token.
 func (t Token) ClientConfig(clk clock.Clock) *tls.Config {
+	return t.config(clk, func(chain []*x509.Certificate) error {
+		if _, err := t.root(chain[:1]); err != nil {
+			return errors.New("identity: the server is not the authority that the join token is for")
+		}
+		return nil
+	})
+}
+
+// RelayConfig is likewise for reaching any node of the fabric, which passes on what
+// it can't read.
+func (t Token) RelayConfig(clk clock.Clock) *tls.Config {
+	return t.config(clk, func(chain []*x509.Certificate) error {
+		root, err := t.root(chain)
+		if err != nil || root == chain[0] {
+			return err
+		}
+		trust, err := newTrust(root, clk)
+		if err != nil {
+			return err
+		}
+		_, err = trust.Check(chain[0])
+		return err
+	})
+}
+
+func (t Token) config(clk clock.Clock, verify func(chain []*x509.Certificate) error) *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		Time:               clk.Now,
 		InsecureSkipVerify: true, // VerifyConnection does it: there is no host name
 		NextProtos:         []string{JoinProtocol},
-		VerifyConnection: func(cs tls.ConnectionState) error {
-			root, err := t.root(cs.PeerCertificates)
-			if err != nil {
-				return err
-			}
-			trust, err := newTrust(root, clk)
-			if err != nil {
-				return err
-			}
-			_, err = trust.Check(cs.PeerCertificates[0])
-			return err
-		},
+		VerifyConnection:   func(cs tls.ConnectionState) error { return verify(cs.PeerCertificates) }, // at least one: TLS
 	}
 }
 
@@ -251,7 +268,8 @@ const (
 
 // ServerConfig returns the TLS settings for nodes that connect to this one.
 // Whoever agrees on JoinProtocol is not authenticated, and must be served
-// nothing but [Authority.Join]; with join false nobody is.
+// nothing but [Authority.Join]; with join false nobody is. Where the authority has
+// vouched for the node they are shown its certificate, not the node's.
 func (n *Node) ServerConfig(join bool) *tls.Config {
 	c := n.config()
 	c.ClientAuth = tls.RequireAnyClientCert
@@ -261,6 +279,12 @@ func (n *Node) ServerConfig(join bool) *tls.Config {
 	}
 	admit := n.config()
 	admit.NextProtos = []string{JoinProtocol}
+	admit.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if door := n.door.Load(); door != nil {
+			return door, nil
+		}
+		return n.cert.Load(), nil
+	}
 	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == JoinProtocol {
 			return admit, nil

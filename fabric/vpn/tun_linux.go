@@ -242,7 +242,7 @@ func (t *tun) route(r *netlink.Route) error {
 	return t.nl.RouteReplace(r)
 }
 
-// around makes a route to p that goes as p goes now.
+// around makes a route to p that goes as p goes without the interface.
 func (t *tun) around(p netip.Prefix) error {
 	found, err := t.nl.RouteGet(p.Addr().AsSlice())
 	if err != nil {
@@ -251,7 +251,15 @@ func (t *tun) around(p netip.Prefix) error {
 	if len(found) == 0 {
 		return unix.ENETUNREACH
 	}
-	if found[0].LinkIndex == t.link.Attrs().Index || found[0].Type == unix.RTN_LOCAL {
+	if found[0].LinkIndex == t.link.Attrs().Index {
+		if slices.ContainsFunc(t.now.Addrs, func(a netip.Prefix) bool { return a.Contains(p.Addr()) }) {
+			return nil // of the interface's own network
+		}
+		if found, err = t.beside(p.Addr()); err != nil {
+			return err
+		}
+	}
+	if found[0].Type == unix.RTN_LOCAL {
 		return nil
 	}
 	r := netlink.Route{LinkIndex: found[0].LinkIndex, Gw: found[0].Gw, Dst: ipNet(p), Protocol: unix.RTPROT_STATIC}
@@ -266,6 +274,35 @@ func (t *tun) around(p netip.Prefix) error {
 	}
 	t.bypass = append(t.bypass, r)
 	return nil
+}
+
+// beside returns the route that an address had without the interface, whose routes
+// cover it already.
+func (t *tun) beside(a netip.Addr) ([]netlink.Route, error) {
+	family := netlink.FAMILY_V4
+	if a.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	all, err := t.nl.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return nil, err
+	}
+	best, bits := -1, -1
+	for i, r := range all {
+		n := 0
+		if r.Dst != nil {
+			n, _ = r.Dst.Mask.Size()
+		}
+		if r.LinkIndex == 0 || r.LinkIndex == t.link.Attrs().Index || r.Type != unix.RTN_UNICAST || r.Dst != nil && !r.Dst.Contains(a.AsSlice()) ||
+			n < bits || n == bits && r.Priority >= all[best].Priority {
+			continue
+		}
+		best, bits = i, n
+	}
+	if best < 0 {
+		return nil, unix.ENETUNREACH
+	}
+	return all[best : best+1], nil
 }
 
 // noWay reports whether an address can't be reached at all.

@@ -406,6 +406,12 @@ func TestConfigure(t *testing.T) {
 			"198.51.100.7": "cable", "2001:db8:7::1": "cable",
 			"fd77::1": "tun", "2001:db8:3::1": "tun", "2001:db8:5::1": "cable", "2001:db8:1::1": "cable"})
 	}
+	// A node that is heard of later, such as the next exit, is kept out likewise.
+	c.Around = append(c.Around, addr("198.51.100.9"), addr("2001:db8:7::9"), addr("10.77.0.9"))
+	if err := d.Configure(c); err != nil {
+		t.Fatal(err)
+	}
+	want(map[string]string{"198.51.100.9": "cable", "2001:db8:7::9": "cable", "10.77.0.9": "tun", "8.8.8.8": "tun"})
 	if addrs, err := nl.AddrList(nil, netlink.FAMILY_V6); err != nil || slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() && a.Label == d.Name() }) {
 		t.Errorf("addresses %v, %v", addrs, err)
 	}
