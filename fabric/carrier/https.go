@@ -156,20 +156,6 @@ func newRelayClient(addr string, config *tls.Config, proxy func(*http.Request) (
 	return &relayClient{Client: relay.NewClient(x, relay.ClientOptions{Name: addr}), web: web}
 }
 
-// there reports whether a server answers at the URL, one that shows what it should:
-// a relay's client would try again and again.
-func (c *relayClient) there(ctx context.Context, addr string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, addr, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := (&http.Client{Transport: c.web, CheckRedirect: noRedirect}).Do(req)
-	if err != nil {
-		return err
-	}
-	return resp.Body.Close()
-}
-
 func (c *relayClient) close() {
 	c.Client.Close()
 	c.web.CloseIdleConnections()

@@ -107,9 +107,6 @@ func joinOver(ctx context.Context, addr string, token identity.Token, csr []byte
 	defer cancel()
 	r := newRelayClient(addr, config, http.ProxyFromEnvironment, nil)
 	defer r.close()
-	if err := r.there(ctx, addr); err != nil {
-		return g, err
-	}
 	conn, err := r.Dial(ctx)
 	if err != nil {
 		return g, err
