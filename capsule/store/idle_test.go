@@ -96,17 +96,23 @@ func TestBackgroundMakesWay(t *testing.T) {
 	}
 }
 
+// recompress collects garbage in the background, and returns where it says how that ended.
+func recompress(t *testing.T, s *Store) <-chan error {
+	background := make(chan error)
+	go func() {
+		_, err := s.GC(t.Context(), GCOptions{Recompress: true, background: true}, nil)
+		background <- err
+	}()
+	return background
+}
+
 // Whoever collects garbage himself does not wait for what makes way for others.
 func TestBackgroundMakesWayForGC(t *testing.T) {
 	c := newHandClock(idleAfter)
 	s := storeWithClock(t, c, vfstest.NewPowerCut())
 	want := text(1, 1<<20)
 	id := put(t, s, "x", want).ID
-	background := make(chan error)
-	go func() {
-		_, err := s.GC(t.Context(), GCOptions{Recompress: true, background: true}, nil)
-		background <- err
-	}()
+	background := recompress(t, s)
 	c.next(t) // never ends
 	rep, err := s.GC(t.Context(), GCOptions{Recompress: true}, nil)
 	if err != nil || rep.Recompressed == 0 {
@@ -126,11 +132,7 @@ func TestBackgroundHurriesWhenGarbageIsMuch(t *testing.T) {
 	s.muchGarbage = 1 << 20
 	want := text(1, 4<<20)
 	id := put(t, s, "x", want).ID
-	background := make(chan error)
-	go func() {
-		_, err := s.GC(t.Context(), GCOptions{Recompress: true, background: true}, nil)
-		background <- err
-	}()
+	background := recompress(t, s)
 	timer := c.next(t)
 	if err := s.enter(); err != nil { // somebody who uses the store all the time
 		t.Fatal(err)
@@ -161,11 +163,7 @@ func TestBackgroundHurriesWhenSpaceIsShort(t *testing.T) {
 	s := storeWithClock(t, c, disk)
 	want := text(1, 4<<20)
 	id := put(t, s, "x", want).ID
-	background := make(chan error)
-	go func() {
-		_, err := s.GC(t.Context(), GCOptions{Recompress: true, background: true}, nil)
-		background <- err
-	}()
+	background := recompress(t, s)
 	timer := c.next(t)
 	if err := s.enter(); err != nil { // somebody who uses the store all the time
 		t.Fatal(err)

@@ -159,19 +159,7 @@ func TestPowerCutOfAChangedPayload(t *testing.T) {
 					disk.CutAt(disk.Ops() + r.IntN(150))
 				}
 				p = otherwise(p, r.IntN(30), r.IntN(30))
-				err := func() error {
-					sink, closeSink, err := openSink(disk)
-					if err != nil {
-						return err
-					}
-					defer closeSink()
-					j, err := OpenJournal(disk, "/journal", BootID{boot})
-					if err != nil {
-						return err
-					}
-					_, err = fetch(t, Options{Sink: sink, Mirrors: []Mirror{newSite(t, "s", p)}, Journal: j, KeepJournal: true})
-					return err
-				}()
+				err := fetchOnto(t, disk, p, BootID{boot}, true)
 				if !cut && err == nil && !disk.Off() {
 					break
 				}

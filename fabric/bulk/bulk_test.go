@@ -412,6 +412,22 @@ func openSink(fs *vfstest.PowerCut) (diskSink, func(), error) {
 	}}, func() { f.Close() }, nil
 }
 
+// fetchOnto fetches a payload to files on a disk that may fail at any operation.
+func fetchOnto(t *testing.T, disk *vfstest.PowerCut, p *payload, boot BootID, keepJournal bool) error {
+	t.Helper()
+	sink, closeSink, err := openSink(disk)
+	if err != nil {
+		return err
+	}
+	defer closeSink()
+	j, err := OpenJournal(disk, "/journal", boot)
+	if err != nil {
+		return err
+	}
+	_, err = fetch(t, Options{Sink: sink, Mirrors: []Mirror{newSite(t, "s", p)}, Journal: j, KeepJournal: keepJournal})
+	return err
+}
+
 // TestPowerCut cuts the power at any I/O operation, again and again, and goes
 // on each time. What comes out is right.
 func TestPowerCut(t *testing.T) {
@@ -424,19 +440,7 @@ func TestPowerCut(t *testing.T) {
 				if cut {
 					disk.CutAt(disk.Ops() + r.IntN(120))
 				}
-				err := func() error {
-					sink, closeSink, err := openSink(disk)
-					if err != nil {
-						return err
-					}
-					defer closeSink()
-					j, err := OpenJournal(disk, "/journal", BootID{boot})
-					if err != nil {
-						return err
-					}
-					_, err = fetch(t, Options{Sink: sink, Mirrors: []Mirror{newSite(t, "s", p)}, Journal: j})
-					return err
-				}()
+				err := fetchOnto(t, disk, p, BootID{boot}, false)
 				if err == nil && !disk.Off() {
 					break
 				}

@@ -49,24 +49,30 @@ func secure(b *testing.B) (near, far net.Conn) {
 	return near, <-accepted
 }
 
+// receiveSecure shares src and receives it over TLS.
+func receiveSecure(b *testing.B, src, dst string) {
+	b.Helper()
+	s, err := NewShare(src, ShareOptions{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	c, d := secure(b)
+	near, far := tunneltest.End(b, c, true, session.Options{}), tunneltest.End(b, d, false, session.Options{})
+	go s.Serve(context.Background(), far)
+	if err := Receive(timeout(b), ReceiveOptions{Target: dst, Mirrors: []Mirror{{near, "m"}}}); err != nil {
+		b.Fatal(err)
+	}
+	near.Close()
+	s.Close()
+}
+
 // BenchmarkReceive receives a large file over TLS, hashing included on both sides.
 func BenchmarkReceive(b *testing.B) {
 	src, dst := filepath.Join(b.TempDir(), "src"), filepath.Join(b.TempDir(), "dst")
 	put(b, src, payload(1, benchSize), 0o644)
 	b.SetBytes(benchSize)
 	for b.Loop() {
-		s, err := NewShare(src, ShareOptions{})
-		if err != nil {
-			b.Fatal(err)
-		}
-		c, d := secure(b)
-		near, far := tunneltest.End(b, c, true, session.Options{}), tunneltest.End(b, d, false, session.Options{})
-		go s.Serve(context.Background(), far)
-		if err := Receive(timeout(b), ReceiveOptions{Target: dst, Mirrors: []Mirror{{near, "m"}}}); err != nil {
-			b.Fatal(err)
-		}
-		near.Close()
-		s.Close()
+		receiveSecure(b, src, dst)
 		os.Remove(dst)
 	}
 }

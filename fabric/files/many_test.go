@@ -3,16 +3,12 @@ package files
 import (
 	"archive/tar"
 	"bufio"
-	"context"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
-
-	"github.com/spacestore/space/fabric/session"
-	"github.com/spacestore/space/fabric/tunneltest"
 )
 
 // putMany makes a directory of many small files.
@@ -39,18 +35,7 @@ func BenchmarkReceiveMany(b *testing.B) {
 	src, dst := filepath.Join(b.TempDir(), "src"), filepath.Join(b.TempDir(), "dst")
 	putMany(b, src, benchFiles)
 	for b.Loop() {
-		s, err := NewShare(src, ShareOptions{})
-		if err != nil {
-			b.Fatal(err)
-		}
-		c, d := secure(b)
-		near, far := tunneltest.End(b, c, true, session.Options{}), tunneltest.End(b, d, false, session.Options{})
-		go s.Serve(context.Background(), far)
-		if err := Receive(timeout(b), ReceiveOptions{Target: dst, Mirrors: []Mirror{{near, "m"}}}); err != nil {
-			b.Fatal(err)
-		}
-		near.Close()
-		s.Close()
+		receiveSecure(b, src, dst)
 		b.StopTimer()
 		os.RemoveAll(dst)
 		b.StartTimer()
