@@ -516,10 +516,10 @@ func TestLimits(t *testing.T) {
 }
 
 func TestNoRoute(t *testing.T) {
-	w := newWorld(t, ExposeOptions{Target: service(t, "tcp", "127.0.0.1:0", echo)}, ForwardOptions{Wait: 100 * time.Millisecond}, session.Options{})
+	w := newWorld(t, ExposeOptions{Target: service(t, "tcp", "127.0.0.1:0", echo)}, ForwardOptions{Wait: time.Second}, session.Options{})
 	unblock := w.near.Block()
 	w.wantReset(t)
-	until(t, "the forwarder says why", func() bool { return strings.Contains(w.log.String(), "no route within 100ms") })
+	until(t, "the forwarder says why", func() bool { return strings.Contains(w.log.String(), "no route within 1s") })
 	unblock()
 	converse(t, w.dial(t), "again")
 }
