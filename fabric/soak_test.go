@@ -7,7 +7,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -17,6 +16,7 @@ import (
 	"github.com/spacestore/space/fabric/carrier"
 	"github.com/spacestore/space/fabric/frame"
 	"github.com/spacestore/space/internal/testenv/faultnet"
+	"github.com/spacestore/space/internal/testenv/freeport"
 	"github.com/spacestore/space/internal/testenv/seed"
 )
 
@@ -79,7 +79,7 @@ func TestSoak(t *testing.T) {
 	defer s.close()
 	s.real("seed")
 	for _, p := range soakProviders {
-		s.proxies[p] = faultnet.NewTCP(t, freePort(t))
+		s.proxies[p] = faultnet.NewTCP(t, "127.0.0.1:"+freeport.Of(t))
 		s.real(p)
 	}
 	s.client = s.real("client")
@@ -323,14 +323,4 @@ func (f *soakFlow) read(st Stream, pattern []byte, wrote <-chan int64, ahead <-c
 			return err
 		}
 	}
-}
-
-// freePort returns an address of this machine that nobody listens at.
-func freePort(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }

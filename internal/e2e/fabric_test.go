@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/spacestore/space/internal/testenv/freeport"
 )
 
 // The exit codes that docs/cli.md promises.
@@ -57,13 +59,10 @@ func authority(t testing.TB) (*box, *server) {
 // fabric runs the box's node of the fabric, where it has been before, if it has.
 func (b *box) fabric() *server {
 	b.t.Helper()
-	at := "tls://127.0.0.1:0"
-	if b.fabricAt != "" {
-		at = b.fabricAt
+	if b.fabricAt == "" {
+		b.fabricAt = "tls://127.0.0.1:" + freeport.Of(b.t)
 	}
-	s := b.start("fabric", "serve", "--listen", at)
-	b.fabricAt = b.fabricStatus().Addrs[0]
-	return s
+	return b.start("fabric", "serve", "--listen", b.fabricAt)
 }
 
 // joined makes a box whose node is part of first's fabric.
@@ -617,8 +616,8 @@ func TestFabricTransfer(t *testing.T) {
 	}
 	target := filepath.Join(dir, "got")
 	// Slowly, and the node that receives is killed.
-	slow := func() (*exec.Cmd, *bytes.Buffer) {
-		cmd := a.command(context.Background(), "fabric", "receive", "file", "--out", target, "--rate", "8MB", "--wait", hung.String())
+	slow := func(rate string) (*exec.Cmd, *bytes.Buffer) {
+		cmd := a.command(context.Background(), "fabric", "receive", "file", "--out", target, "--rate", rate, "--wait", hung.String())
 		errs := &bytes.Buffer{}
 		cmd.Stderr = errs
 		if err := cmd.Start(); err != nil {
@@ -627,7 +626,7 @@ func TestFabricTransfer(t *testing.T) {
 		t.Cleanup(func() { cmd.Process.Kill() })
 		return cmd, errs
 	}
-	cmd, _ := slow()
+	cmd, _ := slow("2MB")
 	underWay(t, target)
 	s.stop(unix.SIGKILL)
 	if cmd.Wait(); cmd.ProcessState.ExitCode() != exitUnavailable {
@@ -639,7 +638,7 @@ func TestFabricTransfer(t *testing.T) {
 	a.fabric()
 	// Again, and one of those that send is.
 	before, _ := filepath.Glob(filepath.Join(partOf(target), "journal"))
-	cmd, errs := slow()
+	cmd, errs := slow("8MB")
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	eventually(t, "more of it", func() error {
@@ -717,7 +716,7 @@ touch -h -d @1000000000.5 dangling dir1/file1 sparse`)
 		t.Errorf("send printed %q", name)
 	}
 
-	cmd := a.command(context.Background(), "fabric", "receive", "tree", "--out", target, "--rate", "4MB", "--wait", hung.String())
+	cmd := a.command(context.Background(), "fabric", "receive", "tree", "--out", target, "--rate", "2MB", "--wait", hung.String())
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
