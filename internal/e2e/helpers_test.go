@@ -85,7 +85,7 @@ func (b *box) command(ctx context.Context, args ...string) *exec.Cmd {
 	line = append(line, args...)
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env = b.env()
-	cmd.WaitDelay = time.Second // a node in the background must not hold our pipes
+	cmd.WaitDelay = time.Minute // a node in the background must not hold our pipes
 	return cmd
 }
 
@@ -363,7 +363,7 @@ func (b *box) shFor(limit time.Duration, dir, script string) string {
 	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", script)
 	cmd.Dir = dir
 	cmd.Env = append(b.env(), "PATH="+filepath.Dir(spacectl)+":"+os.Getenv("PATH"))
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = time.Minute
 	out, err := cmd.CombinedOutput()
 	if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
 		b.t.Fatalf("%s\n%v\n%s", script, err, out)
