@@ -39,8 +39,15 @@ func (b *box) endProcess(pid int) {
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
 		return
 	}
-	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(hung.Milliseconds())); err != nil {
-		b.t.Errorf("process %d does not end: %v", pid, err)
+	for deadline := time.Now().Add(hung); ; {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(time.Until(deadline).Milliseconds()))
+		if err == unix.EINTR { // such as by the end of a child
+			continue
+		}
+		if err != nil || n == 0 {
+			b.t.Errorf("process %d does not end: %v", pid, err)
+		}
+		return
 	}
 }
 
