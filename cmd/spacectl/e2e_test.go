@@ -113,7 +113,8 @@ func (c *cli) command(args ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(context.Background(), testTime)
 	c.t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, binary, args...)
-	cmd.Env = append(append(os.Environ(), "SPACE_HOME="+c.home), c.env...)
+	// A node that is slow to answer, or to end, is waited for.
+	cmd.Env = append(append(os.Environ(), "SPACE_HOME="+c.home, "SPACE_LOCK_TIMEOUT=2m"), c.env...)
 	return cmd
 }
 

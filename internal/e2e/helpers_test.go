@@ -89,9 +89,10 @@ func (b *box) command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// env is the test's own environment without what would lead to another store.
+// env is the test's own environment without what would lead to another store. A node
+// that is slow to answer, or to end, is waited for.
 func (b *box) env() []string {
-	env := []string{"SPACE_HOME=" + b.home}
+	env := []string{"SPACE_HOME=" + b.home, "SPACE_LOCK_TIMEOUT=2m"}
 	for _, kv := range os.Environ() {
 		if !strings.HasPrefix(kv, "SPACE_") && !strings.HasPrefix(kv, "NOTIFY_SOCKET=") {
 			env = append(env, kv)

@@ -98,7 +98,7 @@ func TestFabricServices(t *testing.T) {
 	newFabricNode(t, homes[1], FabricConfig{Expose: []control.ExposeRequest{{Pool: "echo", Address: echo.Addr().String()}}})
 
 	// A command asks over the socket.
-	c, err := ConnectFabric(ctx, Target{Home: homes[0]})
+	c, err := ConnectFabric(ctx, Target{Home: homes[0], Config: Config{LockTimeout: fabricHung}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,7 +320,7 @@ func TestFabricTokenAddress(t *testing.T) {
 	}
 	for addr, good := range map[string]bool{"10.0.0.1:7420": true, "tls://10.0.0.1:7420": true, "https://relay.example/x": true,
 		"quic://10.0.0.1:7420": false, "foo://x": false, "10.0.0.1": false, "": false} {
-		_, err := NewFabricToken(t.Context(), Target{Home: home}, control.TokenRequest{Life: time.Hour, Uses: 1, Addresses: []string{addr}})
+		_, err := NewFabricToken(t.Context(), Target{Home: home, Config: Config{LockTimeout: fabricHung}}, control.TokenRequest{Life: time.Hour, Uses: 1, Addresses: []string{addr}})
 		if good != (err == nil) || !good && capsule.KindOf(err) != capsule.Invalid {
 			t.Errorf("%q: %v", addr, err)
 		}
