@@ -21,6 +21,8 @@ const (
 	leaseLife = 2 * time.Minute // without a renewal; longer than a session lives without a link
 	holdTime  = time.Minute     // the provider's end of a tunnel waits for its opener
 
+	closeTime = 10 * time.Second // from one stream to the next, of those that were opened before their tunnel was closed
+
 	firstWayRest = time.Second // after a way has failed; doubles
 	lastWayRest  = 2 * time.Minute
 

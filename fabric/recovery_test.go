@@ -246,14 +246,14 @@ func TestLateWords(t *testing.T) {
 		there := far(t, b, tun)
 		r := b.known(a.ID()).live()
 		there.use(r, 5, "") // as the fifth request would have it
-		b.closedByPeer(r, sided(tun.ID(), true), 4)
+		b.closedByPeer(r, sided(tun.ID(), true), 4, 0)
 		if there.Err() != nil {
 			t.Fatal("a word of a request that was given up has ended the tunnel")
 		}
 		if there.use(r, 4, "") {
 			t.Error("a request that was given up was answered after a later one")
 		}
-		b.closedByPeer(r, sided(tun.ID(), true), 5)
+		b.closedByPeer(r, sided(tun.ID(), true), 5, 0)
 		if there.Err() == nil {
 			t.Error("the tunnel was closed and has not ended")
 		}
