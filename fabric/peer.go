@@ -233,7 +233,7 @@ func (p *peer) dial(d *dialing, first *linkConn) {
 	defer cancel()
 	err := p.begin(ctx, d.direct, first)
 	if err != nil {
-		err = fmt.Errorf("fabric: node %s can't be reached: %w", p.n.nameOf(p.id), err)
+		err = fmt.Errorf("%w: %s: %w", ErrUnreachable, p.n.nameOf(p.id), err)
 	}
 	p.mu.Lock()
 	d.err = err

@@ -40,6 +40,9 @@ type Tunnel struct {
 	trying    identity.NodeID // that is being asked to be the other end
 	shut      farewell        // how it has closed the tunnel meanwhile
 	leaving   *farewell       // how the other end has closed the tunnel; nil: it has not
+	tries     uint64          // that were begun to find another route
+	failed    failure         // of the last one that has found none
+	tried     chan struct{}   // closed and made anew when one has found none
 	carried   []*carried      // by the sessions that have not ended, or not long ago
 	changed   chan struct{}   // closed and made anew when the contract or the route changes
 	seeking   bool            // somebody looks for another route
@@ -52,6 +55,12 @@ type Tunnel struct {
 	acceptor  chan struct{}   // holds one token when there may be some
 	streams   map[*stream]struct{}
 	sent, got int64 // by streams that have ended
+}
+
+// failure is of a try to find a route.
+type failure struct {
+	try uint64
+	err error
 }
 
 // farewell is the other end's last word on a tunnel.
@@ -154,7 +163,7 @@ func (t *Tunnel) change() {
 // newTunnel returns an end of a tunnel, which is in nobody's hands yet.
 func (n *Node) newTunnel(id TunnelID, opener bool, a ask) *Tunnel {
 	t := &Tunnel{n: n, id: id, opener: opener, ask: a, org: a.org, done: make(chan struct{}), opened: time.Now(),
-		changed: make(chan struct{}), acceptor: make(chan struct{}, 1)}
+		changed: make(chan struct{}), tried: make(chan struct{}), acceptor: make(chan struct{}, 1)}
 	t.contract = Contract{TunnelID: id, PoolID: a.pool, ServiceID: a.kind + "/" + id.String()[:8], LocalServiceID: a.local,
 		RemoteServiceID: a.kind, ServiceKind: a.kind, ServiceClass: a.profile.Class, ServiceRole: a.role,
 		DataPlane: a.profile.Plane, TrafficClasses: a.profile.Classes, StreamShards: a.profile.Shards}
@@ -581,12 +590,21 @@ func (t *Tunnel) reopen(peer identity.NodeID, old *route, how seekHow) {
 	log := t.n.log.With("tunnel", t.id.String(), "kind", t.ask.kind)
 	for rest := firstReopenRest; ctx.Err() == nil; rest = min(2*rest, lastReopenRest) {
 		news, met := t.n.Changed(), t.n.nextMeeting()
+		t.mu.Lock()
+		t.tries++
+		try := t.tries
+		t.mu.Unlock()
 		err := t.tryReopen(ctx, peer, old, how)
 		if err == nil {
 			t.reopened(log, peer, old)
 			break
 		}
 		log.Debug("tunnel has found no other route", "error", err)
+		t.mu.Lock()
+		t.failed = failure{try, err}
+		close(t.tried)
+		t.tried = make(chan struct{})
+		t.mu.Unlock()
 		if how != seekAny {
 			break // it stays where it is, as long as that lasts
 		}
@@ -651,10 +669,19 @@ func (t *Tunnel) reopened(log *slog.Logger, peer identity.NodeID, old *route) {
 	if !old.isDown(time.Now()) && old.s.Stats().Links > 0 {
 		return // the streams that are there end by themselves
 	}
+	t.strand(old, func(*stream) bool { return true })
+}
+
+// unheard reports whether the other end has not heard of a stream that was opened
+// here: nothing is lost with it.
+func unheard(s *stream) bool { return s.local && !s.st.Heard() }
+
+// strand ends streams over a session whose peer can't be reached.
+func (t *Tunnel) strand(r *route, which func(*stream) bool) {
 	t.mu.Lock()
 	var stranded []*stream
 	for s := range t.streams {
-		if s.r == old {
+		if s.r == r && which(s) {
 			stranded = append(stranded, s)
 		}
 	}
@@ -790,7 +817,9 @@ func (t *Tunnel) came(r *route) {
 // allows reports whether the tunnel's contract has a class.
 func (t *Tunnel) allows(c frame.Class) bool { return slices.Contains(t.ask.profile.Classes, c) }
 
-// Open implements Opener.
+// Open implements Opener. While the tunnel has no route it waits for one; where the
+// node at the other end, or all that might be there, can't be reached when that is
+// tried now, it returns an ErrUnreachable.
 func (t *Tunnel) Open(ctx context.Context, class frame.Class, header []byte) (Stream, error) {
 	if len(header) > MaxHeader {
 		return nil, fmt.Errorf("fabric: a stream header of %d bytes; the limit is %d", len(header), MaxHeader)
@@ -799,11 +828,27 @@ func (t *Tunnel) Open(ctx context.Context, class frame.Class, header []byte) (St
 		return nil, fmt.Errorf("fabric: class %s is not in the tunnel's contract", class)
 	}
 	h := tunnelHeader(t.id, t.opener, header)
+	t.mu.Lock()
+	before := t.tries
+	t.mu.Unlock()
 	for {
 		t.mu.Lock()
 		r, agreed, changed, err := t.r, t.agreed, t.changed, t.err
-		if err == nil && t.leaving != nil {
+		var linked <-chan struct{}
+		down := false
+		if r != nil {
+			linked = r.s.Changed()
+			down = r.isDown(time.Now()) && len(r.s.Links()) == 0
+		}
+		tried, failed := t.tried, t.failed
+		switch {
+		case err != nil:
+		case t.leaving != nil:
 			err = errPeerClosed
+		case failed.try > before && (down || r == nil && errors.Is(failed.err, ErrUnreachable) && !errors.Is(failed.err, errNoWay)):
+			err = failed.err
+		case down && t.opener:
+			t.seek(seekAway)
 		}
 		t.mu.Unlock()
 		if err != nil {
@@ -812,7 +857,7 @@ func (t *Tunnel) Open(ctx context.Context, class frame.Class, header []byte) (St
 		if err := ctx.Err(); err != nil {
 			return nil, context.Cause(ctx)
 		}
-		if r != nil {
+		if r != nil && !(down && t.opener) {
 			grant, refused := t.n.admitStream(t, r)
 			if refused != nil {
 				return nil, refused
@@ -833,6 +878,8 @@ func (t *Tunnel) Open(ctx context.Context, class frame.Class, header []byte) (St
 		}
 		select {
 		case <-changed:
+		case <-linked:
+		case <-tried:
 		case <-t.done:
 		case <-ctx.Done():
 		}

@@ -157,6 +157,13 @@ func (st *Stream) Class() frame.Class { return st.class }
 // Header returns what the stream was opened with.
 func (st *Stream) Header() []byte { return st.header }
 
+// Heard reports whether the peer has heard of the stream, as far as is known here.
+func (st *Stream) Heard() bool {
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	return st.openAcked || st.remote()
+}
+
 // remote reports whether the peer has opened the stream.
 func (st *Stream) remote() bool { return (st.id%2 == 1) != st.s.initiator }
 
