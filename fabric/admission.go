@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/spacestore/space/fabric/admit"
+	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/fabric/session"
 )
 
@@ -12,14 +13,18 @@ import (
 // that are passed on count for node and route; tunnels and streams for all.
 // A tunnel's end that has asked for it can change its peer, so its streams
 // count for the route apart from the rest. Windows of a tunnel's streams count for
-// the same as the streams; those of all streams are bounded for the node as a whole,
-// by the sessions (session.Budget).
+// the same as the streams; those of all streams are bounded for the node as a whole
+// and for each peer, by the sessions (session.Budget).
 
 // Limits that a node has unless its options say otherwise.
 var defaultLimits = map[admit.Scope]admit.Limit{
 	admit.NodeScope: {Sessions: maxPeers, Tunnels: 100_000, Streams: 200_000, Window: 1 << 30},
 	admit.Route:     {Sessions: maxSessionsPerPeer, Tunnels: 50_000, Streams: maxSessionStreams},
 }
+
+// peerShare is the part of the node's bytes of windows that each peer may have,
+// unless the options say otherwise: one alone does not use up what is there for all.
+const peerShare = 4
 
 // filled puts the default limits where none are.
 func filled(c admit.Config) admit.Config {
@@ -34,22 +39,42 @@ func filled(c admit.Config) admit.Config {
 			}
 		}
 	}
+	if route := &c.Each[admit.Route]; route.Window == 0 {
+		route.Window = max(c.Each[admit.NodeScope].Window/peerShare, session.FirstWindow)
+	}
 	return c
 }
 
 // SetLimits changes the limits, for what is there too: nothing is taken away,
-// but nothing is added until there is room again. The node's bytes of windows stay
-// what they were when it started.
-func (n *Node) SetLimits(c admit.Config) { n.admit.Configure(filled(c)) }
+// but nothing is added until there is room again.
+func (n *Node) SetLimits(c admit.Config) {
+	n.admit.Configure(filled(c))
+	n.windows.SetLimit(n.admit.Limit(admit.Node()).Window)
+	for _, p := range n.allPeers() {
+		p.windows.SetLimit(n.admit.Limit(peerKey(p.id)).Window)
+	}
+}
 
 // Usage returns what counts for whom, and the limits; at most limit accounts of
 // each scope.
 func (n *Node) Usage(limit int) []admit.Usage {
 	all := n.admit.Usage(limit)
-	for i := range all {
-		if all[i].Scope == admit.NodeScope { // with the windows that are of no tunnel
-			all[i].Used.Window, all[i].Limit.Window = n.windows.Used(), n.windows.Limit()
+	for i, u := range all { // with the windows that are of no tunnel
+		b := n.windows
+		if u.Scope == admit.Route {
+			id, err := identity.ParseNodeID(u.Name)
+			if err != nil {
+				continue
+			}
+			p := n.known(id)
+			if p == nil {
+				continue // nor has it windows
+			}
+			b = p.windows
+		} else if u.Scope != admit.NodeScope {
+			continue
 		}
+		all[i].Used.Window, all[i].Limit.Window = b.Used(), b.Limit()
 	}
 	return all
 }
@@ -135,7 +160,11 @@ func (r *route) organization() string {
 	return r.hello.Organization
 }
 
-func routeKey(r *route) admit.Key { return admit.Key{Scope: admit.Route, Name: r.p.id.String()} }
+func peerKey(id identity.NodeID) admit.Key {
+	return admit.Key{Scope: admit.Route, Name: id.String()}
+}
+
+func routeKey(r *route) admit.Key { return peerKey(r.p.id) }
 
 func (n *Node) admitSession(r *route) (*grant, *RefusedError) {
 	return n.admitOne(admit.Sessions, admit.Node(), routeKey(r))

@@ -67,7 +67,7 @@ func FuzzCommands(f *testing.F) {
 	add(cmdOpen, openBody{ID: 1, Tunnel: TunnelID{2}, Pool: "pool", Kind: "echo", Plane: StreamsPlane, Classes: []frame.Class{frame.Bulk}, Shards: 1})
 	add(cmdOpened, openedBody{ID: 1})
 	add(cmdClose, closeBody{Tunnels: []TunnelID{{2}}})
-	add(cmdClose, closeBody{[]TunnelID{{2}}, []uint64{3}})
+	add(cmdClose, closeBody{[]TunnelID{{2}}, []uint64{3}, []uint64{4}})
 	add(cmdRoute, routeBody{Lease: "lease", Carrier: "tls", Life: time.Minute})
 	add(cmdLeased, routeBody{})
 	add(cmdMoved, movedBody{[]movedTunnel{{TunnelID{2}, 7}}})

@@ -16,10 +16,14 @@ const (
 	lonely   = 300 * time.Millisecond  // without a link, a session is no place for what is new
 	downTime = 1500 * time.Millisecond // without a link, a session is down; its tunnels move where they may
 
+	unheardTime = 5 * time.Second // without a link, for streams that the peer has not heard of
+
 	nodeStart = 500 * time.Millisecond // of one node over the next, when a tunnel looks for its other end
 
 	leaseLife = 2 * time.Minute // without a renewal; longer than a session lives without a link
 	holdTime  = time.Minute     // the provider's end of a tunnel waits for its opener
+
+	closeTime = 10 * time.Second // from one stream to the next, of those that were opened before their tunnel was closed
 
 	firstWayRest = time.Second // after a way has failed; doubles
 	lastWayRest  = 2 * time.Minute

@@ -232,11 +232,14 @@ func (r *route) linkDied(began, now time.Time) {
 	}
 }
 
+// errNoWay is of a node that there is no way to, as far as is known here.
+var errNoWay = errors.New("no way to it is known")
+
 // race makes a link over the first way that works. Each gets a start over the
 // next, so that one that swallows everything costs no more than that.
 func (r *route) race(ctx context.Context, ways []way, class frame.Class) (*linkConn, error) {
 	if len(ways) == 0 {
-		return nil, errors.New("no way to it is known")
+		return nil, errNoWay
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	type result struct {

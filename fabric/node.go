@@ -60,6 +60,8 @@ var (
 	// ErrNoProvider is Tunnel's answer where no node that is known provides
 	// the service.
 	ErrNoProvider = errors.New("fabric: no node provides that service")
+	// ErrUnreachable is of a node that could not be dialed.
+	ErrUnreachable = errors.New("fabric: a node can't be reached")
 	// ErrNoAuthority is of what only the authority's node can do.
 	ErrNoAuthority = errors.New("fabric: the authority is at another node; do that there")
 )
@@ -373,6 +375,9 @@ func (r *route) look(now time.Time) {
 	if r.isDown(now) {
 		r.down(now)
 	}
+	if r.aloneFor(unheardTime, now) {
+		r.strand()
+	}
 	r.shorten(now)
 }
 
@@ -414,6 +419,20 @@ func (r *route) each(which func(*Tunnel) bool, how seekHow) {
 	r.mu.Unlock()
 	for _, t := range tunnels {
 		t.leave(r, how)
+	}
+}
+
+// strand ends the streams of tunnels that were opened here over a session without
+// links, and that the peer has not heard of.
+func (r *route) strand() {
+	r.mu.Lock()
+	tunnels := make([]*Tunnel, 0, len(r.tunnels))
+	for _, t := range r.tunnels {
+		tunnels = append(tunnels, t)
+	}
+	r.mu.Unlock()
+	for _, t := range tunnels {
+		t.strand(r, unheard)
 	}
 }
 

@@ -24,6 +24,8 @@ type peer struct {
 	ep   *session.Endpoint // of this peer alone, so that packets tell from whom they are
 	stop func()            // ends the watch for its revocation
 
+	windows *session.Budget // its share of the node's
+
 	handshakes gate // of tunnels to it
 	onward     gate // links of its that are being passed on
 	passes     atomic.Int64
@@ -71,9 +73,10 @@ func (n *Node) peer(id identity.NodeID) (*peer, error) {
 		return nil, &RefusedError{Limit: fmt.Sprintf("%d nodes that this one deals with", maxPeers), Retry: peerIdle}
 	}
 	p := &peer{n: n, id: id, ways: map[wayKey]*way{}, used: time.Now(), handshakes: make(gate, maxHandshakes), onward: make(gate, maxOnward)}
+	p.windows = n.windows.Share(n.admit.Limit(peerKey(id)).Window)
 	p.ep = session.NewEndpoint(session.Options{
 		MaxStreams: maxSessionStreams,
-		Budget:     n.windows,
+		Budget:     p.windows,
 		Backlog:    sessionBacklog,
 		Version:    n.o.version,
 		Packets:    func(tunnel [16]byte, packets [][]byte) { n.packets(p, tunnel, packets) },
@@ -230,7 +233,7 @@ func (p *peer) dial(d *dialing, first *linkConn) {
 	defer cancel()
 	err := p.begin(ctx, d.direct, first)
 	if err != nil {
-		err = fmt.Errorf("fabric: node %s can't be reached: %w", p.n.nameOf(p.id), err)
+		err = fmt.Errorf("%w: %s: %w", ErrUnreachable, p.n.nameOf(p.id), err)
 	}
 	p.mu.Lock()
 	d.err = err

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -45,7 +44,7 @@ type route struct {
 	tunnels  map[tunnelKey]*Tunnel
 	pending  map[uint64]chan<- any // requests that wait for an answer
 	nextID   uint64
-	closed   []movedTunnel       // that have ended here, and in which generation, of which the peer is to know
+	closed   []closedTunnel      // that have ended here, of which the peer is to know
 	moved    map[TunnelID]uint64 // generations that the peer is to know
 	used     time.Time           // when it last was of use
 	digestAt time.Time           // when to exchange digests again
@@ -208,7 +207,7 @@ func (r *route) writeNotices() error {
 	for batch := range slices.Chunk(closed, maxBatch) {
 		var b closeBody
 		for _, t := range batch {
-			b.Tunnels, b.Generations = append(b.Tunnels, t.ID), append(b.Generations, t.Generation)
+			b.Tunnels, b.Generations, b.Streams = append(b.Tunnels, t.id), append(b.Generations, t.gen), append(b.Streams, t.streams)
 		}
 		if err := r.writeCommand(cmdClose, b); err != nil {
 			return err
@@ -231,14 +230,22 @@ func (r *route) writeCommand(kind string, body any) error {
 	return err
 }
 
+// closedTunnel is a tunnel that has ended here: in which generation, and how many
+// streams were opened in it over the session.
+type closedTunnel struct {
+	id           TunnelID
+	gen, streams uint64
+}
+
 // noteClosed has the peer told that a tunnel has ended here.
 func (r *route) noteClosed(t *Tunnel) {
 	t.mu.Lock()
-	gen := max(t.gen, t.contract.RouteGeneration)
+	c := closedTunnel{sided(t.id, t.opener), max(t.gen, t.contract.RouteGeneration), t.over(r).opened}
+	t.anew(r)
 	t.mu.Unlock()
 	r.mu.Lock()
 	if !r.ended {
-		r.closed = append(r.closed, movedTunnel{sided(t.id, t.opener), gen})
+		r.closed = append(r.closed, c)
 	}
 	r.mu.Unlock()
 	r.noteAll()
@@ -394,13 +401,7 @@ func (r *route) obey(c identity.Command) error {
 		if err := decode(&b); err != nil {
 			return err
 		}
-		for i, id := range b.Tunnels {
-			gen := uint64(math.MaxUint64)
-			if i < len(b.Generations) {
-				gen = b.Generations[i]
-			}
-			r.n.closedByPeer(r, id, gen)
-		}
+		b.each(func(id TunnelID, gen, streams uint64) { r.n.closedByPeer(r, id, gen, streams) })
 	case cmdRoute:
 		var b routeBody
 		if err := decode(&b); err != nil {

@@ -276,10 +276,7 @@ func TestRestart(t *testing.T) {
 		w.stop("b", true)
 		time.Sleep(10 * time.Second)
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		if st, err := tun.Open(ctx, frame.Interactive, nil); err == nil {
-			// The session may still live; its stream will not.
-			st.Close()
-		} else if !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := tun.Open(ctx, frame.Interactive, nil); !errors.Is(err, ErrUnreachable) {
 			t.Errorf("a stream to a dead node: %v", err)
 		}
 		cancel()
@@ -633,6 +630,53 @@ func TestLimits(t *testing.T) {
 		}
 		if b.Status().Refused == 0 || len(b.Usage(10)) == 0 {
 			t.Error("nothing of it can be seen")
+		}
+	})
+}
+
+// A member that opens all the streams that it can, of whatever kind, leaves room
+// for the windows of others.
+func TestOneMemberDoesNotTakeAllWindows(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		limits := func(route int64) (c admit.Config) {
+			c.Each[admit.NodeScope].Window = 64 * session.FirstWindow
+			c.Each[admit.Route].Window = route
+			return c
+		}
+		a := w.node(t, "seed", "one", func(o *Options) { o.Limits = limits(0) })
+		evil, c := w.node(t, "evil", "one"), w.node(t, "c", "one")
+		echo(t, a, "pool")
+		tun := w.open(t, c, testProfile, "pool")
+		waitFor(t, "the session", func() bool { return evil.known(a.ID()) != nil && evil.known(a.ID()).live() != nil })
+		s := evil.known(a.ID()).live().s
+		usage := func() (u admit.Usage) {
+			for _, x := range a.Usage(10) {
+				if x.Scope == admit.Route && x.Name == evil.ID().String() {
+					u = x
+				}
+			}
+			return u
+		}
+		for _, share := range []int64{16, 24} {
+			var streams []*session.Stream
+			for range 100 {
+				st, err := s.Open(frame.Control, append([]byte{streamCall}, "find"...)) // and never says what
+				if err != nil {
+					t.Fatal(err)
+				}
+				streams = append(streams, st)
+				st.Write([]byte("x"))
+			}
+			time.Sleep(20 * time.Millisecond)
+			if u := usage(); u.Used.Window != share*session.FirstWindow || u.Limit.Window != share*session.FirstWindow {
+				t.Errorf("one member has %d bytes of windows of %d, where %d are its share", u.Used.Window, u.Limit.Window, share*session.FirstWindow)
+			}
+			say(t, tun, payload(1, 1000))
+			for _, st := range streams {
+				st.Close()
+			}
+			a.SetLimits(limits(24 * session.FirstWindow))
+			time.Sleep(time.Second)
 		}
 	})
 }

@@ -42,6 +42,9 @@ func (t *Tunnel) add(r *route, st *session.Stream, local bool, header []byte, g 
 		t.streams = map[*stream]struct{}{}
 	}
 	t.streams[s] = struct{}{}
+	if local {
+		t.over(r).opened++
+	}
 	ended := errors.Is(t.err, ErrClosed) && !errors.Is(t.err, errPeerClosed)
 	t.mu.Unlock()
 	if ended {

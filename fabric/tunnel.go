@@ -38,7 +38,12 @@ type Tunnel struct {
 	r         *route // nil: there is none now
 	peer      identity.NodeID
 	trying    identity.NodeID // that is being asked to be the other end
-	shut      uint64          // the generation up to which it has closed the tunnel meanwhile
+	shut      farewell        // how it has closed the tunnel meanwhile
+	leaving   *farewell       // how the other end has closed the tunnel; nil: it has not
+	tries     uint64          // that were begun to find another route
+	failed    failure         // of the last one that has found none
+	tried     chan struct{}   // closed and made anew when one has found none
+	carried   []*carried      // by the sessions that have not ended, or not long ago
 	changed   chan struct{}   // closed and made anew when the contract or the route changes
 	seeking   bool            // somebody looks for another route
 	hold      *time.Timer     // ends the provider's end when the opener stays away
@@ -50,6 +55,45 @@ type Tunnel struct {
 	acceptor  chan struct{}   // holds one token when there may be some
 	streams   map[*stream]struct{}
 	sent, got int64 // by streams that have ended
+}
+
+// failure is of a try to find a route.
+type failure struct {
+	try uint64
+	err error
+}
+
+// farewell is the other end's last word on a tunnel.
+type farewell struct {
+	r       *route      // over which it came
+	gen     uint64      // that it knew of
+	streams uint64      // that it had opened over that session
+	timer   *time.Timer // ends the wait for those; nil: nothing waits
+}
+
+// carried counts a tunnel's streams over one session.
+type carried struct {
+	r            *route
+	opened, came uint64 // here; from the other end
+}
+
+// over returns the count of the streams over a session. t.mu is held.
+func (t *Tunnel) over(r *route) *carried {
+	for _, c := range t.carried {
+		if c.r == r {
+			return c
+		}
+	}
+	t.carried = slices.DeleteFunc(t.carried, func(c *carried) bool { return c.r.s.Err() != nil })
+	c := &carried{r: r}
+	t.carried = append(t.carried, c)
+	return c
+}
+
+// anew counts from nothing: the other end has ended, or is told to, and another
+// one may begin. t.mu is held.
+func (t *Tunnel) anew(r *route) {
+	t.carried = slices.DeleteFunc(t.carried, func(c *carried) bool { return c.r == r })
 }
 
 // ask is what a service has asked for, whole.
@@ -119,7 +163,7 @@ func (t *Tunnel) change() {
 // newTunnel returns an end of a tunnel, which is in nobody's hands yet.
 func (n *Node) newTunnel(id TunnelID, opener bool, a ask) *Tunnel {
 	t := &Tunnel{n: n, id: id, opener: opener, ask: a, org: a.org, done: make(chan struct{}), opened: time.Now(),
-		changed: make(chan struct{}), acceptor: make(chan struct{}, 1)}
+		changed: make(chan struct{}), tried: make(chan struct{}), acceptor: make(chan struct{}, 1)}
 	t.contract = Contract{TunnelID: id, PoolID: a.pool, ServiceID: a.kind + "/" + id.String()[:8], LocalServiceID: a.local,
 		RemoteServiceID: a.kind, ServiceKind: a.kind, ServiceClass: a.profile.Class, ServiceRole: a.role,
 		DataPlane: a.profile.Plane, TrafficClasses: a.profile.Classes, StreamShards: a.profile.Shards}
@@ -334,7 +378,7 @@ func (t *Tunnel) agree(ctx context.Context, r *route) error {
 		t.mu.Unlock()
 		return nil // it is its route already
 	}
-	t.trying, t.shut = id, 0
+	t.trying, t.shut = id, farewell{}
 	t.gen++
 	gen := t.gen
 	t.mu.Unlock()
@@ -378,12 +422,12 @@ func (t *Tunnel) agree(ctx context.Context, r *route) error {
 // use makes r the tunnel's route.
 func (t *Tunnel) use(r *route, gen uint64, remote string) bool {
 	t.mu.Lock()
-	if t.err != nil {
+	if t.err != nil || t.opener && t.leaving != nil {
 		t.mu.Unlock()
 		r.noteClosed(t)
 		return false
 	}
-	if gen < t.agreed { // a request that was long under way, and given up
+	if gen < t.agreed || t.leaving != nil && gen <= t.leaving.gen { // a request that was long under way, and given up
 		t.mu.Unlock()
 		return false
 	}
@@ -393,7 +437,13 @@ func (t *Tunnel) use(r *route, gen uint64, remote string) bool {
 	}
 	old := t.r
 	t.agreed = gen
-	shut := t.opener && gen <= t.shut
+	if t.leaving != nil { // the opener is back, after it had left for another node
+		t.leaving.timer.Stop()
+		t.leaving = nil
+	}
+	if t.opener && t.shut.r != nil && gen <= t.shut.gen { // its word came before the one who asked had taken its answer
+		t.takeLeave(t.shut)
+	}
 	behind := t.opener && gen <= t.contract.RouteGeneration // the old route has changed meanwhile
 	if behind {
 		gen = t.nextGen()
@@ -416,9 +466,7 @@ func (t *Tunnel) use(r *route, gen uint64, remote string) bool {
 	if old != nil && old != r {
 		old.detach(t)
 	}
-	if shut { // its word came before the one who asked had taken its answer
-		t.end(errPeerClosed, false)
-	}
+	t.endLeft(nil)
 	return true
 }
 
@@ -463,6 +511,10 @@ func (t *Tunnel) lost(r *route) {
 	}
 	t.r = nil
 	t.change()
+	if t.leaving != nil { // nothing more comes
+		t.leaving.timer.Reset(0)
+		return
+	}
 	if t.opener {
 		t.seek(seekAny)
 		return
@@ -482,11 +534,12 @@ func (t *Tunnel) abandon(hold *bool) {
 // again, after a moment in which the peer may say that it has closed it.
 func (t *Tunnel) disowned(r *route, agreed uint64) {
 	t.mu.Lock()
-	if !t.opener || t.r != r || t.agreed != agreed || t.err != nil {
+	if !t.opener || t.r != r || t.agreed != agreed || t.err != nil || t.leaving != nil {
 		t.mu.Unlock()
 		return
 	}
 	t.r = nil
+	t.anew(r)
 	t.change()
 	t.seek(seekAgain)
 	t.mu.Unlock()
@@ -505,7 +558,7 @@ const (
 
 // seek looks for a route in the background, unless somebody does. t.mu is held.
 func (t *Tunnel) seek(how seekHow) {
-	if t.seeking {
+	if t.seeking || t.leaving != nil {
 		return
 	}
 	peer, old := t.peer, t.r
@@ -537,12 +590,21 @@ func (t *Tunnel) reopen(peer identity.NodeID, old *route, how seekHow) {
 	log := t.n.log.With("tunnel", t.id.String(), "kind", t.ask.kind)
 	for rest := firstReopenRest; ctx.Err() == nil; rest = min(2*rest, lastReopenRest) {
 		news, met := t.n.Changed(), t.n.nextMeeting()
+		t.mu.Lock()
+		t.tries++
+		try := t.tries
+		t.mu.Unlock()
 		err := t.tryReopen(ctx, peer, old, how)
 		if err == nil {
 			t.reopened(log, peer, old)
 			break
 		}
 		log.Debug("tunnel has found no other route", "error", err)
+		t.mu.Lock()
+		t.failed = failure{try, err}
+		close(t.tried)
+		t.tried = make(chan struct{})
+		t.mu.Unlock()
 		if how != seekAny {
 			break // it stays where it is, as long as that lasts
 		}
@@ -607,10 +669,19 @@ func (t *Tunnel) reopened(log *slog.Logger, peer identity.NodeID, old *route) {
 	if !old.isDown(time.Now()) && old.s.Stats().Links > 0 {
 		return // the streams that are there end by themselves
 	}
+	t.strand(old, func(*stream) bool { return true })
+}
+
+// unheard reports whether the other end has not heard of a stream that was opened
+// here: nothing is lost with it.
+func unheard(s *stream) bool { return s.local && !s.st.Heard() }
+
+// strand ends streams over a session whose peer can't be reached.
+func (t *Tunnel) strand(r *route, which func(*stream) bool) {
 	t.mu.Lock()
 	var stranded []*stream
 	for s := range t.streams {
-		if s.r == old {
+		if s.r == r && which(s) {
 			stranded = append(stranded, s)
 		}
 	}
@@ -620,9 +691,8 @@ func (t *Tunnel) reopened(log *slog.Logger, peer identity.NodeID, old *route) {
 	}
 }
 
-// Close ends the tunnel at both ends. What was written to streams still goes
-// out, but a stream that the other end has not heard of when it hears of this is
-// refused there: who has to know waits for an answer first.
+// Close ends the tunnel at both ends. What was written to streams still goes out,
+// and the other end can accept those that it has not heard of yet.
 func (t *Tunnel) Close() error {
 	t.end(ErrClosed, true)
 	return nil
@@ -654,6 +724,9 @@ func (t *Tunnel) endIf(so func() bool, why error, local bool) {
 	t.r = nil
 	if t.hold != nil {
 		t.hold.Stop()
+	}
+	if t.leaving != nil {
+		t.leaving.timer.Stop()
 	}
 	var streams []*stream
 	if local {
@@ -693,27 +766,60 @@ func (t *Tunnel) endIf(so func() bool, why error, local bool) {
 // changes up to a generation. Where the ends have agreed on something later, that
 // was of a request that was given up, or of another session that was long without
 // a link. Its streams end by themselves: what was written before is still to be
-// read.
-func (n *Node) closedByPeer(r *route, id TunnelID, gen uint64) {
+// read. Those that were opened before and have not come yet, since the word of the
+// end is of a higher class, are waited for.
+func (n *Node) closedByPeer(r *route, id TunnelID, gen, streams uint64) {
 	t := n.tunnel(receiverOf(id))
 	if t == nil {
 		return
 	}
+	f := farewell{r: r, gen: gen, streams: streams}
+	t.mu.Lock()
+	switch {
+	case t.err != nil || t.leaving != nil:
+	case t.peer == r.p.id && t.agreed <= gen:
+		t.takeLeave(f)
+	case t.trying == r.p.id && gen >= t.shut.gen:
+		t.shut = f
+	}
+	t.mu.Unlock()
+	t.endLeft(nil)
+}
+
+// takeLeave takes note that the other end has closed the tunnel. t.mu is held, and
+// endLeft is next.
+func (t *Tunnel) takeLeave(f farewell) {
+	t.leaving = &f
+	f.timer = time.AfterFunc(closeTime, func() { t.endLeft(&f) })
+	t.change()
+}
+
+// endLeft ends a tunnel that the other end has closed, if all streams that it had
+// opened have come; late: or if it is this word, which has waited long enough.
+func (t *Tunnel) endLeft(late *farewell) {
 	t.endIf(func() bool {
-		if t.peer == r.p.id && t.agreed <= gen {
-			return true
-		}
-		if t.trying == r.p.id {
-			t.shut = max(t.shut, gen)
-		}
-		return false
+		f := t.leaving
+		return f != nil && (f == late || t.over(f.r).came >= f.streams)
 	}, errPeerClosed, false)
+}
+
+// came counts a stream that the other end has opened over a session.
+func (t *Tunnel) came(r *route) {
+	t.mu.Lock()
+	t.over(r).came++
+	if t.leaving != nil && t.leaving.r == r {
+		t.leaving.timer.Reset(closeTime)
+	}
+	t.mu.Unlock()
+	t.endLeft(nil)
 }
 
 // allows reports whether the tunnel's contract has a class.
 func (t *Tunnel) allows(c frame.Class) bool { return slices.Contains(t.ask.profile.Classes, c) }
 
-// Open implements Opener.
+// Open implements Opener. While the tunnel has no route it waits for one; where the
+// node at the other end, or all that might be there, can't be reached when that is
+// tried now, it returns an ErrUnreachable.
 func (t *Tunnel) Open(ctx context.Context, class frame.Class, header []byte) (Stream, error) {
 	if len(header) > MaxHeader {
 		return nil, fmt.Errorf("fabric: a stream header of %d bytes; the limit is %d", len(header), MaxHeader)
@@ -722,9 +828,28 @@ func (t *Tunnel) Open(ctx context.Context, class frame.Class, header []byte) (St
 		return nil, fmt.Errorf("fabric: class %s is not in the tunnel's contract", class)
 	}
 	h := tunnelHeader(t.id, t.opener, header)
+	t.mu.Lock()
+	before := t.tries
+	t.mu.Unlock()
 	for {
 		t.mu.Lock()
 		r, agreed, changed, err := t.r, t.agreed, t.changed, t.err
+		var linked <-chan struct{}
+		down := false
+		if r != nil {
+			linked = r.s.Changed()
+			down = r.isDown(time.Now()) && len(r.s.Links()) == 0
+		}
+		tried, failed := t.tried, t.failed
+		switch {
+		case err != nil:
+		case t.leaving != nil:
+			err = errPeerClosed
+		case failed.try > before && (down || r == nil && errors.Is(failed.err, ErrUnreachable) && !errors.Is(failed.err, errNoWay)):
+			err = failed.err
+		case down && t.opener:
+			t.seek(seekAway)
+		}
 		t.mu.Unlock()
 		if err != nil {
 			return nil, err
@@ -732,7 +857,7 @@ func (t *Tunnel) Open(ctx context.Context, class frame.Class, header []byte) (St
 		if err := ctx.Err(); err != nil {
 			return nil, context.Cause(ctx)
 		}
-		if r != nil {
+		if r != nil && !(down && t.opener) {
 			grant, refused := t.n.admitStream(t, r)
 			if refused != nil {
 				return nil, refused
@@ -753,6 +878,8 @@ func (t *Tunnel) Open(ctx context.Context, class frame.Class, header []byte) (St
 		}
 		select {
 		case <-changed:
+		case <-linked:
+		case <-tried:
 		case <-t.done:
 		case <-ctx.Done():
 		}
@@ -810,6 +937,7 @@ func (n *Node) incoming(r *route, h streamHead, st *session.Stream) {
 		st.Reset(codeNoTunnel, "there is no such tunnel here")
 		return
 	}
+	defer t.came(r)
 	if !t.allows(st.Class()) {
 		st.Reset(codeGarbage, fmt.Sprintf("class %s is not in the tunnel's contract", st.Class()))
 		return

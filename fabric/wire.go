@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"time"
 
 	"github.com/spacestore/space/fabric/frame"
@@ -211,10 +212,28 @@ type openedBody struct {
 
 // closeBody ends tunnels at the other end. Their IDs have their sender's side.
 // Generations are those that their sender knew of, one for each: where the other
-// end has agreed on a later one, the tunnel stays.
+// end has agreed on a later one, the tunnel stays. Streams are how many their
+// sender has opened in each over this session: those that are still under way are
+// taken in before the tunnel ends. Older nodes say nothing of them.
 type closeBody struct {
 	Tunnels     []TunnelID `json:"tunnels"`
 	Generations []uint64   `json:"generations,omitempty"`
+	Streams     []uint64   `json:"streams,omitempty"`
+}
+
+// each calls fn for each tunnel. Where its generation was not said, it is the last
+// there can be, and where its streams were not, none.
+func (b *closeBody) each(fn func(id TunnelID, gen, streams uint64)) {
+	for i, id := range b.Tunnels {
+		gen, streams := uint64(math.MaxUint64), uint64(0)
+		if i < len(b.Generations) {
+			gen = b.Generations[i]
+		}
+		if i < len(b.Streams) {
+			streams = b.Streams[i]
+		}
+		fn(id, gen, streams)
+	}
 }
 
 // routeBody renews a session's lease and says how its links go.

@@ -185,6 +185,13 @@ func (c *Controller) Configure(conf Config) {
 	}
 }
 
+// Limit returns an account's limit, whether it is there or not.
+func (c *Controller) Limit(k Key) Limit {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.config.limit(k)
+}
+
 // forget forgets the accounts that were idle longest, if there are too many.
 func (c *Controller) forget(s Scope) {
 	for c.idle[s].Len() > c.config.Idle {

@@ -13,8 +13,10 @@ import (
 // What it receives into, and what it keeps until the peer has it, grow as long as
 // no more than three quarters are taken, so that new streams find some.
 type Budget struct {
-	limit int64
-	used  atomic.Int64
+	limit  atomic.Int64
+	used   atomic.Int64
+	parent *Budget // nil: it is the whole
+	of     string  // whose it is, in words
 }
 
 // growth is the part of a budget beyond which windows grow no more.
@@ -22,21 +24,56 @@ const growth = 0.75
 
 // NewBudget returns a budget of so many bytes, for the Options of any number of
 // endpoints and sessions.
-func NewBudget(bytes int64) *Budget { return &Budget{limit: bytes} }
+func NewBudget(bytes int64) *Budget {
+	b := &Budget{of: "on this node"}
+	b.limit.Store(bytes)
+	return b
+}
+
+// Share returns a budget that is a part of b, such as for one peer: what is taken
+// of it is taken of b, too. 0: as much as b has.
+func (b *Budget) Share(bytes int64) *Budget {
+	share := &Budget{parent: b, of: "for one peer"}
+	share.limit.Store(bytes)
+	return share
+}
+
+// SetLimit makes the budget one of so many bytes. Nothing is taken away.
+func (b *Budget) SetLimit(bytes int64) { b.limit.Store(bytes) }
 
 // Limit returns the budget's bytes.
-func (b *Budget) Limit() int64 { return b.limit }
+func (b *Budget) Limit() int64 {
+	limit := b.limit.Load()
+	if limit == 0 && b.parent != nil {
+		return b.parent.Limit()
+	}
+	return limit
+}
 
 // Used returns how many bytes are taken.
 func (b *Budget) Used() int64 { return b.used.Load() }
 
-// take takes n bytes if no more than a part of the budget is taken then.
-func (b *Budget) take(n int64, part float64) bool {
-	if b.used.Add(n) > int64(float64(b.limit)*part) {
-		b.used.Add(-n)
-		return false
+// take takes n bytes if no more than a part of the budget, and of what it is a part
+// of, is taken then. It returns the one that has no room, or nil. Of a nil budget
+// there is as much as one likes.
+func (b *Budget) take(n int64, part float64) *Budget {
+	for x := b; x != nil; x = x.parent {
+		if x.used.Add(n) > int64(float64(x.Limit())*part) {
+			x.used.Add(-n)
+			for ; b != x; b = b.parent {
+				b.used.Add(-n)
+			}
+			return x
+		}
 	}
-	return true
+	return nil
+}
+
+// give gives n bytes back.
+func (b *Budget) give(n int64) {
+	for ; b != nil; b = b.parent {
+		b.used.Add(-n)
+	}
 }
 
 // Account is whom a stream's windows count for beside the Budget, such as a pool.
@@ -63,16 +100,24 @@ func (st *Stream) Count(a Account) {
 	st.account = a
 }
 
-// charge takes n bytes of the node's budget, and of the account's, for the stream.
-func (st *Stream) charge(n uint64, part float64) bool {
+// begin takes the first window for a stream that nothing was taken for. Where there
+// is none, it says of what.
+func (st *Stream) begin() (lacks string, ok bool) {
+	if full := st.s.o.Budget.take(firstWindow, 1); full != nil {
+		return "windows " + full.of, false
+	}
+	st.charged = firstWindow
+	return "", true
+}
+
+// grow takes n bytes more of the node's budget, and of the account's.
+func (st *Stream) grow(n uint64) bool {
 	b := st.s.o.Budget
-	if st.over || b != nil && !b.take(int64(n), part) {
+	if st.over || b.take(int64(n), growth) != nil {
 		return false
 	}
 	if st.account != nil && !st.account.Grow(int64(n)) {
-		if b != nil {
-			b.used.Add(-int64(n))
-		}
+		b.give(int64(n))
 		return false
 	}
 	st.charged += int64(n)
@@ -82,9 +127,7 @@ func (st *Stream) charge(n uint64, part float64) bool {
 // uncharge gives back what the stream has of the budget, for good.
 func (st *Stream) uncharge() {
 	st.over = true
-	if b := st.s.o.Budget; b != nil {
-		b.used.Add(-st.charged)
-	}
+	st.s.o.Budget.give(st.charged)
 	st.charged = 0
 	if st.account != nil {
 		st.account.Release()

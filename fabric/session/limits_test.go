@@ -83,6 +83,49 @@ func TestBudget(t *testing.T) {
 	})
 }
 
+// TestShares: of two who share a budget, one that takes all it can leaves the other
+// its part, and what is taken counts for both and is given back to both.
+func TestShares(t *testing.T) {
+	whole := NewBudget(24 * FirstWindow)
+	greedy, other := whole.Share(8*FirstWindow), whole.Share(0)
+	if other.Limit() != whole.Limit() {
+		t.Errorf("a share without a limit of its own is of %d bytes", other.Limit())
+	}
+	count := func(b *Budget) (streams []*Stream, limit string) {
+		s := New(true, Options{Budget: b})
+		t.Cleanup(func() { s.Close() })
+		for {
+			st, err := s.Open(frame.Bulk, nil)
+			if err != nil {
+				var busy *BusyError
+				if !errors.As(err, &busy) {
+					t.Fatal(err)
+				}
+				return streams, busy.Limit
+			}
+			streams = append(streams, st)
+		}
+	}
+	first, limit := count(greedy)
+	if len(first) != 8 || limit != "windows for one peer" || whole.Used() != 8*FirstWindow {
+		t.Errorf("%d streams, then no more %s, %d bytes in all", len(first), limit, whole.Used())
+	}
+	second, limit := count(other)
+	if len(second) != 16 || limit != "windows on this node" || whole.Used() != whole.Limit() || greedy.Used() != 8*FirstWindow || other.Used() != 16*FirstWindow {
+		t.Errorf("%d streams, then no more %s, %d bytes in all", len(second), limit, whole.Used())
+	}
+	for _, st := range append(first, second...) {
+		st.Reset(CodeCanceled, "enough")
+	}
+	if whole.Used() != 0 || greedy.Used() != 0 || other.Used() != 0 {
+		t.Errorf("%d, %d and %d bytes are taken without streams", whole.Used(), greedy.Used(), other.Used())
+	}
+	greedy.SetLimit(2 * FirstWindow)
+	if again, _ := count(greedy); len(again) != 2 {
+		t.Errorf("%d streams with room for two", len(again))
+	}
+}
+
 // pace lets bytes pass at a rate; no more than one waiter at a time.
 type pace struct {
 	rate int
@@ -317,4 +360,23 @@ func TestAccounts(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestManyResets: a peer that refuses many streams at once ends those, and not the
+// session.
+func TestManyResets(t *testing.T) {
+	inPair(t, line{delay: 10 * time.Millisecond}, 1, Options{MaxStreams: 1000}, func(t *testing.T, p *pair) {
+		var far []*Stream
+		for range 200 {
+			_, st := p.stream(p.near, p.far)
+			far = append(far, st)
+		}
+		for _, st := range far {
+			st.Refuse(CodeBusy, "enough", time.Second)
+		}
+		time.Sleep(time.Second)
+		if err := p.near.Err(); err != nil || p.near.Stats().Streams != 0 {
+			t.Errorf("%v, %d streams are left", err, p.near.Stats().Streams)
+		}
+	})
 }

@@ -48,7 +48,7 @@ type link struct {
 const (
 	readBuffer  = 4 << 10  // for heads and small frames; payloads are read to where they stay
 	writeBatch  = 16 << 10 // small frames go out together up to here
-	maxOut      = 64
+	maxOut      = 4096     // answers to resets above all, of which many may come at once
 	windowBatch = 128
 	shutTime    = 5 * time.Second
 	breath      = 32 << 10 // bytes of bulk between two looks at what else there is

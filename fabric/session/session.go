@@ -290,8 +290,8 @@ func (s *Session) Open(class frame.Class, header []byte) (*Stream, error) {
 		return nil, &BusyError{"streams in this session", busyRetry}
 	}
 	st := newStream(s, s.next, class)
-	if !st.charge(firstWindow, 1) {
-		return nil, &BusyError{"windows on this node", busyRetry}
+	if lacks, ok := st.begin(); !ok {
+		return nil, &BusyError{lacks, busyRetry}
 	}
 	st.inLimit, st.outLimit = read, write
 	st.open = append([]byte{byte(len(header) >> 8), byte(len(header))}, header...)
@@ -606,8 +606,8 @@ func (s *Session) known(id uint64, class frame.Class) (*Stream, error) {
 	st := newStream(s, id, class)
 	st.openSaid = true
 	s.streams[id] = st
-	if !st.charge(firstWindow, 1) {
-		s.refuse(st, "no more windows on this node")
+	if lacks, ok := st.begin(); !ok {
+		s.refuse(st, "no more "+lacks)
 		return nil, s.heard()
 	}
 	return st, nil

@@ -157,6 +157,13 @@ func (st *Stream) Class() frame.Class { return st.class }
 // Header returns what the stream was opened with.
 func (st *Stream) Header() []byte { return st.header }
 
+// Heard reports whether the peer has heard of the stream, as far as is known here.
+func (st *Stream) Heard() bool {
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	return st.openAcked || st.remote()
+}
+
 // remote reports whether the peer has opened the stream.
 func (st *Stream) remote() bool { return (st.id%2 == 1) != st.s.initiator }
 
@@ -566,7 +573,7 @@ func (st *Stream) widen(n uint64) {
 			if st.window < fastWindow {
 				wider = 4 * st.window
 			}
-			if wider = min(wider, uint64(st.s.o.MaxWindow)); wider > st.window && st.charge(wider-st.window, growth) {
+			if wider = min(wider, uint64(st.s.o.MaxWindow)); wider > st.window && st.grow(wider-st.window) {
 				st.window = wider
 			}
 		}
@@ -714,7 +721,7 @@ func (st *Stream) acknowledged(e frame.WindowEntry) error {
 	} else if e.Limit > st.limit {
 		st.limit = e.Limit
 		// What is held until it is acknowledged is bounded here, whatever the peer says.
-		if w := min(st.limit-min(st.limit, st.una), uint64(st.s.o.MaxWindow)); w > st.sendWindow && st.charge(w-st.sendWindow, growth) {
+		if w := min(st.limit-min(st.limit, st.una), uint64(st.s.o.MaxWindow)); w > st.sendWindow && st.grow(w-st.sendWindow) {
 			st.sendWindow = w
 		}
 		st.wakeWriters()
