@@ -27,16 +27,21 @@ const (
 	lastRenewRest  = time.Hour
 )
 
-// NewToken makes a join token, on the authority's node. addrs nil: where this
-// node listens.
+// NewToken makes a join token for nodes of the default organization, on the
+// authority's node. addrs nil: where this node listens.
 func (n *Node) NewToken(life time.Duration, uses int, addrs []string) (identity.Token, error) {
+	return n.NewTokenOf(identity.DefaultOrganization, life, uses, addrs)
+}
+
+// NewTokenOf is NewToken for nodes of an organization.
+func (n *Node) NewTokenOf(organization string, life time.Duration, uses int, addrs []string) (identity.Token, error) {
 	if n.o.Authority == nil {
 		return identity.Token{}, ErrNoAuthority
 	}
 	if addrs == nil {
 		addrs = n.Addrs()
 	}
-	return n.o.Authority.NewToken(life, uses, addrs)
+	return n.o.Authority.NewTokenOf(organization, life, uses, addrs)
 }
 
 // Revoke shuts a node out of the fabric, for good, on the authority's node: all
@@ -171,7 +176,7 @@ func (n *Node) answerCall(r *route, name string, request []byte) ([]byte, error)
 	case n.o.Authority == nil:
 		return nil, ErrNoAuthority
 	}
-	grant, err := n.o.Authority.Renew(r.p.id, request)
+	grant, err := n.o.Authority.Renew(r.p.id, r.p.organization(), request)
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +214,7 @@ func (n *Node) renewNow() error {
 		return err
 	}
 	if n.o.Authority != nil {
-		g, err := n.o.Authority.Renew(n.id, csr)
+		g, err := n.o.Authority.Renew(n.id, n.o.Identity.Organization(), csr)
 		if err != nil {
 			return err
 		}

@@ -71,7 +71,12 @@ func (w *world) identity(t testing.TB, name string) *identity.Node {
 	if id := w.ids[name]; id != nil {
 		return id
 	}
-	token, err := w.auth.NewToken(time.Hour, 1, nil)
+	return w.join(t, name, "")
+}
+
+// join makes a host's identity, of a node of an organization.
+func (w *world) join(t testing.TB, name, organization string) *identity.Node {
+	token, err := w.auth.NewTokenOf(organization, time.Hour, 1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -124,8 +124,8 @@ func (c *memCarrier) Dial(ctx context.Context, addr string, to identity.NodeID) 
 		return nil, identity.ErrRevoked
 	}
 	there, back := newPath(c.w.delay), newPath(c.w.delay)
-	near := &memConn{in: back, out: there, peer: l.c.id.ID(), w: c.w, from: c.host, to: addr, carrier: c.name}
-	far := &memConn{in: there, out: back, peer: c.id.ID(), from: c.host, to: addr, carrier: c.name}
+	near := &memConn{in: back, out: there, peer: l.c.id, w: c.w, from: c.host, to: addr, carrier: c.name}
+	far := &memConn{in: there, out: back, peer: c.id, from: c.host, to: addr, carrier: c.name}
 	c.w.mu.Lock()
 	c.w.conns[near] = struct{}{}
 	c.w.mu.Unlock()
@@ -186,7 +186,7 @@ func (l *memListener) Close() error {
 // memConn is one end of a connection.
 type memConn struct {
 	in, out           *path
-	peer              identity.NodeID
+	peer              *identity.Node
 	w                 *network // of the dialer's end
 	from, to, carrier string
 
@@ -194,7 +194,9 @@ type memConn struct {
 	read, write time.Time
 }
 
-func (c *memConn) Peer() identity.NodeID { return c.peer }
+func (c *memConn) Peer() identity.NodeID { return c.peer.ID() }
+
+func (c *memConn) Organization() string { return c.peer.Organization() }
 
 func (c *memConn) Read(p []byte) (int, error) {
 	c.mu.Lock()

@@ -33,6 +33,7 @@ type peer struct {
 	unsaid     atomic.Int64 // what was not logged since
 
 	mu      sync.Mutex
+	org     string   // whose it is, see certified
 	routes  []*route // that have not ended; usually one, two where both ends have dialed at once
 	dialing *dialing
 	ways    map[wayKey]*way
@@ -386,6 +387,7 @@ func (n *Node) serve(c net.Conn, from identity.NodeID, how wayKey) error {
 		c.Close()
 		return &RefusedError{Limit: fmt.Sprintf("%d links from one node", maxLinksOf), Retry: refusedRetry}
 	}
+	p.certified(c)
 	s, err := p.ep.Serve(c, from.String())
 	if err != nil || s == nil {
 		return err

@@ -165,7 +165,7 @@ type hello struct {
 	Epoch uint64         `json:"epoch"`
 	Name  string         `json:"name"`
 	Area  string         `json:"area"`
-	// Organization is whose the sender is, for who has not got its record yet.
+	// Organization is whose the sender is, for older nodes, which take its word for it.
 	Organization string `json:"organization,omitempty"`
 	Relay        bool   `json:"relay"`
 	// Revoked is the number of the revocation list that the sender has.

@@ -183,6 +183,9 @@ func (n *Node) use(id NodeID, c *x509.Certificate) error {
 // ID returns the node's name.
 func (n *Node) ID() NodeID { return n.id }
 
+// Organization returns whose node it is, as its certificate says.
+func (n *Node) Organization() string { return organizationOf(n.cert.Load().Leaf) }
+
 // Expires returns when the certificate ends. Then the node has to join again.
 func (n *Node) Expires() time.Time { return n.cert.Load().Leaf.NotAfter }
 

@@ -69,6 +69,8 @@ type TokenRequest struct {
 	Life      time.Duration
 	Uses      int
 	Addresses []string // where the fabric can be joined; none: where the node listens
+	// Organization is whose nodes may join with it; "": the default one's.
+	Organization string
 }
 
 // ExposeRequest offers the TCP service at an address as a pool.
@@ -218,10 +220,10 @@ func (s fabricServer) NewToken(ctx context.Context, req *controlpb.FabricTokenRe
 	if req.GetLifeNano() <= 0 || req.GetUses() < 1 {
 		return nil, capsule.Errorf(capsule.Invalid, "fabric token: it has to be good for a time and for at least one node")
 	}
-	if err := checkTexts(req.GetAddresses()...); err != nil {
+	if err := checkTexts(append(slices.Clone(req.GetAddresses()), req.GetOrganization())...); err != nil {
 		return nil, err
 	}
-	text, err := s.fabric.NewToken(ctx, TokenRequest{Life: time.Duration(req.GetLifeNano()), Uses: int(req.GetUses()), Addresses: req.GetAddresses()})
+	text, err := s.fabric.NewToken(ctx, TokenRequest{Life: time.Duration(req.GetLifeNano()), Uses: int(req.GetUses()), Addresses: req.GetAddresses(), Organization: req.GetOrganization()})
 	return &controlpb.FabricToken{Text: text}, err
 }
 
@@ -393,7 +395,7 @@ func receiveItems[T any](ctx context.Context, c *FabricClient,
 
 // NewToken implements Fabric.
 func (c *FabricClient) NewToken(ctx context.Context, req TokenRequest) (string, error) {
-	t, err := c.fabric.NewToken(ctx, &controlpb.FabricTokenRequest{LifeNano: int64(req.Life), Uses: int32(min(req.Uses, 1<<30)), Addresses: req.Addresses})
+	t, err := c.fabric.NewToken(ctx, &controlpb.FabricTokenRequest{LifeNano: int64(req.Life), Uses: int32(min(req.Uses, 1<<30)), Addresses: req.Addresses, Organization: req.Organization})
 	return t.GetText(), c.fromStatus(ctx, err)
 }
 

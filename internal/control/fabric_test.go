@@ -126,7 +126,7 @@ func TestFabricOverSocket(t *testing.T) {
 	if list, err := c.Tunnels(ctx); err != nil || !reflect.DeepEqual(list, f.tunnels) {
 		t.Errorf("%d tunnels: %v", len(list), err)
 	}
-	token := TokenRequest{Life: time.Hour, Uses: 3, Addresses: []string{"tls://a:1"}}
+	token := TokenRequest{Life: time.Hour, Uses: 3, Addresses: []string{"tls://a:1"}, Organization: "ops"}
 	if text, err := c.NewToken(ctx, token); err != nil || text != "secret" || !reflect.DeepEqual(f.asked, token) {
 		t.Errorf("token %q for %+v: %v", text, f.asked, err)
 	}
@@ -202,17 +202,18 @@ func TestFabricHostileRequests(t *testing.T) {
 	}
 	quiet := func(JobEvent) error { return nil }
 	for name, err := range map[string]error{
-		"long pool":      c.Expose(ctx, ExposeRequest{Pool: long}, quiet),
-		"NUL":            c.Forward(ctx, ForwardRequest{Pool: "a\x00b"}, quiet),
-		"many routes":    c.VPN(ctx, VPNRequest{Routes: many}, quiet),
-		"huge MTU":       c.VPN(ctx, VPNRequest{MTU: 1 << 20}, quiet),
-		"relative path":  c.Send(ctx, SendRequest{Path: "a", Name: "n"}, quiet),
-		"dirty path":     c.Receive(ctx, ReceiveRequest{Target: "/a/../b", Name: "n"}, quiet),
-		"negative rate":  c.Receive(ctx, ReceiveRequest{Target: "/a", Name: "n", Rate: -1}, quiet),
-		"no life":        second(c.NewToken(ctx, TokenRequest{Uses: 1})),
-		"no uses":        second(c.NewToken(ctx, TokenRequest{Life: 1})),
-		"many addresses": second(c.NewToken(ctx, TokenRequest{Life: 1, Uses: 1, Addresses: many})),
-		"long node":      second(c.Revoke(ctx, long)),
+		"long pool":        c.Expose(ctx, ExposeRequest{Pool: long}, quiet),
+		"NUL":              c.Forward(ctx, ForwardRequest{Pool: "a\x00b"}, quiet),
+		"many routes":      c.VPN(ctx, VPNRequest{Routes: many}, quiet),
+		"huge MTU":         c.VPN(ctx, VPNRequest{MTU: 1 << 20}, quiet),
+		"relative path":    c.Send(ctx, SendRequest{Path: "a", Name: "n"}, quiet),
+		"dirty path":       c.Receive(ctx, ReceiveRequest{Target: "/a/../b", Name: "n"}, quiet),
+		"negative rate":    c.Receive(ctx, ReceiveRequest{Target: "/a", Name: "n", Rate: -1}, quiet),
+		"no life":          second(c.NewToken(ctx, TokenRequest{Uses: 1})),
+		"odd organization": second(c.NewToken(ctx, TokenRequest{Life: 1, Uses: 1, Organization: "a\x00b"})),
+		"no uses":          second(c.NewToken(ctx, TokenRequest{Life: 1})),
+		"many addresses":   second(c.NewToken(ctx, TokenRequest{Life: 1, Uses: 1, Addresses: many})),
+		"long node":        second(c.Revoke(ctx, long)),
 	} {
 		if capsule.KindOf(err) != capsule.Invalid || f.asked != nil {
 			t.Errorf("%s: %v; asked %+v", name, err, f.asked)

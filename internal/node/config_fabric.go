@@ -134,6 +134,17 @@ func CheckFabricName(text string) error {
 	return nil
 }
 
+// checkOrganization checks the organization that nodes are to be of; none is good.
+func checkOrganization(name string) error {
+	if name == "" {
+		return nil
+	}
+	if err := CheckFabricName(name); err != nil {
+		return capsule.Errorf(capsule.Invalid, "the organization %.64q is not valid: %v", name, err)
+	}
+	return nil
+}
+
 var errFabricAddress = errors.New("want tls://host:port, quic://host:port or https://host[:port][/path]")
 
 // checkFabricAddress checks an address that others dial.

@@ -233,6 +233,9 @@ func (f *fabricNode) Usage(context.Context) (list []control.FabricUsage, _ error
 
 // NewToken implements control.Fabric.
 func (f *fabricNode) NewToken(_ context.Context, req control.TokenRequest) (string, error) {
+	if err := checkOrganization(req.Organization); err != nil {
+		return "", err
+	}
 	if len(req.Addresses) == 0 {
 		for _, addr := range f.Addrs() {
 			if joinable(addr) {
@@ -243,7 +246,7 @@ func (f *fabricNode) NewToken(_ context.Context, req control.TokenRequest) (stri
 	if len(req.Addresses) == 0 && f.Node.Status().Authority {
 		return "", capsule.Errorf(capsule.Invalid, "this node listens at no address of tls:// or https://, so nobody could join; start it with --listen tls://:7420, or give --address")
 	}
-	t, err := f.Node.NewToken(req.Life, req.Uses, req.Addresses)
+	t, err := f.Node.NewTokenOf(req.Organization, req.Life, req.Uses, req.Addresses)
 	if err != nil {
 		return "", fabricError(err)
 	}

@@ -64,19 +64,22 @@ func TestFabricServices(t *testing.T) {
 	defer otel.SetTracerProvider(noop.NewTracerProvider())
 
 	homes := []string{t.TempDir(), t.TempDir()}
-	if _, err := InitFabric(homes[0], "first", ""); err != nil {
-		t.Fatal(err)
+	if m, err := InitFabricOf(homes[0], "first", "", "ops"); err != nil || m.Organization != "ops" {
+		t.Fatalf("%+v, %v", m, err)
 	}
-	first, reg := newFabricNode(t, homes[0], FabricConfig{Organization: "ops"})
+	first, reg := newFabricNode(t, homes[0], FabricConfig{})
 	ctx, cancel := context.WithTimeout(t.Context(), fabricHung)
 	defer cancel()
-	token, err := first.NewToken(ctx, control.TokenRequest{Life: time.Hour, Uses: 1})
+	token, err := first.NewToken(ctx, control.TokenRequest{Life: time.Hour, Uses: 1, Organization: "guests"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	member, err := JoinFabric(ctx, homes[1], token, "second", "")
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || member.Organization != "guests" {
+		t.Fatalf("%+v, %v", member, err)
+	}
+	if _, err := first.NewToken(ctx, control.TokenRequest{Life: time.Hour, Uses: 1, Organization: "a b"}); capsule.KindOf(err) != capsule.Invalid {
+		t.Errorf("a token for nobody's organization: %v", err)
 	}
 	echo, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -131,7 +134,7 @@ func TestFabricServices(t *testing.T) {
 	}
 
 	st, err := c.Status(ctx)
-	if err != nil || st.Name != "first" || !st.Authority || st.Area != DefaultArea || st.Tunnels != 1 {
+	if err != nil || st.Name != "first" || !st.Authority || st.Area != DefaultArea || st.Organization != "ops" || st.Tunnels != 1 {
 		t.Errorf("status %+v: %v", st, err)
 	}
 	tunnels, err := c.Tunnels(ctx)
@@ -143,7 +146,7 @@ func TestFabricServices(t *testing.T) {
 		t.Errorf("routes %+v: %v", routes, err)
 	}
 	nodes, err := c.Nodes(ctx)
-	if err != nil || len(nodes) != 2 {
+	if err != nil || len(nodes) != 2 || nodes[0].Organization != "ops" || nodes[1].Organization != "guests" {
 		t.Errorf("nodes %+v: %v", nodes, err)
 	}
 	metrics := gathered(t, reg)

@@ -110,7 +110,8 @@ type FabricTokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LifeNano      int64                  `protobuf:"varint,1,opt,name=life_nano,json=lifeNano,proto3" json:"life_nano,omitempty"`
 	Uses          int32                  `protobuf:"varint,2,opt,name=uses,proto3" json:"uses,omitempty"`
-	Addresses     []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"` // none: where the node listens
+	Addresses     []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`       // none: where the node listens
+	Organization  string                 `protobuf:"bytes,4,opt,name=organization,proto3" json:"organization,omitempty"` // whose nodes may join with it; none: the default one's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -164,6 +165,13 @@ func (x *FabricTokenRequest) GetAddresses() []string {
 		return x.Addresses
 	}
 	return nil
+}
+
+func (x *FabricTokenRequest) GetOrganization() string {
+	if x != nil {
+		return x.Organization
+	}
+	return ""
 }
 
 type FabricToken struct {
@@ -871,11 +879,12 @@ const file_fabric_proto_rawDesc = "" +
 	"\rFabricRequest\" \n" +
 	"\n" +
 	"FabricItem\x12\x12\n" +
-	"\x04json\x18\x01 \x01(\fR\x04json\"c\n" +
+	"\x04json\x18\x01 \x01(\fR\x04json\"\x87\x01\n" +
 	"\x12FabricTokenRequest\x12\x1b\n" +
 	"\tlife_nano\x18\x01 \x01(\x03R\blifeNano\x12\x12\n" +
 	"\x04uses\x18\x02 \x01(\x05R\x04uses\x12\x1c\n" +
-	"\taddresses\x18\x03 \x03(\tR\taddresses\"!\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\"\n" +
+	"\forganization\x18\x04 \x01(\tR\forganization\"!\n" +
 	"\vFabricToken\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\")\n" +
 	"\x13FabricRevokeRequest\x12\x12\n" +
