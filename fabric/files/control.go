@@ -1,6 +1,7 @@
 package files
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,14 +20,48 @@ type Settings struct {
 	Class  frame.Class // Bulk or Background
 }
 
+// Change is what is to be changed of settings; nil: that stays as it is.
+type Change struct {
+	Paused *bool        `json:"paused,omitempty"`
+	Rate   *int64       `json:"bytes_per_second,omitempty"`
+	Class  *frame.Class `json:"class,omitempty"`
+}
+
+// and returns both changes, other after c.
+func (c Change) and(other Change) Change {
+	return Change{cmp.Or(other.Paused, c.Paused), cmp.Or(other.Rate, c.Rate), cmp.Or(other.Class, c.Class)}
+}
+
+func (c Change) apply(s *Settings) {
+	if c.Paused != nil {
+		s.Paused = *c.Paused
+	}
+	if c.Rate != nil {
+		s.Rate = max(*c.Rate, 0)
+	}
+	if c.Class != nil {
+		s.Class = known(*c.Class)
+	}
+}
+
+// known returns the class that a transfer may have for one that is asked for.
+func known(c frame.Class) frame.Class {
+	if c != frame.Background {
+		return frame.Bulk
+	}
+	return c
+}
+
 // Control changes the settings of a Receive while that runs. What was set is kept with
 // what has arrived, and holds for the next Receive of the same target too, until that
 // is whole. The zero value is usable.
 type Control struct {
-	mu   sync.Mutex
-	now  Settings
-	path string         // where they are kept; "": nowhere yet
-	t    *bulk.Transfer // that runs; nil: none
+	mu    sync.Mutex
+	now   Settings
+	early Change // before it began
+	path  string // where they are kept; "": it has not begun
+	ended bool
+	t     *bulk.Transfer // that runs; nil: none
 }
 
 // Settings returns the present ones.
@@ -44,18 +79,29 @@ func (c *Control) class() frame.Class {
 	return frame.Bulk
 }
 
-// ErrNotRunning is of a transfer that has not begun, or has ended.
-var ErrNotRunning = errors.New("files: the transfer does not run now")
+// ErrEnded is of a transfer that has ended.
+var ErrEnded = errors.New("files: the transfer has ended")
 
-// Change has fn change the settings.
-func (c *Control) Change(fn func(*Settings)) error {
+// Change changes the settings, durably where the Receive has begun.
+func (c *Control) Change(what Change) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.path == "" {
-		return ErrNotRunning
+	if c.ended {
+		return ErrEnded
 	}
+	if c.path == "" {
+		c.early = c.early.and(what)
+		return nil
+	}
+	return c.change(what)
+}
+
+func (c *Control) change(what Change) error {
 	next := c.now
-	fn(&next)
+	what.apply(&next)
+	if next == c.now {
+		return nil
+	}
 	if err := vfs.WriteFileAtomic(vfs.OS(), c.path, []byte(next.String())); err != nil {
 		return fmt.Errorf("files: %w", sinkError(err))
 	}
@@ -97,14 +143,14 @@ func (c *Control) begin(path string, said Settings) error {
 		c.now.Class = said.Class
 	}
 	c.path = path
-	return nil
+	return c.change(c.early)
 }
 
 // end takes no more changes.
 func (c *Control) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.path = ""
+	c.ended = true
 }
 
 // attach has a transfer do as is said.
@@ -133,8 +179,6 @@ func parseSettings(text string) Settings {
 		s, paused = Settings{}, 0
 	}
 	s.Paused = paused == 1
-	if s.Class != frame.Background {
-		s.Class = frame.Bulk
-	}
+	s.Class = known(s.Class)
 	return s
 }

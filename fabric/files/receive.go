@@ -96,7 +96,10 @@ func Receive(ctx context.Context, o ReceiveOptions) error {
 	}
 	if done != nil {
 		own := &Own{r, *done}
-		own.Thank(ctx, o.Mirrors)
+		if !own.Thank(ctx, o.Mirrors) && o.Insist {
+			r.lock.Close()
+			return fmt.Errorf("%w: %s", ErrExists, o.Target)
+		}
 		r.o.Progress(Progress{Hash: &done.root})
 		return own.Close()
 	}
@@ -311,6 +314,9 @@ func (r *receiver) receive(ctx context.Context) error {
 	m, text, from, err := r.manifest(ctx)
 	if err != nil {
 		return err
+	}
+	if r.o.MaxSize > 0 && m.size > r.o.MaxSize {
+		return fmt.Errorf("%w: it has %d bytes, and at most %d are taken", ErrUnwanted, m.size, r.o.MaxSize)
 	}
 	if err := r.adopt(m, text); err != nil {
 		return err

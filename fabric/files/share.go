@@ -56,7 +56,9 @@ type Share struct {
 	// given is of which contents each node was given something, and has not said since
 	// that it has all of it.
 	given map[identity.NodeID]string
-	told  string // what Failed was called with last
+	// expected are closed when a node has said so.
+	expected map[identity.NodeID][]chan struct{}
+	told     string // what Failed was called with last
 }
 
 // ShareOptions are for NewShare; the zero value is usable.
@@ -92,7 +94,7 @@ func (e *UnreadableError) Unwrap() error { return e.Err }
 // NewShare offers what is at path. Close it. All of it has to be readable, or the
 // error is an *UnreadableError, if nothing else is said.
 func NewShare(path string, o ShareOptions) (*Share, error) {
-	s := &Share{path: path, o: o, given: map[identity.NodeID]string{}}
+	s := &Share{path: path, o: o, given: map[identity.NodeID]string{}, expected: map[identity.NodeID][]chan struct{}{}}
 	if s.o.Done == nil {
 		s.o.Done = func(identity.NodeID) {}
 	}
@@ -261,6 +263,10 @@ func (s *Share) took(node identity.NodeID, name string) bool {
 		return false
 	}
 	delete(s.given, node)
+	for _, ch := range s.expected[node] {
+		close(ch)
+	}
+	delete(s.expected, node)
 	return true
 }
 
