@@ -21,6 +21,7 @@ import (
 	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/bulk"
 	"github.com/spacestore/space/fabric/frame"
+	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/fabric/session"
 	"github.com/spacestore/space/fabric/tunneltest"
 )
@@ -172,7 +173,7 @@ func TestDirectory(t *testing.T) {
 	since := syscall.NsecToTimespec(1e18)
 	utimes(filepath.Join(src, "a"), since)
 	thanked := make(chan struct{}, 1)
-	s, near := share(t, src, ShareOptions{Done: func() { thanked <- struct{}{} }})
+	s, near := share(t, src, ShareOptions{Done: func(identity.NodeID) { thanked <- struct{}{} }})
 	if _, _, skipped := s.Size(); skipped != 1 {
 		t.Errorf("%d things were left out, want the pipe", skipped)
 	}
@@ -444,7 +445,7 @@ func hostile(t *testing.T, b []byte) fabric.Opener {
 			if err != nil {
 				return
 			}
-			go bulk.Serve(context.Background(), st, func(string) (*bulk.Offer, error) { return o, nil })
+			go bulk.Serve(context.Background(), st, func(string) (*bulk.Offer, error) { return o, nil }, nil)
 		}
 	}()
 	return near

@@ -22,6 +22,7 @@ import (
 
 	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/bulk"
+	"github.com/spacestore/space/fabric/identity"
 )
 
 // What a stream is for, the first byte of its header.
@@ -47,17 +48,24 @@ type Share struct {
 	path string
 	o    ShareOptions
 	sent atomic.Int64
+	rate pace
 
 	mu     sync.Mutex
 	now    *offer // what is there, as it was when it was looked at
 	closed bool
-	told   string // what Failed was called with last
+	// given is of which contents each node was given something, and has not said since
+	// that it has all of it.
+	given map[identity.NodeID]string
+	// expected are closed when a node has said so.
+	expected map[identity.NodeID][]chan struct{}
+	told     string // what Failed was called with last
 }
 
 // ShareOptions are for NewShare; the zero value is usable.
 type ShareOptions struct {
-	// Done is called when somebody has received it whole.
-	Done func()
+	// Done is called when a node says that it has received it whole, which counts
+	// once for each time that it has fetched something of it.
+	Done func(identity.NodeID)
 	// SkipUnreadable leaves out what can't be read, instead of sharing nothing.
 	SkipUnreadable bool
 	// Failed is called when somebody can't be given something, and why.
@@ -86,9 +94,9 @@ func (e *UnreadableError) Unwrap() error { return e.Err }
 // NewShare offers what is at path. Close it. All of it has to be readable, or the
 // error is an *UnreadableError, if nothing else is said.
 func NewShare(path string, o ShareOptions) (*Share, error) {
-	s := &Share{path: path, o: o}
+	s := &Share{path: path, o: o, given: map[identity.NodeID]string{}, expected: map[identity.NodeID][]chan struct{}{}}
 	if s.o.Done == nil {
-		s.o.Done = func() {}
+		s.o.Done = func(identity.NodeID) {}
 	}
 	if s.o.Failed == nil {
 		s.o.Failed = func(error) {}
@@ -112,6 +120,18 @@ func (s *Share) Close() error {
 
 // Sent returns how many bytes of payload were sent so far.
 func (s *Share) Sent() int64 { return s.sent.Load() }
+
+// SetRate has at most so many bytes a second be sent; 0: as many as go.
+func (s *Share) SetRate(bytesPerSecond int64) { s.rate.set(bytesPerSecond) }
+
+// Hash returns the contents' final hash. It reads what nobody was given.
+func (s *Share) Hash(ctx context.Context) (bulk.Hash, error) {
+	o, err := s.offer(false)
+	if err != nil {
+		return bulk.Hash{}, err
+	}
+	return o.contents.Root(ctx)
+}
 
 // Size returns how many bytes and files the share has, and how many things in it
 // are left out because they are no file, directory or symbolic link.
@@ -161,8 +181,14 @@ func (s *Share) offer(fresh bool) (*offer, error) {
 	return next, nil
 }
 
+// Taker is the end of a tunnel to a node that may fetch a share.
+type Taker interface {
+	fabric.Accepter
+	Peer() identity.NodeID
+}
+
 // Serve gives the share to the other end of a tunnel, until ctx ends or the tunnel.
-func (s *Share) Serve(ctx context.Context, t fabric.Accepter) error {
+func (s *Share) Serve(ctx context.Context, t Taker) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var streams sync.WaitGroup
 	defer streams.Wait()
@@ -182,22 +208,28 @@ func (s *Share) Serve(ctx context.Context, t fabric.Accepter) error {
 		streams.Add(1)
 		go func() {
 			defer func() { <-slots; streams.Done() }()
-			s.serve(ctx, st)
+			s.serve(ctx, st, t.Peer())
 		}()
 	}
 }
 
-func (s *Share) serve(ctx context.Context, st fabric.Stream) {
+func (s *Share) serve(ctx context.Context, st fabric.Stream, to identity.NodeID) {
 	h := st.Header()
 	switch {
 	case len(h) > 0 && h[0] == forDone:
-		if s.gives(string(h[1:])) {
-			s.o.Done()
+		if !s.took(to, string(h[1:])) {
+			st.Reset(uint32(bulk.CodeRefused), "that was not fetched from here")
+			return
 		}
+		s.o.Done(to)
 		st.Close()
 	case bytes.Equal(h, []byte{forPayload, version}):
+		var name string
 		// What went wrong the receiver is told by bulk.
-		err := bulk.Serve(ctx, &counted{st, &s.sent}, s.find)
+		err := bulk.Serve(ctx, &counted{st, s}, func(n string) (*bulk.Offer, error) {
+			name = n
+			return s.find(n)
+		}, func() { s.gave(to, name) })
 		if remote := (*bulk.RemoteError)(nil); errors.As(err, &remote) && remote.Code == bulk.CodeUnreadable && s.news(remote.Text) {
 			s.o.Failed(errors.New(remote.Text))
 		}
@@ -206,11 +238,36 @@ func (s *Share) serve(ctx context.Context, st fabric.Stream) {
 	}
 }
 
-// gives reports whether contents are those of the share.
-func (s *Share) gives(name string) bool {
+// maxTakers bounds the nodes of which it is remembered what they were given.
+const maxTakers = 1 << 16
+
+// gave takes note that a node was given something of a payload.
+func (s *Share) gave(to identity.NodeID, name string) {
+	if name == manifestName {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.now != nil && s.now.contentsName == name
+	if _, known := s.given[to]; known || len(s.given) < maxTakers {
+		s.given[to] = name
+	}
+}
+
+// took reports whether a node that says that it has all of some contents can be
+// believed: they are the share's, and it has fetched something of them since it last
+// said so.
+func (s *Share) took(node identity.NodeID, name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now == nil || s.now.contentsName != name || s.given[node] != name {
+		return false
+	}
+	delete(s.given, node)
+	for _, ch := range s.expected[node] {
+		close(ch)
+	}
+	delete(s.expected, node)
+	return true
 }
 
 // news reports whether a failure is another one than the last.
@@ -244,16 +301,21 @@ func (s *Share) find(name string) (*bulk.Offer, error) {
 	return o.contents, nil
 }
 
-// counted is a stream whose bytes are counted.
+// counted is a stream whose bytes count for a share.
 type counted struct {
 	fabric.Stream
-	sent *atomic.Int64
+	s *Share
 }
 
 // Write implements io.Writer.
-func (c *counted) Write(p []byte) (int, error) {
-	n, err := c.Stream.Write(p)
-	c.sent.Add(int64(n))
+func (c *counted) Write(p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		var k int
+		k, err = c.Stream.Write(p[n:min(len(p), n+c.s.rate.turn())])
+		n += k
+		c.s.sent.Add(int64(k))
+		c.s.rate.spent(k)
+	}
 	return n, err
 }
 

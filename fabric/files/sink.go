@@ -28,16 +28,19 @@ type sink struct {
 	dir     *os.File // it too, from the beginning on: errors of writing back are told to it
 	dirs    dirs
 	handles *handles
+	note    func(string) // see ReceiveOptions
+	setattr func(fd int, name string, value []byte, flags int) error
 
 	mu      sync.Mutex
-	dirty   map[int]bool // files that were written since the last sync
-	settled map[int]bool // files that are as they should be, but for a sync
+	unset   map[*entry]bool // files and directories that lack attributes, which the file system does not take
+	dirty   map[int]bool    // files that were written since the last sync
+	settled map[int]bool    // files that are as they should be, but for a sync
 }
 
 // newSink makes the directories of a share, in which the files are made as their
 // contents come.
 func newSink(root *os.Root, m *manifest) (*sink, error) {
-	s := &sink{m: m, root: root, dirs: dirs{root: root}, dirty: map[int]bool{}, settled: map[int]bool{}}
+	s := &sink{m: m, root: root, dirs: dirs{root: root}, note: func(string) {}, setattr: unix.Fsetxattr, unset: map[*entry]bool{}, dirty: map[int]bool{}, settled: map[int]bool{}}
 	s.handles = newHandles(s.open)
 	var err error
 	if s.dir, err = root.Open("."); err != nil {
@@ -98,7 +101,7 @@ func (s *sink) WriteAt(p []byte, off int64) (int, error) {
 			// A file that comes whole is settled while it is open.
 			whole := err == nil && at == 0 && int64(k) == s.m.entries[i].size
 			if whole {
-				err = settle(f, &s.m.entries[i], s.m.entries[i].perm, false)
+				err = s.settle(f, &s.m.entries[i], s.m.entries[i].perm, false)
 			}
 			s.mu.Lock() // after writing: a sync that begins before may not have it
 			s.dirty[i], s.settled[i] = true, whole && err == nil
@@ -194,7 +197,7 @@ func (s *sink) finish() error {
 	each := len(s.m.entries) <= manyFiles // is synced by itself
 	for i := range s.m.entries {          // files whose contents are all there
 		if e := &s.m.entries[i]; e.kind == regular && (each || !s.settled[i]) {
-			if err := s.settle(i, each); err != nil {
+			if err := s.settleClosed(i, each); err != nil {
 				return fmt.Errorf("files: %w", sinkError(err))
 			}
 		}
@@ -214,12 +217,15 @@ func (s *sink) finish() error {
 			}
 			d, err := s.root.Open(s.name(i))
 			if err == nil {
-				err = errors.Join(settle(d, e, perm, each), d.Close())
+				err = errors.Join(s.settle(d, e, perm, each), d.Close())
 			}
 			if err != nil {
 				return fmt.Errorf("files: %w", sinkError(err))
 			}
 		}
+	}
+	if n := len(s.unset); n > 1 {
+		s.note(fmt.Sprintf("%d files and directories lack attributes that this file system has no place for", n))
 	}
 	if each {
 		return s.syncDir(".")
@@ -252,12 +258,24 @@ func (s *sink) link(i int) error {
 }
 
 // setXattrs gives a file or directory the extended attributes that it should have,
-// where the file system has such.
-func setXattrs(f *os.File, e *entry) error {
+// where the file system has such. Those that it has no place for are left out, and
+// that is said.
+func (s *sink) setXattrs(f *os.File, e *entry) error {
 	want := map[string]bool{}
 	_, err := e.eachXattr(func(name, value string) error {
-		want[name] = true
-		return unix.Fsetxattr(int(f.Fd()), name, []byte(value), 0)
+		err := s.setattr(int(f.Fd()), name, []byte(value), 0)
+		if err == nil {
+			want[name] = true
+		} else if tooLarge(f, err) {
+			s.mu.Lock()
+			first := len(s.unset) == 0
+			s.unset[e] = true
+			s.mu.Unlock()
+			if err = nil; first {
+				s.note(fmt.Sprintf("the attribute %s of %.200q is left out: its %d bytes are more than this file system takes", name, e.path, len(value)))
+			}
+		}
+		return err
 	})
 	if errors.Is(err, unix.ENOTSUP) {
 		return nil
@@ -277,9 +295,24 @@ func setXattrs(f *os.File, e *entry) error {
 	return nil
 }
 
-// settle gives a file what it should have beside its contents, after a look whether
+// tooLarge reports whether an attribute could not be set because the file system has no
+// place for one so large, or so many. It says ENOSPC for that, too: there is room on a
+// disk that is not full.
+func tooLarge(f *os.File, err error) bool {
+	if errors.Is(err, unix.E2BIG) {
+		return true
+	}
+	var st unix.Statfs_t
+	return errors.Is(err, unix.ENOSPC) && unix.Fstatfs(int(f.Fd()), &st) == nil &&
+		int64(st.Bavail)*st.Bsize > 16<<xattrBits && (st.Files == 0 || st.Ffree > 0)
+}
+
+// xattrBits: an attribute has at most 2 to the power of this many bytes.
+const xattrBits = 16
+
+// settleClosed gives a file what it should have beside its contents, after a look whether
 // they are as long as they should be. One without contents is made.
-func (s *sink) settle(i int, sync bool) (err error) {
+func (s *sink) settleClosed(i int, sync bool) (err error) {
 	e := &s.m.entries[i]
 	f, err := s.open(i)
 	if err != nil {
@@ -291,12 +324,12 @@ func (s *sink) settle(i int, sync bool) (err error) {
 	} else if fi.Size() != e.size {
 		return fmt.Errorf("%w: %.200q has %d bytes, not %d", errLost, e.path, fi.Size(), e.size)
 	}
-	return settle(f, e, e.perm, sync)
+	return s.settle(f, e, e.perm, sync)
 }
 
 // settle gives a file or directory its attributes, times and permissions.
-func settle(f *os.File, e *entry, perm fs.FileMode, sync bool) error {
-	if err := setXattrs(f, e); err != nil {
+func (s *sink) settle(f *os.File, e *entry, perm fs.FileMode, sync bool) error {
+	if err := s.setXattrs(f, e); err != nil {
 		return err
 	}
 	at := unix.NsecToTimespec(e.mtime)

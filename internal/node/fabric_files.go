@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -46,11 +45,17 @@ func (f *fabricNode) send(ctx context.Context, r control.SendRequest, tell func(
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	enough := errors.New("enough have received it")
-	var times atomic.Int64
+	var mu sync.Mutex
+	have := map[identity.NodeID]bool{} // the nodes that have received it
 	tell = serially(tell)
-	s, err := files.NewShare(r.Path, files.ShareOptions{SkipUnreadable: r.SkipUnreadable, Done: func() {
+	s, err := files.NewShare(r.Path, files.ShareOptions{SkipUnreadable: r.SkipUnreadable, Done: func(node identity.NodeID) {
 		f.counts.given.done.Add(1)
-		if n := times.Add(1); r.Times > 0 && n >= int64(r.Times) {
+		if r.Times == 0 {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if have[node] = true; len(have) >= r.Times {
 			cancel(enough)
 		}
 	}, Failed: func(err error) {
@@ -160,18 +165,23 @@ func (f *fabricNode) receive(ctx context.Context, r control.ReceiveRequest, tell
 	if r.Background {
 		o.Class = frame.Background
 	}
-	// Before anybody is asked for it. One that was killed may have left only a little to do.
-	if done, err := files.Received(r.Target); done || err != nil {
-		return filesError(err)
-	}
 	found := &mirrors{f: f, r: r}
 	defer found.close()
+	// Before anybody is asked for it. One that was killed may have left only a little to do.
+	own, err := files.Received(r.Target)
+	if err != nil {
+		return filesError(err)
+	}
+	if own != nil {
+		if err := found.first(ctx); err == nil { // else nobody waits for a word
+			own.Thank(ctx, found.mirrors())
+		}
+		return filesError(own.Close())
+	}
 	if err := found.first(ctx); err != nil {
 		return err
 	}
-	for _, m := range found.list {
-		o.Mirrors = append(o.Mirrors, files.Mirror{Opener: m, Name: m.name})
-	}
+	o.Mirrors = found.mirrors()
 	more := make(chan files.Mirror)
 	o.More = more
 	ctx, cancel := context.WithCancel(ctx)
@@ -249,6 +259,14 @@ func (ms *mirrors) first(ctx context.Context) error {
 	}
 	slices.SortStableFunc(ms.list, func(a, b *mirror) int { return cmp.Compare(ms.rank(a), ms.rank(b)) })
 	return nil
+}
+
+// mirrors are those that there are, as package files has them.
+func (ms *mirrors) mirrors() (list []files.Mirror) {
+	for _, m := range ms.list {
+		list = append(list, files.Mirror{Opener: m, Name: m.name})
+	}
+	return list
 }
 
 // rank is the place of a mirror in the order of trust; -1: it is not asked for.
