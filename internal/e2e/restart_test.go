@@ -578,3 +578,34 @@ func TestRestartInterrupted(t *testing.T) {
 		t.Errorf("after serve --unmount the target has %v, %v", names, err)
 	}
 }
+
+// TestRestartBusyEnd ends a node and its mounts while a process has a file open
+// past the drain timeout: that gets an error, and does not wait for a node that
+// nobody starts.
+func TestRestartBusyEnd(t *testing.T) {
+	t.Parallel()
+	b, s, dir := newMounted(t, func(b *box) {
+		b.vars = append(b.vars, "SPACE_DRAIN_TIMEOUT=100ms")
+		b.put("n", random(1, 100_000))
+	}, "n")
+	for _, sig := range []unix.Signal{unix.SIGINT, unix.SIGTERM} {
+		c := startClient(t, "read", dir)
+		c.tell("look")
+		c.want("good")
+		s.stop(sig)
+		if names, err := os.ReadDir(dir); err != nil || len(names) != 0 {
+			t.Errorf("after %v the target has %v, %v", sig, names, err)
+		}
+		c.tell("look")
+		if l := c.line(); l != "ENOTCONN" && l != "ECONNABORTED" {
+			t.Errorf("after %v a file of the mount says %s", sig, l)
+		}
+		c.finish()
+		s = b.serve("--unmount")
+		if out := b.must("project", "list", "-o", "json"); strings.Contains(out, dir) {
+			t.Errorf("after %v the next node goes on with what was to end: %s", sig, out)
+		}
+		b.must("project", "mount", "n", "--target", dir)
+	}
+	b.endMounted(s, dir)
+}
