@@ -5,8 +5,8 @@ import (
 	"time"
 
 	"github.com/spacestore/space/fabric/admit"
-	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/fabric/carrier"
+	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/fabric/session"
 )
 
