@@ -16,7 +16,7 @@ import (
 // The same nodes over real sockets: TLS, QUIC and HTTPS, directly and through a
 // node that passes on.
 func TestCarriers(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	before := goleak.IgnoreCurrent()
 	// Carriers keep what they have shared for a moment, until what was written

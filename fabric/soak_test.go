@@ -90,7 +90,7 @@ func TestSoak(t *testing.T) {
 	tunnels := make([]*Tunnel, *soakTunnels)
 	s.open(t, s.client, failing(testProfile), "pool") // when it is there, the pool is known
 	s.atOnce(len(tunnels), func(i int) error {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		var err error
 		tunnels[i], err = s.client.Tunnel(ctx, Request{Profile: failing(testProfile), Pool: "pool", Kind: "echo"})
@@ -176,7 +176,7 @@ func (s *soak) flowing(flows []*soakFlow) {
 func (s *soak) askAll(tunnels []*Tunnel) {
 	s.t.Helper()
 	s.atOnce(len(tunnels), func(i int) error {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		for {
 			st, err := tunnels[i].Open(ctx, frame.Interactive, nil)
@@ -226,7 +226,7 @@ type soakFlow struct {
 
 func (f *soakFlow) run() error {
 	for {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		st, err := f.tun.Open(ctx, f.class, nil)
 		cancel()
 		if err == nil {

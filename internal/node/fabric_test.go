@@ -24,7 +24,7 @@ import (
 )
 
 // fabricHung bounds waits; no assertion depends on it.
-const fabricHung = 2 * time.Minute
+const fabricHung = 10 * time.Minute
 
 // newFabricNode runs the fabric's node at home.
 func newFabricNode(t *testing.T, home string, cfg FabricConfig) (*fabricNode, *prometheus.Registry) {
