@@ -65,8 +65,7 @@ type route struct {
 	alone     time.Time // since when the session has had no link; zero: it has one
 	leaveAt   time.Time // when its tunnels may try again to leave it
 	leaveRest time.Duration
-	diedAt    time.Time // when a link has last died at once
-	died      int       // in a row
+	brief     brief // links
 
 	health health
 }
@@ -547,6 +546,11 @@ func (r *route) end() {
 	tunnels := r.tunnels
 	r.tunnels = map[tunnelKey]*Tunnel{}
 	r.mu.Unlock()
+	if r.dialed {
+		r.p.mu.Lock()
+		r.p.brief.ended(r.began, time.Now())
+		r.p.mu.Unlock()
+	}
 	r.n.count(r.s.Stats())
 	why := r.s.Err()
 	r.n.log.Info("session ended", "peer", r.p.id.String(), "why", why)

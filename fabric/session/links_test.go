@@ -337,3 +337,19 @@ func TestSilentCutUnderPackets(t *testing.T) {
 		})
 	}
 }
+
+// A peer that ends the session while much is written to it is heard, though its
+// connections are closed by then: who was dialed does not wait for it.
+func TestLastWordsAreHeard(t *testing.T) {
+	inPair(t, line{delay: 10 * time.Millisecond, rate: 20 << 20}, 2, Options{}, func(t *testing.T, p *pair) {
+		near, far := p.stream(p.near, p.far)
+		go io.Copy(io.Discard, near)
+		go writeIn(far, make([]byte, 64<<20), 1<<20)
+		time.Sleep(time.Second)
+		p.near.Close()
+		time.Sleep(time.Second)
+		if err := p.far.Err(); !errors.Is(err, ErrClosed) {
+			t.Errorf("the peer has ended the session; here it has ended with %v", err)
+		}
+	})
+}
