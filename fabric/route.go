@@ -149,6 +149,7 @@ func (r *route) setControl(st *session.Stream) {
 		return
 	}
 	r.n.run(func() {
+		defer st.Close()
 		err := r.read(st)
 		if r.s.Err() == nil {
 			r.p.grumble(slog.LevelWarn, "control stream ended", "error", err)

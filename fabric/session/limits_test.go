@@ -380,3 +380,96 @@ func TestManyResets(t *testing.T) {
 		}
 	})
 }
+
+// TestUnreadBytesCount: bytes that have come of a stream that its peer has reset, or
+// of a session that is lost, count as long as they can be read.
+func TestUnreadBytesCount(t *testing.T) {
+	const size = 50_000
+	for _, lost := range []bool{false, true} {
+		for _, how := range []string{"read", "copied", "closed", "reset"} {
+			near, far := NewBudget(1<<20), NewBudget(1<<20)
+			inMixedPair(t, line{delay: 10 * time.Millisecond}, 1, Options{Budget: near}, Options{Budget: far}, func(t *testing.T, p *pair) {
+				from, to := p.stream(p.near, p.far)
+				account := &purse{}
+				to.Count(account)
+				if _, err := from.Write(make([]byte, size)); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second)
+				if lost {
+					p.far.end(ErrLost, nil)
+				} else {
+					from.Reset(7, "enough")
+					time.Sleep(time.Second)
+				}
+				if _, _, _, ends := account.now(); far.Used() != FirstWindow || ends != 0 {
+					t.Errorf("lost %v: %d bytes are taken while %d are held, and the account was given back %d times", lost, far.Used(), size, ends)
+				}
+				wantErr := func(err error) {
+					var reset *ResetError
+					if lost && !errors.Is(err, ErrLost) || !lost && (!errors.As(err, &reset) || reset.Code != 7) {
+						t.Errorf("lost %v, %s: after the bytes comes %v", lost, how, err)
+					}
+				}
+				switch how {
+				case "read":
+					b, err := io.ReadAll(struct{ io.Reader }{to})
+					if len(b) != size {
+						t.Errorf("%d bytes of %d", len(b), size)
+					}
+					wantErr(err)
+				case "copied":
+					n, err := to.WriteTo(io.Discard)
+					if n != size {
+						t.Errorf("%d bytes of %d", n, size)
+					}
+					wantErr(err)
+				case "closed":
+					to.Close()
+				case "reset":
+					to.Reset(8, "no more")
+				}
+				if _, _, _, ends := account.now(); far.Used() != 0 || ends != 1 {
+					t.Errorf("lost %v, %s: %d bytes are taken by nothing, and the account was given back %d times", lost, how, far.Used(), ends)
+				}
+				if _, err := to.Read(make([]byte, 1)); err == nil {
+					t.Errorf("%s: there are bytes left", how)
+				}
+			})
+		}
+	}
+}
+
+// TestClosedSessionHoldsNothing: a session that was closed here keeps nothing of its
+// streams, read or not, accepted or not.
+func TestClosedSessionHoldsNothing(t *testing.T) {
+	far := NewBudget(1 << 20)
+	inMixedPair(t, line{delay: 10 * time.Millisecond}, 1, Options{}, Options{Budget: far}, func(t *testing.T, p *pair) {
+		for k := range 6 {
+			st, err := p.near.Open(frame.Bulk, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := st.Write(make([]byte, 10_000)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			if k%3 == 1 {
+				st.Reset(7, "enough")
+			}
+			time.Sleep(time.Second)
+			if k < 3 {
+				if _, err := p.far.Accept(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if far.Used() != 6*FirstWindow {
+			t.Errorf("%d bytes are taken", far.Used())
+		}
+		p.far.Close()
+		if n := far.Used(); n != FirstWindow { // of the one that was reset and accepted: it is its holder's
+			t.Errorf("%d bytes are taken by a session that is closed", n)
+		}
+	})
+}

@@ -204,8 +204,8 @@ func (st *Stream) wakeAll() {
 	st.writers.wake()
 }
 
-// fail ends the stream for its users. Bytes that have come can be read still,
-// unless the session was closed here.
+// fail ends the stream for its users. Bytes that have come can be read still, and
+// count as long as they are held, unless it was given up here.
 func (st *Stream) fail(err error) {
 	if st.err == nil {
 		st.err = err
@@ -213,8 +213,20 @@ func (st *Stream) fail(err error) {
 	st.blocks, st.flights, st.again = nil, nil, nil
 	st.una, st.nxt = st.end, st.end
 	st.dropEarly()
-	st.uncharge()
+	if st.read == st.got {
+		st.uncharge()
+	}
 	st.wakeAll()
+}
+
+// drop lets go of what has come of a stream that has failed: nobody reads it.
+func (st *Stream) drop() {
+	if st.err != nil {
+		st.discard = true
+		st.in, st.read = nil, st.got
+		st.uncharge()
+		st.wakeAll()
+	}
 }
 
 // dropEarly drops the pieces whose turn will not come.
@@ -425,6 +437,7 @@ func (st *Stream) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if st.err != nil || st.discard {
+		st.drop()
 		return nil
 	}
 	st.fin, st.discard = true, true
@@ -527,6 +540,8 @@ func (st *Stream) WriteTo(w io.Writer) (n int64, err error) {
 func (st *Stream) readable() error {
 	for {
 		switch {
+		case st.discard && st.err != nil:
+			return st.err
 		case st.discard:
 			return net.ErrClosed
 		case passed(st.readAt):
@@ -556,6 +571,12 @@ func (st *Stream) shift() piece {
 // taken counts bytes that were read.
 func (st *Stream) taken(n uint64) {
 	st.read += n
+	if st.err != nil {
+		if st.read == st.got {
+			st.uncharge()
+		}
+		return
+	}
 	if st.inLimit != nil {
 		st.debt += int(n)
 	}
