@@ -908,3 +908,15 @@ func FuzzSession(f *testing.F) {
 		s.Close()
 	})
 }
+
+// What bulk comes in, beside other classes and without, lies in memory that is used
+// again: the collector's work would be a pause to the others. Little holds little.
+func TestPayloadsAreUsedAgain(t *testing.T) {
+	for n, again := range map[int]bool{100: false, inline: false, small - 100: true, small: true, small + 1: false, quantum - small: true, quantum: true, quantum + 1: false} {
+		p := newPiece(7, n)
+		if len(p.b) != n || p.off != 7 || (p.mem != nil) != again {
+			t.Errorf("%d bytes of %d, used again: %v", len(p.b), n, p.mem != nil)
+		}
+		p.free()
+	}
+}

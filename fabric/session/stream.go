@@ -86,19 +86,28 @@ type flight struct {
 type piece struct {
 	off uint64
 	b   []byte
-	mem *[quantum]byte // that b lies in, where it is to be used again
+	mem any // that b lies in, where it is to be used again: *[quantum]byte or *[small]byte
 }
 
-// payloads keeps the memory of large pieces.
-var payloads = sync.Pool{New: func() any { return new([quantum]byte) }}
+// payloads and smallPayloads keep the memory of pieces of bulk, as large as they come
+// while nothing else is active, or something is: what waits for the collector then
+// costs the most.
+var (
+	payloads      = sync.Pool{New: func() any { return new([quantum]byte) }}
+	smallPayloads = sync.Pool{New: func() any { return new([small]byte) }}
+)
 
-// newPiece returns a piece with room for n bytes.
+// newPiece returns a piece with room for n bytes. Little does not hold much.
 func newPiece(off uint64, n int) piece {
-	if n <= quantum/2 || n > quantum { // or little would hold much
-		return piece{off, make([]byte, n), nil}
+	switch {
+	case n > small/2 && n <= small:
+		mem := smallPayloads.Get().(*[small]byte)
+		return piece{off, mem[:n:n], mem}
+	case n > quantum/2 && n <= quantum:
+		mem := payloads.Get().(*[quantum]byte)
+		return piece{off, mem[:n:n], mem}
 	}
-	mem := payloads.Get().(*[quantum]byte)
-	return piece{off, mem[:n:n], mem}
+	return piece{off, make([]byte, n), nil}
 }
 
 // What bounds the pieces that came before their turn, which may be far smaller than
@@ -121,8 +130,11 @@ func (p piece) from(off uint64) piece {
 
 // free gives the memory back.
 func (p piece) free() {
-	if p.mem != nil {
+	switch p.mem.(type) {
+	case *[quantum]byte:
 		payloads.Put(p.mem)
+	case *[small]byte:
+		smallPayloads.Put(p.mem)
 	}
 }
 
