@@ -34,9 +34,9 @@ const (
 	firstLeaveRest = time.Second // between two tries to leave a session that is down; doubles
 	lastLeaveRest  = 8 * time.Second
 
-	briefLink     = 2 * time.Second        // a link that lasted no longer was none
-	firstLinkRest = 100 * time.Millisecond // before the next one, from the second such link on; doubles
-	lastLinkRest  = 5 * time.Second
+	briefLife      = 2 * time.Second        // a link, or a session, that lasted no longer was none
+	firstBriefRest = 100 * time.Millisecond // before the next one, from the second such one on; doubles
+	lastBriefRest  = 5 * time.Second
 
 	firstReopenRest = 100 * time.Millisecond // between two tries for a tunnel's route; doubles
 	lastReopenRest  = 2 * time.Second

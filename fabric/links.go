@@ -195,15 +195,54 @@ func (r *route) dialLink(ctx context.Context, n int) (net.Conn, error) {
 	return nil, err
 }
 
+// brief counts, in a row, what ended as soon as it was there: links, or sessions.
+type brief struct {
+	n  int
+	at time.Time // when the last one ended
+}
+
+// ended takes note of one's end. Those that fall together are one.
+func (b *brief) ended(began, now time.Time) {
+	switch {
+	case now.Sub(began) > briefLife:
+		b.n = 0
+	case began.Before(b.at):
+	default:
+		b.n++
+		b.at = now
+	}
+}
+
+// rest returns until when to wait before the next one: from the second on that was
+// brief, and longer and longer.
+func (b *brief) rest() time.Time {
+	if b.n < 2 {
+		return time.Time{}
+	}
+	return b.at.Add(min(firstBriefRest<<min(b.n-2, 16), lastBriefRest))
+}
+
 // restLinks waits before a link is dialed where the last ones died at once, such
 // as at a peer whose door is open and who throws out whoever comes in.
 func (r *route) restLinks(ctx context.Context) error {
 	r.mu.Lock()
-	rest := time.Duration(0)
-	if r.died > 1 {
-		rest = time.Until(r.diedAt.Add(min(firstLinkRest<<min(r.died-2, 16), lastLinkRest)))
-	}
+	until := r.brief.rest()
 	r.mu.Unlock()
+	return waitUntil(ctx, until)
+}
+
+// restSessions is restLinks for sessions, such as with a peer that says hello and
+// ends them.
+func (p *peer) restSessions(ctx context.Context) error {
+	p.mu.Lock()
+	until := p.brief.rest()
+	p.mu.Unlock()
+	return waitUntil(ctx, until)
+}
+
+// waitUntil waits until a time, unless ctx is done before.
+func waitUntil(ctx context.Context, until time.Time) error {
+	rest := time.Until(until)
 	if rest <= 0 {
 		return nil
 	}
@@ -214,21 +253,6 @@ func (r *route) restLinks(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	}
-}
-
-// linkDied takes note of how long a link has lasted. Links that fall together
-// are one.
-func (r *route) linkDied(began, now time.Time) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	switch {
-	case now.Sub(began) > briefLink:
-		r.died = 0
-	case began.Before(r.diedAt):
-	default:
-		r.died++
-		r.diedAt = now
 	}
 }
 
@@ -356,7 +380,9 @@ func (r *route) lostLink(c *linkConn) {
 		}
 	}
 	r.p.failed(c.way, c.began)
-	r.linkDied(c.began, time.Now())
+	r.mu.Lock()
+	r.brief.ended(c.began, time.Now())
+	r.mu.Unlock()
 	r.n.log.Warn("link down", "peer", r.p.id.String(), "way", c.way.String(), "lasted", time.Since(c.began).Round(time.Millisecond).String())
 }
 

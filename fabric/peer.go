@@ -37,6 +37,7 @@ type peer struct {
 	routes  []*route // that have not ended; usually one, two where both ends have dialed at once
 	dialing *dialing
 	ways    map[wayKey]*way
+	brief   brief // sessions that were dialed here
 	used    time.Time
 	gone    bool // it was dropped, or the node is closed: no more sessions
 }
@@ -246,6 +247,11 @@ func (p *peer) dial(d *dialing, first *linkConn) {
 func (p *peer) begin(ctx context.Context, direct bool, first *linkConn) error {
 	if !direct {
 		if found, err := p.revive(ctx); found {
+			return err
+		}
+	}
+	if first == nil {
+		if err := p.restSessions(ctx); err != nil {
 			return err
 		}
 	}

@@ -491,6 +491,51 @@ func TestLinksThatDieAtOnce(t *testing.T) {
 	})
 }
 
+// A peer that begins a session and ends it at once is not asked again without a rest;
+// when it does so no more, the next session is there soon.
+func TestSessionsThatEndAtOnce(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		var ended int
+		var evil atomic.Bool
+		b := w.node(t, "seed", "one")
+		a := w.node(t, "a", "one")
+		echo(t, b, "pool")
+		tun := w.open(t, a, testProfile, "pool") // which looks for a route whenever it has none
+		time.Sleep(time.Minute)
+		done := make(chan struct{})
+		evil.Store(true)
+		go func() {
+			defer close(done)
+			for evil.Load() {
+				met := b.nextMeeting()
+				for _, r := range b.known(a.ID()).all() {
+					if r.isReady() {
+						ended++
+						r.s.Close()
+						<-r.s.Done()
+					}
+				}
+				select {
+				case <-met:
+				case <-time.After(time.Second):
+				}
+			}
+		}()
+		time.Sleep(time.Minute)
+		evil.Store(false)
+		<-done
+		time.Sleep(100 * time.Millisecond)
+		if ended < 5 || ended > 60 {
+			t.Errorf("it was asked for %d sessions in a minute", ended)
+		}
+		soon(t, "a session that lasts", 2*lastBriefRest, func() { say(t, tun, payload(1, 100)) })
+		time.Sleep(time.Minute)
+		b.known(a.ID()).live().s.Close()
+		time.Sleep(100 * time.Millisecond)
+		soon(t, "the session after one that has lasted", time.Second, func() { say(t, tun, payload(1, 100)) })
+	})
+}
+
 // lines counts what is logged.
 type lines struct {
 	mu  sync.Mutex

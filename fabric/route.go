@@ -65,8 +65,7 @@ type route struct {
 	alone     time.Time // since when the session has had no link; zero: it has one
 	leaveAt   time.Time // when its tunnels may try again to leave it
 	leaveRest time.Duration
-	diedAt    time.Time // when a link has last died at once
-	died      int       // in a row
+	brief     brief // links
 
 	health health
 }
@@ -150,6 +149,7 @@ func (r *route) setControl(st *session.Stream) {
 		return
 	}
 	r.n.run(func() {
+		defer st.Close()
 		err := r.read(st)
 		if r.s.Err() == nil {
 			r.p.grumble(slog.LevelWarn, "control stream ended", "error", err)
@@ -547,6 +547,11 @@ func (r *route) end() {
 	tunnels := r.tunnels
 	r.tunnels = map[tunnelKey]*Tunnel{}
 	r.mu.Unlock()
+	if r.dialed {
+		r.p.mu.Lock()
+		r.p.brief.ended(r.began, time.Now())
+		r.p.mu.Unlock()
+	}
 	r.n.count(r.s.Stats())
 	why := r.s.Err()
 	r.n.log.Info("session ended", "peer", r.p.id.String(), "why", why)

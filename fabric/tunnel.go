@@ -42,7 +42,7 @@ type Tunnel struct {
 	leaving   *farewell       // how the other end has closed the tunnel; nil: it has not
 	tries     uint64          // that were begun to find another route
 	failed    failure         // of the last one that has found none
-	tried     chan struct{}   // closed and made anew when one has found none
+	tried     chan struct{}   // closed and made anew when one has ended
 	carried   []*carried      // by the sessions that have not ended, or not long ago
 	changed   chan struct{}   // closed and made anew when the contract or the route changes
 	seeking   bool            // somebody looks for another route
@@ -602,8 +602,7 @@ func (t *Tunnel) reopen(peer identity.NodeID, old *route, how seekHow) {
 		log.Debug("tunnel has found no other route", "error", err)
 		t.mu.Lock()
 		t.failed = failure{try, err}
-		close(t.tried)
-		t.tried = make(chan struct{})
+		t.wakeTried()
 		t.mu.Unlock()
 		if how != seekAny {
 			break // it stays where it is, as long as that lasts
@@ -626,9 +625,17 @@ func (t *Tunnel) reopen(peer identity.NodeID, old *route, how seekHow) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.seeking = false
+	t.wakeTried()
 	if t.r == nil && t.err == nil && ctx.Err() == nil { // it was lost meanwhile
 		t.seek(seekAny)
 	}
+}
+
+// wakeTried has those look who wait for what comes of a try, or for the next one to
+// begin. t.mu is held.
+func (t *Tunnel) wakeTried() {
+	close(t.tried)
+	t.tried = make(chan struct{})
 }
 
 func (t *Tunnel) tryReopen(ctx context.Context, peer identity.NodeID, old *route, how seekHow) error {

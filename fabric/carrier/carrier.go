@@ -60,7 +60,7 @@ func Wrap(ctx context.Context, conn net.Conn, id *identity.Node, to identity.Nod
 
 // Meet is Wrap for a server to which nodes come that join: there is no link then.
 func Meet(ctx context.Context, conn net.Conn, id *identity.Node, join func(net.Conn)) (Link, error) {
-	c := tls.Server(conn, id.ServerConfig(join != nil))
+	c := tls.Server(&records{Conn: conn}, id.ServerConfig(join != nil))
 	if err := handshake(ctx, c); err != nil {
 		return nil, err
 	}

@@ -185,3 +185,67 @@ func TestCloseDoesNotWaitForWrites(t *testing.T) {
 		t.Errorf("a write to a closed link: %v", err)
 	}
 }
+
+// writes counts the writes to a connection.
+type writes struct {
+	net.Conn
+	n atomic.Int64
+}
+
+func (c *writes) Write(p []byte) (int, error) {
+	c.n.Add(1)
+	return c.Conn.Write(p)
+}
+
+// All links of TLS write what belongs together at once, whichever end made them.
+func TestAllLinksHoldRecords(t *testing.T) {
+	f := newFabric(t)
+	a, b := f.node(), f.node()
+	dialer := func(ctx context.Context, c net.Conn) (Link, error) { return Wrap(ctx, c, a, b.ID(), false) }
+	server := func(ctx context.Context, c net.Conn) (Link, error) { return Wrap(ctx, c, b, identity.NodeID{}, true) }
+	meeting := func(ctx context.Context, c net.Conn) (Link, error) { return Meet(ctx, c, b, nil) }
+	for name, ends := range map[string][2]func(context.Context, net.Conn) (Link, error){
+		"dialed": {dialer, server}, "wrapped": {server, dialer}, "met": {meeting, dialer},
+	} {
+		x, y := net.Pipe()
+		count := &writes{Conn: x}
+		far := start(func() (Link, error) { return ends[1](timeout(t), y) })
+		near, err := ends[0](timeout(t), count)
+		if err != nil {
+			t.Fatal(err)
+		}
+		peer := <-far
+		if peer.err != nil {
+			t.Fatal(peer.err)
+		}
+		read := start(func() (int64, error) { return io.Copy(io.Discard, peer.v) })
+		before := count.n.Load()
+		if _, err := near.Write(bytes.Repeat([]byte("x"), 4*recordSize)); err != nil {
+			t.Fatal(err)
+		}
+		if n := count.n.Load() - before; n != 1 {
+			t.Errorf("%s: four records have gone out in %d writes", name, n)
+		}
+		near.Close()
+		if got := <-read; got.v != 4*recordSize {
+			t.Errorf("%s: %d bytes have come, %v", name, got.v, got.err)
+		}
+		peer.v.Close()
+	}
+}
+
+// result is what a function has returned.
+type result[T any] struct {
+	v   T
+	err error
+}
+
+// start runs fn beside its caller.
+func start[T any](fn func() (T, error)) <-chan result[T] {
+	c := make(chan result[T], 1)
+	go func() {
+		v, err := fn()
+		c <- result[T]{v, err}
+	}()
+	return c
+}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spacestore/space/fabric/frame"
+	"github.com/spacestore/space/internal/testenv/simnet"
 )
 
 // tlsPair returns both ends of a TLS 1.3 connection over loopback.
@@ -165,7 +166,7 @@ func BenchmarkLatency(b *testing.B) {
 					return func() (near, far net.Conn) { return tlsPair(b, cert, l) }
 				}
 				return func() (near, far net.Conn) {
-					a, b := line{delay: delay / 2, rate: rate, buffer: buffer + int(delay.Seconds()/2*rate)}.connect()
+					a, b := simnet.Line{Delay: delay / 2, Rate: rate, Buffer: buffer + int(delay.Seconds()/2*rate)}.Connect()
 					return a, b
 				}
 			}

@@ -81,7 +81,8 @@ func (b *Budget) give(n int64) {
 type Account interface {
 	// Grow takes n more bytes, if there is room for windows to grow.
 	Grow(n int64) bool
-	// Release gives back everything that the stream has taken. It is the last call.
+	// Release gives back everything that the stream has taken. It is the last call,
+	// when the stream has ended and what had come of it is read, or let go of.
 	Release()
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spacestore/space/fabric/frame"
+	"github.com/spacestore/space/internal/testenv/simnet"
 )
 
 // TestBudget: windows of all sessions come from one budget. When it is used up
@@ -19,7 +20,7 @@ import (
 // of it is there again when the streams have ended.
 func TestBudget(t *testing.T) {
 	near, far := NewBudget(1<<20), NewBudget(640<<10) // room for 10 streams
-	inMixedPair(t, line{delay: 10 * time.Millisecond, rate: 20 << 20}, 2, Options{Budget: near}, Options{Budget: far}, func(t *testing.T, p *pair) {
+	inMixedPair(t, simnet.Line{Delay: 10 * time.Millisecond, Rate: 20 << 20}, 2, Options{Budget: near}, Options{Budget: far}, func(t *testing.T, p *pair) {
 		var streams []*Stream
 		for {
 			st, err := p.near.Open(frame.Bulk, nil)
@@ -161,7 +162,7 @@ func TestLimiters(t *testing.T) {
 		}
 		return nil, nil
 	}
-	inMixedPair(t, line{delay: 5 * time.Millisecond}, 2, Options{Limit: limit}, Options{Limit: limit}, func(t *testing.T, p *pair) {
+	inMixedPair(t, simnet.Line{Delay: 5 * time.Millisecond}, 2, Options{Limit: limit}, Options{Limit: limit}, func(t *testing.T, p *pair) {
 		for _, whole := range []bool{false, true} { // with Write and Read, with ReadFrom and WriteTo
 			for header, seconds := range map[string]time.Duration{"none": 0, "writer": 2, "reader": 2} {
 				from, err := p.near.Open(frame.Bulk, []byte(header))
@@ -207,7 +208,7 @@ func TestLimiters(t *testing.T) {
 
 // TestStates: what is shown of streams and classes is what happened.
 func TestStates(t *testing.T) {
-	inPair(t, line{delay: 10 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: 10 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
 		near, far := p.stream(p.near, p.far)
 		near.Write(make([]byte, 100_000)) // more than the window
 		time.Sleep(time.Second)
@@ -262,7 +263,7 @@ func TestMixedVersions(t *testing.T) {
 	for _, v := range [][2]uint8{{1, 1}, {1, 2}, {2, 1}, {2, 2}} {
 		t.Run(fmt.Sprint(v), func(t *testing.T) {
 			client, server := Options{Version: v[0], MaxStreams: 2}, Options{Version: v[1], MaxStreams: 1}
-			inMixedPair(t, line{delay: 10 * time.Millisecond, rate: 20 << 20}, 2, client, server, func(t *testing.T, p *pair) {
+			inMixedPair(t, simnet.Line{Delay: 10 * time.Millisecond, Rate: 20 << 20}, 2, client, server, func(t *testing.T, p *pair) {
 				for _, s := range []*Session{p.near, p.far} {
 					if got := s.Stats().Version; got != min(v[0], v[1]) {
 						t.Errorf("version %d", got)
@@ -332,7 +333,7 @@ func (p *purse) now() (left, grown int64, refusals, ends int) {
 // all the same, and at a stream's end all is given back, once.
 func TestAccounts(t *testing.T) {
 	for _, left := range []int64{0, 192 << 10} {
-		inMixedPair(t, line{delay: 10 * time.Millisecond, rate: 20 << 20}, 1, Options{}, Options{}, func(t *testing.T, p *pair) {
+		inMixedPair(t, simnet.Line{Delay: 10 * time.Millisecond, Rate: 20 << 20}, 1, Options{}, Options{}, func(t *testing.T, p *pair) {
 			from, to := p.stream(p.near, p.far)
 			account := &purse{left: left}
 			to.Count(account)
@@ -365,7 +366,7 @@ func TestAccounts(t *testing.T) {
 // TestManyResets: a peer that refuses many streams at once ends those, and not the
 // session.
 func TestManyResets(t *testing.T) {
-	inPair(t, line{delay: 10 * time.Millisecond}, 1, Options{MaxStreams: 1000}, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: 10 * time.Millisecond}, 1, Options{MaxStreams: 1000}, func(t *testing.T, p *pair) {
 		var far []*Stream
 		for range 200 {
 			_, st := p.stream(p.near, p.far)
@@ -377,6 +378,99 @@ func TestManyResets(t *testing.T) {
 		time.Sleep(time.Second)
 		if err := p.near.Err(); err != nil || p.near.Stats().Streams != 0 {
 			t.Errorf("%v, %d streams are left", err, p.near.Stats().Streams)
+		}
+	})
+}
+
+// TestUnreadBytesCount: bytes that have come of a stream that its peer has reset, or
+// of a session that is lost, count as long as they can be read.
+func TestUnreadBytesCount(t *testing.T) {
+	const size = 50_000
+	for _, lost := range []bool{false, true} {
+		for _, how := range []string{"read", "copied", "closed", "reset"} {
+			near, far := NewBudget(1<<20), NewBudget(1<<20)
+			inMixedPair(t, simnet.Line{Delay: 10 * time.Millisecond}, 1, Options{Budget: near}, Options{Budget: far}, func(t *testing.T, p *pair) {
+				from, to := p.stream(p.near, p.far)
+				account := &purse{}
+				to.Count(account)
+				if _, err := from.Write(make([]byte, size)); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second)
+				if lost {
+					p.far.end(ErrLost, nil)
+				} else {
+					from.Reset(7, "enough")
+					time.Sleep(time.Second)
+				}
+				if _, _, _, ends := account.now(); far.Used() != FirstWindow || ends != 0 {
+					t.Errorf("lost %v: %d bytes are taken while %d are held, and the account was given back %d times", lost, far.Used(), size, ends)
+				}
+				wantErr := func(err error) {
+					var reset *ResetError
+					if lost && !errors.Is(err, ErrLost) || !lost && (!errors.As(err, &reset) || reset.Code != 7) {
+						t.Errorf("lost %v, %s: after the bytes comes %v", lost, how, err)
+					}
+				}
+				switch how {
+				case "read":
+					b, err := io.ReadAll(struct{ io.Reader }{to})
+					if len(b) != size {
+						t.Errorf("%d bytes of %d", len(b), size)
+					}
+					wantErr(err)
+				case "copied":
+					n, err := to.WriteTo(io.Discard)
+					if n != size {
+						t.Errorf("%d bytes of %d", n, size)
+					}
+					wantErr(err)
+				case "closed":
+					to.Close()
+				case "reset":
+					to.Reset(8, "no more")
+				}
+				if _, _, _, ends := account.now(); far.Used() != 0 || ends != 1 {
+					t.Errorf("lost %v, %s: %d bytes are taken by nothing, and the account was given back %d times", lost, how, far.Used(), ends)
+				}
+				if _, err := to.Read(make([]byte, 1)); err == nil {
+					t.Errorf("%s: there are bytes left", how)
+				}
+			})
+		}
+	}
+}
+
+// TestClosedSessionHoldsNothing: a session that was closed here keeps nothing of its
+// streams, read or not, accepted or not.
+func TestClosedSessionHoldsNothing(t *testing.T) {
+	far := NewBudget(1 << 20)
+	inMixedPair(t, simnet.Line{Delay: 10 * time.Millisecond}, 1, Options{}, Options{Budget: far}, func(t *testing.T, p *pair) {
+		for k := range 6 {
+			st, err := p.near.Open(frame.Bulk, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := st.Write(make([]byte, 10_000)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			if k%3 == 1 {
+				st.Reset(7, "enough")
+			}
+			time.Sleep(time.Second)
+			if k < 3 {
+				if _, err := p.far.Accept(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if far.Used() != 6*FirstWindow {
+			t.Errorf("%d bytes are taken", far.Used())
+		}
+		p.far.Close()
+		if n := far.Used(); n != FirstWindow { // of the one that was reset and accepted: it is its holder's
+			t.Errorf("%d bytes are taken by a session that is closed", n)
 		}
 	})
 }

@@ -51,7 +51,8 @@ const (
 	maxOut      = 4096     // answers to resets above all, of which many may come at once
 	windowBatch = 128
 	shutTime    = 5 * time.Second
-	breath      = 32 << 10 // bytes of bulk between two looks at what else there is
+	lastWords   = 500 * time.Millisecond // for what has come before a write has failed
+	breath      = 32 << 10               // bytes of bulk between two looks at what else there is
 	breathTime  = 50 * time.Microsecond
 	longBreath  = 950 * time.Microsecond
 	breathless  = 25 * time.Millisecond
@@ -270,7 +271,11 @@ func (l *link) flush() bool {
 			l.breather.breathe(l.s, sent)
 		}
 		if err != nil {
-			l.conn.Close() // the reader tells the session
+			// The reader tells the session: the peer may have said why it has closed
+			// the connection, and that has come before.
+			if l.conn.SetDeadline(time.Now().Add(lastWords)) != nil {
+				l.conn.Close()
+			}
 			if held != nil {
 				l.s.mu.Lock()
 				held.refs--

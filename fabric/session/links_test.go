@@ -12,12 +12,13 @@ import (
 	"time"
 
 	"github.com/spacestore/space/fabric/frame"
+	"github.com/spacestore/space/internal/testenv/simnet"
 )
 
 // TestRelink moves a session with streams both ways to other links, again and
 // again: nothing is lost, and nothing is sent twice.
 func TestRelink(t *testing.T) {
-	inPair(t, line{delay: 10 * time.Millisecond, rate: 20 << 20}, 2, Options{}, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: 10 * time.Millisecond, Rate: 20 << 20}, 2, Options{}, func(t *testing.T, p *pair) {
 		const size = 8 << 20
 		got := make(chan []byte, 2)
 		for _, ends := range [][2]*Session{{p.near, p.far}, {p.far, p.near}} {
@@ -80,7 +81,7 @@ func TestRelink(t *testing.T) {
 
 // TestRetire: either end may retire a link; the one that dialed makes another.
 func TestRetire(t *testing.T) {
-	inPair(t, line{delay: 10 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: 10 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
 		near, far := p.stream(p.near, p.far)
 		for _, s := range []*Session{p.near, p.far} {
 			go near.Write(make([]byte, 300_000))
@@ -128,7 +129,7 @@ func TestRetire(t *testing.T) {
 func TestFirstLinkIsLent(t *testing.T) {
 	for name, reserved := range map[string]bool{"direct": false, "passed on": true} {
 		t.Run(name, func(t *testing.T) {
-			inPair(t, line{delay: 5 * time.Millisecond, rate: 4 << 20, buffer: 64 << 10}, 2, Options{}, func(t *testing.T, p *pair) {
+			inPair(t, simnet.Line{Delay: 5 * time.Millisecond, Rate: 4 << 20, Buffer: 64 << 10}, 2, Options{}, func(t *testing.T, p *pair) {
 				if err := p.near.Relink(t.Context(), func(ctx context.Context, n int) (net.Conn, error) {
 					c, err := p.dial(ctx, n)
 					return ahead{c, reserved && n == 0}, err
@@ -200,7 +201,7 @@ func (a ahead) Reserved() bool { return a.reserved }
 // TestRedialRests: a lost link is dialed again at once, then with growing rests, so
 // is one that dies as soon as it is there; and what works again is found soon.
 func TestRedialRests(t *testing.T) {
-	inPair(t, line{delay: 5 * time.Millisecond}, 1, Options{}, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: 5 * time.Millisecond}, 1, Options{}, func(t *testing.T, p *pair) {
 		dials := func() int {
 			p.mu.Lock()
 			defer p.mu.Unlock()
@@ -253,7 +254,7 @@ func TestRedialRests(t *testing.T) {
 // TestRetireUnheard: a peer of an older version does not know what it is told,
 // and goes on to use the link. It ends anyway, and no byte is lost.
 func TestRetireUnheard(t *testing.T) {
-	inPair(t, line{delay: 10 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: 10 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
 		near, far := p.stream(p.near, p.far)
 		time.Sleep(time.Second)
 		p.near.mu.Lock()
@@ -280,7 +281,7 @@ func TestRetireUnheard(t *testing.T) {
 // forgotten it, but its last word went over another link than the stream, which
 // was cut. The end is told again, and no half of the stream stays.
 func TestEndWhoseAnswerIsLost(t *testing.T) {
-	inPair(t, line{delay: 10 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: 10 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
 		near, far := p.stream(p.near, p.far)
 		reset, _ := p.stream(p.near, p.far)
 		time.Sleep(time.Second)
@@ -294,8 +295,7 @@ func TestEndWhoseAnswerIsLost(t *testing.T) {
 		reset.Reset(7, "enough")
 		time.Sleep(15 * time.Millisecond) // the answers are under way
 		p.mu.Lock()
-		cut(p.wires[0].in, io.ErrUnexpectedEOF)
-		cut(p.wires[0].out, io.ErrUnexpectedEOF)
+		p.wires[0].Cut(io.ErrUnexpectedEOF)
 		p.mu.Unlock()
 		time.Sleep(time.Minute)
 		for _, s := range []*Session{p.near, p.far} {
@@ -313,7 +313,7 @@ func TestEndWhoseAnswerIsLost(t *testing.T) {
 // where it was idle before.
 func TestSilentCutUnderPackets(t *testing.T) {
 	for _, before := range []time.Duration{0, 20 * time.Second} { // of packets, until the cut
-		inPair(t, line{delay: 5 * time.Millisecond}, 1, Options{}, func(t *testing.T, p *pair) {
+		inPair(t, simnet.Line{Delay: 5 * time.Millisecond}, 1, Options{}, func(t *testing.T, p *pair) {
 			time.Sleep(time.Minute + time.Second) // idle
 			send := func() {
 				if err := p.near.SendPackets([16]byte{7}, [][]byte{[]byte("packet")}); err != nil {
@@ -342,7 +342,7 @@ func TestSilentCutUnderPackets(t *testing.T) {
 // TestStandstill: a process that stood still for longer than a link may be silent
 // gives none up for that, but one that stays silent.
 func TestStandstill(t *testing.T) {
-	inPair(t, line{delay: 5 * time.Millisecond}, 1, Options{}, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: 5 * time.Millisecond}, 1, Options{}, func(t *testing.T, p *pair) {
 		if _, err := p.near.Open(frame.Bulk, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -365,6 +365,22 @@ func TestStandstill(t *testing.T) {
 		time.Sleep(still + deadTime + 2*time.Second)
 		if n := p.near.Stats().LostLinks; n != 1 {
 			t.Errorf("%d links were given up for their silence", n)
+		}
+	})
+}
+
+// A peer that ends the session while much is written to it is heard, though its
+// connections are closed by then: who was dialed does not wait for it.
+func TestLastWordsAreHeard(t *testing.T) {
+	inPair(t, simnet.Line{Delay: 10 * time.Millisecond, Rate: 20 << 20}, 2, Options{}, func(t *testing.T, p *pair) {
+		near, far := p.stream(p.near, p.far)
+		go io.Copy(io.Discard, near)
+		go writeIn(far, make([]byte, 64<<20), 1<<20)
+		time.Sleep(time.Second)
+		p.near.Close()
+		time.Sleep(time.Second)
+		if err := p.far.Err(); !errors.Is(err, ErrClosed) {
+			t.Errorf("the peer has ended the session; here it has ended with %v", err)
 		}
 	})
 }

@@ -244,7 +244,14 @@ func (s *Session) Stats() Stats {
 // Close ends the session and its streams at both ends.
 func (s *Session) Close() error {
 	s.end(ErrClosed, &frame.GoAwayError{Text: "the session was closed"})
-	return nil
+	for { // what nobody will accept is not held
+		select {
+		case st := <-s.accept:
+			st.Close()
+		default:
+			return nil
+		}
+	}
 }
 
 // end ends the session; the peer, if it can be reached, is told why.
@@ -259,6 +266,9 @@ func (s *Session) end(err error, bye *frame.GoAwayError) {
 	s.links = nil
 	for _, st := range s.streams {
 		st.fail(err)
+		if err == ErrClosed { // here
+			st.drop()
+		}
 	}
 	clear(s.streams)
 	s.mu.Unlock()
@@ -313,7 +323,12 @@ func (s *Session) Accept(ctx context.Context) (*Stream, error) {
 	case st := <-s.accept:
 		return s.limited(st), nil
 	case <-s.done:
-		return nil, s.Err()
+		select {
+		case st := <-s.accept: // it came before the end
+			return s.limited(st), nil
+		default:
+			return nil, s.Err()
+		}
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -696,10 +711,12 @@ func (s *Session) refuse(st *Stream, why string) {
 // reset ends a stream here and at the peer.
 func (s *Session) reset(st *Stream, body frame.ResetBody) {
 	if s.streams[st.id] != st {
+		st.drop()
 		return
 	}
 	delete(s.streams, st.id)
 	st.fail(&ResetError{Code: body.Code, Text: body.Text, Retry: body.Retry})
+	st.drop()
 	r := &reset{body: body}
 	s.resets[st.id] = r
 	s.unsent = append(s.unsent, r)

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/spacestore/space/fabric/frame"
+	"github.com/spacestore/space/internal/testenv/simnet"
 )
 
 var seeds = flag.Int("seeds", 8, "how many ways TestEveryByteOnceInOrder breaks links")
@@ -53,7 +54,7 @@ func TestEveryByteOnceInOrder(t *testing.T) {
 	for seed := range uint64(*seeds) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 1))
-			l := line{delay: time.Duration(r.IntN(30)) * time.Millisecond, rate: 20 << 20}
+			l := simnet.Line{Delay: time.Duration(r.IntN(30)) * time.Millisecond, Rate: 20 << 20}
 			inPair(t, l, 1+r.IntN(3), Options{}, func(t *testing.T, p *pair) {
 				var wg sync.WaitGroup
 				for k := range 6 {
@@ -135,7 +136,7 @@ func TestEveryByteOnceInOrder(t *testing.T) {
 
 // TestStreamsOutliveLinks up to the time that was agreed, and no longer.
 func TestStreamsOutliveLinks(t *testing.T) {
-	inPair(t, line{delay: 5 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: 5 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
 		near, far := p.stream(p.near, p.far)
 		set := func(down bool) {
 			p.mu.Lock()
@@ -169,7 +170,7 @@ func TestStreamsOutliveLinks(t *testing.T) {
 
 // TestPeerRestarts: it does not know the session any more, and says so.
 func TestPeerRestarts(t *testing.T) {
-	inPair(t, line{delay: 5 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: 5 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
 		near, _ := p.stream(p.near, p.far)
 		old := p.server
 		p.mu.Lock()
@@ -190,7 +191,7 @@ func TestPeerRestarts(t *testing.T) {
 // dialed. They end as soon as it is heard of again, and not a minute later; a
 // session that has a link is left alone.
 func TestDialerRestarts(t *testing.T) {
-	inPair(t, line{delay: 5 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: 5 * time.Millisecond}, 2, Options{}, func(t *testing.T, p *pair) {
 		_, far := p.stream(p.near, p.far)
 		var lives []*Endpoint
 		defer func() {
@@ -202,7 +203,7 @@ func TestDialerRestarts(t *testing.T) {
 		p.down = true // what it was can't dial
 		p.mu.Unlock()
 		again := func(context.Context, int) (net.Conn, error) {
-			a, b := p.line.connect()
+			a, b := p.line.Connect()
 			p.mu.Lock()
 			p.wires = append(p.wires, a)
 			p.mu.Unlock()
@@ -241,7 +242,7 @@ func TestDialerRestarts(t *testing.T) {
 }
 
 func TestHalfCloseAndClose(t *testing.T) {
-	inPair(t, line{delay: 5 * time.Millisecond}, 1, Options{}, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: 5 * time.Millisecond}, 1, Options{}, func(t *testing.T, p *pair) {
 		near, far := p.stream(p.near, p.far)
 		if string(far.Header()) != "header" || far.Class() != frame.Bulk {
 			t.Errorf("%q, %s", far.Header(), far.Class())
@@ -282,7 +283,7 @@ type endless struct{}
 func (endless) Read(p []byte) (int, error) { return len(p), nil }
 
 func TestResetAndRefusal(t *testing.T) {
-	inPair(t, line{delay: 5 * time.Millisecond}, 1, Options{MaxStreams: 3, Backlog: 2}, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: 5 * time.Millisecond}, 1, Options{MaxStreams: 3, Backlog: 2}, func(t *testing.T, p *pair) {
 		near, far := p.stream(p.near, p.far)
 		near.Write(make([]byte, 1000))
 		near.Reset(77, "enough")
@@ -315,7 +316,7 @@ func TestResetAndRefusal(t *testing.T) {
 }
 
 func TestDeadlines(t *testing.T) {
-	inPair(t, line{delay: 5 * time.Millisecond}, 1, Options{}, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: 5 * time.Millisecond}, 1, Options{}, func(t *testing.T, p *pair) {
 		near, far := p.stream(p.near, p.far)
 		near.SetReadDeadline(time.Now().Add(time.Second))
 		if _, err := near.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -336,7 +337,7 @@ func TestDeadlines(t *testing.T) {
 
 // TestWindowsGrow to what the way holds: 100 ms at 50 MB/s are 5 MB.
 func TestWindowsGrow(t *testing.T) {
-	inPair(t, line{delay: 50 * time.Millisecond, rate: 50 << 20, buffer: 16 << 20}, 2, Options{}, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: 50 * time.Millisecond, Rate: 50 << 20, Buffer: 16 << 20}, 2, Options{}, func(t *testing.T, p *pair) {
 		near, far := p.stream(p.near, p.far)
 		const size = 128 << 20
 		start := time.Now()
@@ -380,7 +381,7 @@ func TestInteractiveBesideBulk(t *testing.T) {
 		t.Run(fmt.Sprint(2*delay), func(t *testing.T) {
 			// As with TCP_NOTSENT_LOWAT, little is beyond recall.
 			const rate = 40 << 20
-			l := line{delay: delay, rate: rate, buffer: 32<<10 + int(delay.Seconds()*rate)}
+			l := simnet.Line{Delay: delay, Rate: rate, Buffer: 32<<10 + int(delay.Seconds()*rate)}
 			inPair(t, l, 1, Options{}, func(t *testing.T, p *pair) {
 				go func() {
 					for {
@@ -417,7 +418,7 @@ func TestInteractiveBesideBulk(t *testing.T) {
 
 // TestFloor: what is lowest does not starve.
 func TestFloor(t *testing.T) {
-	inPair(t, line{delay: time.Millisecond, rate: 1 << 20, buffer: 16 << 10}, 1, Options{}, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: time.Millisecond, Rate: 1 << 20, Buffer: 16 << 10}, 1, Options{}, func(t *testing.T, p *pair) {
 		go func() {
 			for {
 				st, err := p.far.Accept(t.Context())
@@ -459,7 +460,7 @@ func TestPacketsAndCommands(t *testing.T) {
 			commands = append(commands, string(b))
 		},
 	}
-	inPair(t, line{delay: time.Millisecond}, 2, o, func(t *testing.T, p *pair) {
+	inPair(t, simnet.Line{Delay: time.Millisecond}, 2, o, func(t *testing.T, p *pair) {
 		if err := p.near.SendPackets([16]byte{7}, [][]byte{[]byte("a"), []byte("b")}); err != nil {
 			t.Error(err)
 		}
@@ -520,7 +521,7 @@ func TestHostilePeer(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := New(false, Options{MaxStreams: 4})
-				a, b2 := line{}.connect()
+				a, b2 := simnet.Line{}.Connect()
 				if err := s.AddLink(b2); err != nil {
 					t.Fatal(err)
 				}
@@ -557,7 +558,7 @@ func TestDeafPeer(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := New(false, Options{MaxStreams: 64, Backlog: 1})
-				a, b := line{buffer: 4 << 10}.connect()
+				a, b := simnet.Line{Buffer: 4 << 10}.Connect()
 				if err := s.AddLink(b); err != nil {
 					t.Fatal(err)
 				}
@@ -587,7 +588,7 @@ func TestScatteredBytes(t *testing.T) {
 	const pieces = 16_000 // a stream may have so many
 	synctest.Test(t, func(t *testing.T) {
 		s := New(false, Options{MaxStreams: 64})
-		a, b := line{}.connect()
+		a, b := simnet.Line{}.Connect()
 		if err := s.AddLink(b); err != nil {
 			t.Fatal(err)
 		}
@@ -631,7 +632,7 @@ func TestScatteredBytes(t *testing.T) {
 func TestDumbPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(false, Options{MaxStreams: 4})
-		a, b := line{}.connect()
+		a, b := simnet.Line{}.Connect()
 		if err := s.AddLink(b); err != nil {
 			t.Fatal(err)
 		}
@@ -663,7 +664,7 @@ func TestDumbPeer(t *testing.T) {
 
 // stuck is a link whose Close waits, as TLS does for a writer.
 type stuck struct {
-	*wire
+	*simnet.Conn
 	closes  atomic.Int64
 	release chan struct{}
 }
@@ -671,7 +672,7 @@ type stuck struct {
 func (s *stuck) Close() error {
 	s.closes.Add(1)
 	<-s.release
-	return s.wire.Close()
+	return s.Conn.Close()
 }
 
 // TestCloseThatWaits: a link that takes its time to close is closed once, whatever
@@ -679,9 +680,9 @@ func (s *stuck) Close() error {
 func TestCloseThatWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(false, Options{})
-		a, b := line{}.connect()
-		first := &stuck{wire: b, release: make(chan struct{})}
-		c, d := line{}.connect()
+		a, b := simnet.Line{}.Connect()
+		first := &stuck{Conn: b, release: make(chan struct{})}
+		c, d := simnet.Line{}.Connect()
 		for _, l := range []net.Conn{first, d} {
 			if err := s.AddLink(l); err != nil {
 				t.Fatal(err)
@@ -735,7 +736,7 @@ func TestBoundlessCredit(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			budget := NewBudget(1 << 30)
 			s := New(true, Options{MaxWindow: 1 << 20, Budget: budget})
-			a, b := line{}.connect()
+			a, b := simnet.Line{}.Connect()
 			if err := s.AddLink(b); err != nil {
 				t.Fatal(err)
 			}
@@ -766,7 +767,7 @@ func TestBoundlessCredit(t *testing.T) {
 func TestManySmallFrames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(false, Options{})
-		a, b := line{}.connect()
+		a, b := simnet.Line{}.Connect()
 		if err := s.AddLink(b); err != nil {
 			t.Fatal(err)
 		}
@@ -815,7 +816,7 @@ func TestSilenceBeforeHello(t *testing.T) {
 		e := NewEndpoint(Options{})
 		defer e.Close()
 		for _, say := range []string{"", "GET / HTTP/1.1\r\n\r\n", "\x01\x01\x00\x00\x00\x00\x00\x23"} {
-			a, b := line{}.connect()
+			a, b := simnet.Line{}.Connect()
 			a.Write([]byte(say))
 			start := time.Now()
 			if _, err := e.Serve(b, "x"); err == nil {
@@ -834,7 +835,7 @@ func TestNewerPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := NewEndpoint(Options{})
 		defer e.Close()
-		a, b := line{}.connect()
+		a, b := simnet.Line{}.Connect()
 		hello := frame.HelloBody{Min: 1, Max: 9, Session: [16]byte{1}}.Encode(0x80)
 		hello = append(hello, "more"...)
 		hello[7] += 4
@@ -861,7 +862,7 @@ func TestNewerPeer(t *testing.T) {
 		<-answered
 		a.Close()
 		// And one that speaks newer versions alone is told.
-		a, b = line{}.connect()
+		a, b = simnet.Line{}.Connect()
 		a.Write(frame.HelloBody{Min: 7, Max: 9}.Encode(0))
 		if _, err := e.Serve(b, "x"); err == nil {
 			t.Error("agreed with a peer of versions 7 to 9")
@@ -907,4 +908,16 @@ func FuzzSession(f *testing.F) {
 		}
 		s.Close()
 	})
+}
+
+// What bulk comes in, beside other classes and without, lies in memory that is used
+// again: the collector's work would be a pause to the others. Little holds little.
+func TestPayloadsAreUsedAgain(t *testing.T) {
+	for n, again := range map[int]bool{100: false, inline: false, small - 100: true, small: true, small + 1: false, quantum - small: true, quantum: true, quantum + 1: false} {
+		p := newPiece(7, n)
+		if len(p.b) != n || p.off != 7 || (p.mem != nil) != again {
+			t.Errorf("%d bytes of %d, used again: %v", len(p.b), n, p.mem != nil)
+		}
+		p.free()
+	}
 }

@@ -86,19 +86,28 @@ type flight struct {
 type piece struct {
 	off uint64
 	b   []byte
-	mem *[quantum]byte // that b lies in, where it is to be used again
+	mem any // that b lies in, where it is to be used again: *[quantum]byte or *[small]byte
 }
 
-// payloads keeps the memory of large pieces.
-var payloads = sync.Pool{New: func() any { return new([quantum]byte) }}
+// payloads and smallPayloads keep the memory of pieces of bulk, as large as they come
+// while nothing else is active, or something is: what waits for the collector then
+// costs the most.
+var (
+	payloads      = sync.Pool{New: func() any { return new([quantum]byte) }}
+	smallPayloads = sync.Pool{New: func() any { return new([small]byte) }}
+)
 
-// newPiece returns a piece with room for n bytes.
+// newPiece returns a piece with room for n bytes. Little does not hold much.
 func newPiece(off uint64, n int) piece {
-	if n <= quantum/2 || n > quantum { // or little would hold much
-		return piece{off, make([]byte, n), nil}
+	switch {
+	case n > small/2 && n <= small:
+		mem := smallPayloads.Get().(*[small]byte)
+		return piece{off, mem[:n:n], mem}
+	case n > quantum/2 && n <= quantum:
+		mem := payloads.Get().(*[quantum]byte)
+		return piece{off, mem[:n:n], mem}
 	}
-	mem := payloads.Get().(*[quantum]byte)
-	return piece{off, mem[:n:n], mem}
+	return piece{off, make([]byte, n), nil}
 }
 
 // What bounds the pieces that came before their turn, which may be far smaller than
@@ -121,8 +130,11 @@ func (p piece) from(off uint64) piece {
 
 // free gives the memory back.
 func (p piece) free() {
-	if p.mem != nil {
+	switch p.mem.(type) {
+	case *[quantum]byte:
 		payloads.Put(p.mem)
+	case *[small]byte:
+		smallPayloads.Put(p.mem)
 	}
 }
 
@@ -204,8 +216,8 @@ func (st *Stream) wakeAll() {
 	st.writers.wake()
 }
 
-// fail ends the stream for its users. Bytes that have come can be read still,
-// unless the session was closed here.
+// fail ends the stream for its users. Bytes that have come can be read still, and
+// count as long as they are held, unless it was given up here.
 func (st *Stream) fail(err error) {
 	if st.err == nil {
 		st.err = err
@@ -213,8 +225,20 @@ func (st *Stream) fail(err error) {
 	st.blocks, st.flights, st.again = nil, nil, nil
 	st.una, st.nxt = st.end, st.end
 	st.dropEarly()
-	st.uncharge()
+	if st.read == st.got {
+		st.uncharge()
+	}
 	st.wakeAll()
+}
+
+// drop lets go of what has come of a stream that has failed: nobody reads it.
+func (st *Stream) drop() {
+	if st.err != nil {
+		st.discard = true
+		st.in, st.read = nil, st.got
+		st.uncharge()
+		st.wakeAll()
+	}
 }
 
 // dropEarly drops the pieces whose turn will not come.
@@ -425,6 +449,7 @@ func (st *Stream) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if st.err != nil || st.discard {
+		st.drop()
 		return nil
 	}
 	st.fin, st.discard = true, true
@@ -527,6 +552,8 @@ func (st *Stream) WriteTo(w io.Writer) (n int64, err error) {
 func (st *Stream) readable() error {
 	for {
 		switch {
+		case st.discard && st.err != nil:
+			return st.err
 		case st.discard:
 			return net.ErrClosed
 		case passed(st.readAt):
@@ -556,6 +583,12 @@ func (st *Stream) shift() piece {
 // taken counts bytes that were read.
 func (st *Stream) taken(n uint64) {
 	st.read += n
+	if st.err != nil {
+		if st.read == st.got {
+			st.uncharge()
+		}
+		return
+	}
 	if st.inLimit != nil {
 		st.debt += int(n)
 	}
