@@ -101,6 +101,8 @@ type Node struct {
 
 	rejectedAt, rejectedSaid atomic.Int64 // see rejected
 
+	auth authorities
+
 	mu        sync.Mutex
 	closed    bool
 	peers     map[identity.NodeID]*peer
@@ -137,7 +139,8 @@ func Start(o Options) (*Node, error) {
 	now := time.Now()
 	n := &Node{o: o, id: o.Identity.ID(), epoch: uint64(now.UnixNano()), started: now, signer: o.Identity.Signer(), verifier: o.Identity.Verifier(),
 		admit: admit.New(o.Limits, clock.System()), windows: session.NewBudget(o.Limits.Each[admit.NodeScope].Window), poked: make(chan struct{}, 1), peers: map[identity.NodeID]*peer{},
-		tunnels: map[tunnelKey]*Tunnel{}, services: map[serviceKey]*Provider{}, fresh: map[carrier.Link]struct{}{}}
+		tunnels: map[tunnelKey]*Tunnel{}, services: map[serviceKey]*Provider{}, fresh: map[carrier.Link]struct{}{},
+		auth: authorities{looking: make(gate, 1), verdicts: map[identity.NodeID]verdict{}}}
 	n.log = o.Log.With("node", n.id.String())
 	if o.Organization != certified {
 		n.log.Warn("tunnels of this node count for the organization of its certificate at all others, and only here for the one that the settings name",

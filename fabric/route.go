@@ -506,10 +506,13 @@ func (r *route) accept() {
 		case streamTunnel:
 			r.n.incoming(r, h, st)
 		case streamPass:
-			if h.to == r.n.id {
-				r.serve(st, func() { r.n.passedHere(r, st) })
-			} else {
+			switch {
+			case h.to != r.n.id:
 				r.n.passOn(r, h, st)
+			case h.joins:
+				r.n.run(func() { r.n.joinHere(r, h, st) })
+			default:
+				r.serve(st, func() { r.n.passedHere(r, st) })
 			}
 		case streamCall:
 			r.serve(st, func() { r.n.serveCall(r, string(h.rest), st) })

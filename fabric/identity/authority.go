@@ -32,6 +32,8 @@ var (
 	ErrExists = errors.New("identity: there is a fabric authority here already")
 	// ErrToken refuses a join: the token is unknown, used up or expired.
 	ErrToken = errors.New("identity: the join token is not valid (any more); make a new one")
+	// ErrNotAuthority is of a server that has not shown the authority's certificate.
+	ErrNotAuthority = errors.New("identity: the server is not the fabric's authority")
 	// ErrDamaged is of files of an identity that make no sense.
 	ErrDamaged = errors.New("the identity is damaged; restore its directory, or take it away and join again")
 	// ErrRevoked refuses a node whose certificates were revoked.

@@ -155,6 +155,9 @@ func TestJoining(t *testing.T) {
 	if x := shake(t, first.ServerConfig(true), parsed.ClientConfig(f.clock)); x.client == nil {
 		t.Error("the token was shown to a node that is not the authority's")
 	}
+	if x := shake(t, first.ServerConfig(true), first.AuthorityConfig()); !errors.Is(x.client, ErrNotAuthority) {
+		t.Errorf("a node that is not the authority's: %v", x.client)
+	}
 	if x := shake(t, first.ServerConfig(true), parsed.RelayConfig(f.clock)); x.server != nil || x.client != nil {
 		t.Errorf("a node that passes on: %v, %v", x.server, x.client)
 	}
@@ -164,6 +167,9 @@ func TestJoining(t *testing.T) {
 	}
 	if x := shake(t, first.ServerConfig(true), parsed.ClientConfig(f.clock)); x.server != nil || x.client != nil {
 		t.Errorf("join: %v, %v", x.server, x.client)
+	}
+	if x := shake(t, first.ServerConfig(true), first.AuthorityConfig()); x.server != nil || x.client != nil {
+		t.Errorf("the authority's node: %v, %v", x.server, x.client)
 	}
 	if x := shake(t, first.ServerConfig(false), parsed.ClientConfig(f.clock)); x.server == nil {
 		t.Error("a node that admits nobody let a stranger connect")

@@ -101,7 +101,14 @@ func (f *fabricNode) send(ctx context.Context, r control.SendRequest, tell func(
 		}
 	})
 	err = f.provide(ctx, fabric.Service{Profile: profile("artifact-store"), Pool: r.Name, Kind: filesKind}, tell,
-		func(ctx context.Context, t *fabric.Tunnel) error { return s.Serve(ctx, t) })
+		func(ctx context.Context, t *fabric.Tunnel) error {
+			return span(ctx, "fabric.give", func(ctx context.Context) error {
+				if err := s.Serve(ctx, t); ctx.Err() == nil && !errors.Is(err, fabric.ErrClosed) {
+					return filesError(err)
+				}
+				return nil
+			}, tunnelAttributes(t, "provider")...)
+		})
 	stop()
 	if context.Cause(ctx) == enough {
 		return tell(progress())
@@ -209,7 +216,10 @@ func (f *fabricNode) receive(ctx context.Context, r control.ReceiveRequest, tell
 		last = p
 		_ = tell(control.JobEvent{Progress: &control.JobProgress{Done: p.Bytes.Done, Total: p.Bytes.Size, Resumed: p.Bytes.Resumed, Files: p.Files}})
 	}
-	return filesError(files.Receive(ctx, o))
+	err := filesError(files.Receive(ctx, o))
+	note(ctx, attribute.Int64("fabric.bytes", last.Bytes.Done), attribute.Int64("fabric.resumed_bytes", last.Bytes.Resumed), attribute.Int64("fabric.fetched_bytes", last.Bytes.Fetched),
+		attribute.Int64("fabric.files", last.Files), attribute.Int("fabric.mirrors", len(last.Bytes.Mirrors)), attribute.Int("fabric.mirrors_out", len(out)))
+	return err
 }
 
 // mirror is a node that gives the files.
