@@ -283,7 +283,7 @@ func (r *receiver) acquire() error {
 // clear forgets what has arrived. The order matters: without its manifest a
 // journal counts for nothing.
 func (r *receiver) clear() error {
-	for _, name := range []string{markFile, manifestFile, journalFile, treeName} {
+	for _, name := range []string{markFile, manifestFile + nextSuffix, manifestFile, journalFile + nextSuffix, journalFile, treeName + nextSuffix, treeName} {
 		if err := removeAll(filepath.Join(r.part, name)); err != nil {
 			return fmt.Errorf("files: %w", err)
 		}
@@ -318,7 +318,7 @@ func (r *receiver) receive(ctx context.Context) error {
 	if r.o.MaxSize > 0 && m.size > r.o.MaxSize {
 		return fmt.Errorf("%w: it has %d bytes, and at most %d are taken", ErrUnwanted, m.size, r.o.MaxSize)
 	}
-	if err := r.adopt(m, text); err != nil {
+	if err := r.adopt(ctx, m, text, r.o.Mirrors[from]); err != nil {
 		return err
 	}
 	root, err := os.OpenRoot(r.part)
@@ -432,18 +432,28 @@ func (r *receiver) manifestOf(ctx context.Context, from Mirror) (*manifest, stri
 }
 
 // adopt sees that what is in the hidden directory is of this share.
-func (r *receiver) adopt(m *manifest, text string) error {
+func (r *receiver) adopt(ctx context.Context, m *manifest, text string, from Mirror) error {
+	if err := r.commit(); err != nil {
+		return err
+	}
 	path := filepath.Join(r.part, manifestFile)
 	old, err := os.ReadFile(path)
 	// Without its tree, which has perhaps become the target, the journal lies.
 	if _, lost := os.Lstat(filepath.Join(r.part, treeName)); err == nil && !errors.Is(lost, fs.ErrNotExist) {
-		if was, derr := decodeManifest(string(old)); derr == nil && was.sameLayout(m) {
+		was, derr := decodeManifest(string(old))
+		if derr == nil && was.sameLayout(m) {
 			if string(old) == text {
 				return nil
 			}
 			return r.write(manifestFile, text) // such as: other times
 		}
 		r.restart = "something else is shared now under this name"
+		if derr == nil {
+			if kept, err := r.carry(ctx, was, m, text, from); kept > 0 || err != nil {
+				r.restart += fmt.Sprintf("; %d bytes that have arrived are of use for it", kept)
+				return err
+			}
+		}
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("files: %w", err)
 	}
