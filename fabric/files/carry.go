@@ -1,6 +1,7 @@
 package files
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,8 +48,8 @@ func (r *receiver) prepare(ctx context.Context, old, m *manifest, text string, f
 		return 0, err
 	}
 	oldChunk, have := j.Verified()
-	source := sources(old, m)
-	if len(have) == 0 || len(source) == 0 {
+	source, some := sources(old, m)
+	if len(have) == 0 || !some {
 		return 0, nil
 	}
 	size, chunk, err := bulk.Form(ctx, r.mirror(from), m.contentsName())
@@ -73,7 +74,7 @@ func (r *receiver) prepare(ctx context.Context, old, m *manifest, text string, f
 	was.reachable()
 	handles := newHandles(was.openAgain)
 	defer handles.close() // nothing is written
-	sums, used := map[int]bulk.Hash{}, map[int]bool{}
+	sums, used := map[int]bulk.Hash{}, newSet(m.count())
 	buf := make([]byte, min(int64(chunk), m.size))
 	for c := 0; int64(c)*int64(chunk) < m.size; c++ {
 		if err := ctx.Err(); err != nil {
@@ -83,8 +84,8 @@ func (r *receiver) prepare(ctx context.Context, old, m *manifest, text string, f
 		b := buf[:min(int64(chunk), m.size-off)]
 		var parts []int
 		err := m.each(off, len(b), func(i int, at int64, from, to int) error {
-			k, ok := source[i]
-			if !ok || at+int64(to-from) > old.entries[k].size || !verified(have, oldChunk, old.entries[k].offset+at, to-from) {
+			k := int(source[i])
+			if k < 0 || at+int64(to-from) > old.length(k) || !verified(have, oldChunk, old.offset[k]+at, to-from) {
 				return errLost
 			}
 			parts = append(parts, i)
@@ -99,7 +100,7 @@ func (r *receiver) prepare(ctx context.Context, old, m *manifest, text string, f
 		sums[c] = blake3.Sum256(b)
 		kept += int64(len(b))
 		for _, i := range parts {
-			used[i] = true
+			used.put(i, true)
 		}
 	}
 	if kept == 0 {
@@ -123,43 +124,50 @@ func (r *receiver) prepare(ctx context.Context, old, m *manifest, text string, f
 	return kept, r.write(manifestFile+nextSuffix, text)
 }
 
-// sources tells by which file of old each of m may have been known: each of old for one
-// at most.
-func sources(old, m *manifest) map[int]int {
-	type look struct{ size, mtime int64 }
-	source, taken := map[int]int{}, map[int]bool{}
-	take := func(i, k int) {
-		if o, e := &old.entries[k], &m.entries[i]; o.kind == regular && !taken[k] && o.size > 0 && o.size <= e.size {
-			source[i], taken[k] = k, true
+// sources tells by which file of old each entry of m may have been known, -1: by none.
+// Each of old stands for one at most; some is whether there are such.
+func sources(old, m *manifest) (source []int32, some bool) {
+	source, taken := make([]int32, m.count()), newSet(old.count())
+	take := func(i, k int, o, e *entry) {
+		if o.kind == regular && !taken.has(k) && o.size > 0 && o.size <= e.size {
+			source[i], some = int32(k), true
+			taken.put(k, true)
 		}
 	}
-	for i := range m.entries {
-		if e := &m.entries[i]; e.kind == regular {
-			k, ok := slices.BinarySearchFunc(old.entries, e.path, func(a entry, path string) int { return strings.Compare(a.path, path) })
-			if ok {
-				take(i, k)
+	for i := range source {
+		source[i] = -1
+		if e := m.entry(i); e.kind == regular {
+			if k, ok := old.find(e.path); ok {
+				take(i, k, old.entry(k), e)
 			}
 		}
 	}
-	looks := map[look][]int{}
-	for k := range old.entries {
-		if o := &old.entries[k]; o.kind == regular && !taken[k] {
-			l := look{o.size, o.mtime}
-			looks[l] = append(looks[l], k)
+	look := func(a, b *entry) int { return cmp.Or(cmp.Compare(a.size, b.size), cmp.Compare(a.mtime, b.mtime)) }
+	var left []int32 // of old, by their look
+	for k := range old.count() {
+		if !taken.has(k) && old.length(k) > 0 {
+			left = append(left, int32(k))
 		}
 	}
-	for i := range m.entries {
-		e := &m.entries[i]
-		if _, has := source[i]; e.kind != regular || has {
+	slices.SortFunc(left, func(a, b int32) int {
+		return cmp.Or(look(old.entry(int(a)), old.entry(int(b))), cmp.Compare(a, b))
+	})
+	for i := range source {
+		if source[i] >= 0 || m.length(i) == 0 {
 			continue
 		}
-		l := look{e.size, e.mtime}
-		if same := looks[l]; len(same) > 0 {
-			take(i, same[0])
-			looks[l] = same[1:]
+		e := m.entry(i)
+		at, _ := slices.BinarySearchFunc(left, e, func(k int32, e *entry) int { return look(old.entry(int(k)), e) })
+		for ; at < len(left) && source[i] < 0; at++ { // to the first that is not taken
+			k := int(left[at])
+			o := old.entry(k)
+			if look(o, e) != 0 {
+				break
+			}
+			take(i, k, o, e)
 		}
 	}
-	return source
+	return source, some
 }
 
 // verified reports whether n bytes at off of some contents are in chunks that are noted.
@@ -175,8 +183,8 @@ func verified(have map[int]bulk.Hash, chunk int, off int64, n int) bool {
 // reachable lets us into all directories of the tree: they may have their own
 // permissions already.
 func (s *sink) reachable() {
-	for i := range s.m.entries {
-		if s.m.entries[i].kind == directory {
+	for i := range s.m.count() {
+		if s.m.entry(i).kind == directory {
 			s.root.Chmod(s.name(i), 0o700) // where that fails, its files are out of reach
 		}
 	}
@@ -195,20 +203,20 @@ func (s *sink) openAgain(i int) (*os.File, error) {
 
 // nextTree makes the directories of m, and in them those files of which there is
 // something.
-func (r *receiver) nextTree(root *os.Root, old, m *manifest, source map[int]int, used map[int]bool) error {
+func (r *receiver) nextTree(root *os.Root, old, m *manifest, source []int32, used set) error {
 	name := func(tree, path string) string { return strings.TrimSuffix(tree+"/"+path, "/") }
 	next := treeName + nextSuffix
 	if err := removeAll(filepath.Join(r.part, next)); err != nil {
 		return fmt.Errorf("files: %w", err)
 	}
-	for i := range m.entries {
-		e := &m.entries[i]
+	for i := range m.count() {
+		e := m.entry(i)
 		var err error
 		switch {
 		case e.kind == directory:
 			err = root.Mkdir(name(next, e.path), 0o700)
-		case used[i]:
-			err = root.Link(name(treeName, old.entries[source[i]].path), name(next, e.path))
+		case used.has(i):
+			err = root.Link(name(treeName, old.entry(int(source[i])).path), name(next, e.path))
 		}
 		if err != nil {
 			return fmt.Errorf("files: %w", sinkError(err))
