@@ -114,6 +114,9 @@ func Receive(ctx context.Context, o ReceiveOptions) error {
 		var remote *bulk.RemoteError
 		again := errors.Is(err, errLost) || errors.As(err, &remote) && remote.Code == bulk.CodeChanged
 		if !again || start == maxStarts || ctx.Err() != nil {
+			if err != nil && r.empty() {
+				err = errors.Join(err, os.RemoveAll(r.part))
+			}
 			return err
 		}
 		r.restart = err.Error()
@@ -308,6 +311,16 @@ func removeAll(path string) error {
 		return nil
 	})
 	return os.RemoveAll(path)
+}
+
+// empty reports whether nothing has come or was set that would be of use another time.
+func (r *receiver) empty() bool {
+	for _, name := range []string{manifestFile, manifestFile + nextSuffix, settingsFile, markFile} {
+		if _, err := os.Lstat(filepath.Join(r.part, name)); !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+	}
+	return true
 }
 
 // receive is one try.

@@ -30,6 +30,7 @@ const (
 	exitConflict    = 5
 	exitUnavailable = 11
 	exitRefused     = 12
+	exitCanceled    = 13
 )
 
 // eventually waits for something that others bring about.
@@ -799,6 +800,21 @@ func TestFabricPush(t *testing.T) {
 	a.mustFail([]int{exitExists}, "fabric", "send", tree, "--to", "second")
 	a.mustFail([]int{exitRefused}, "fabric", "send", tree, "--to", "second", "--name", ".ssh")
 	a.mustFail([]int{exitNotFound}, "fabric", "transfers", "pause", id)
+	_, stop := b.job("fabric", "send", filepath.Join(tree, "large"))
+	slow := a.command(context.Background(), "fabric", "receive", "large", "--out", filepath.Join(dir, "large"), "--rate", "100kB", "--wait", hung.String())
+	if err := slow.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { slow.Process.Kill() })
+	id = state(a, "receive", "state", "running")
+	a.must("fabric", "transfers", "cancel", id)
+	if slow.Wait(); slow.ProcessState.ExitCode() != exitCanceled {
+		t.Errorf("receive ended with %d when it was cancelled", slow.ProcessState.ExitCode())
+	}
+	b.must("fabric", "transfers", "cancel", state(b, "offer", "name", "large"))
+	if code := stop(0); code != exitCanceled {
+		t.Errorf("send ended with %d when it was cancelled", code)
+	}
 	b.mustFail([]int{exitNotFound}, "fabric", "send", tree, "--to", self.Node, "--wait", "0s") // which has not agreed
 }
 

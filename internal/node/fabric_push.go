@@ -292,6 +292,8 @@ func (f *fabricNode) push(ctx context.Context, r control.SendRequest, tell func(
 			}
 		}, cancel)
 	defer end()
+	f.counts.given.running.Add(1)
+	defer f.counts.given.running.Add(-1)
 	if err := tell(control.JobEvent{Ready: r.Name}); err != nil {
 		return err
 	}
