@@ -38,7 +38,7 @@ docs/fabric.md has more.`,
 	}
 	for _, c := range []func(*app) *cobra.Command{newFabricInit, newFabricToken, newFabricJoin, newFabricRevoke, newFabricServe, newFabricRelay,
 		newFabricStatus, newFabricNodes, newFabricTunnels, newFabricRoutes, newFabricLimits, newFabricTop,
-		newFabricExpose, newFabricForward, newFabricVPN, newFabricSend, newFabricReceive} {
+		newFabricExpose, newFabricForward, newFabricVPN, newFabricSend, newFabricReceive, newFabricAccept, newFabricTransfers} {
 		cmd.AddCommand(c(a))
 	}
 	return cmd

@@ -468,8 +468,12 @@ func (t *Transfer) begin(w *worker, i info) error {
 	defer t.mu.Unlock()
 	m := w.m
 	if t.info == nil {
-		if t.o.Size != nil && i.Size != *t.o.Size || t.o.MaxSize > 0 && i.Size > t.o.MaxSize {
+		if t.o.Size != nil && i.Size != *t.o.Size {
 			t.out(m, fmt.Sprintf("its payload has %d bytes, which can't be", i.Size))
+			return errOut
+		}
+		if t.o.MaxSize > 0 && i.Size > t.o.MaxSize {
+			t.out(m, fmt.Sprintf("its payload has %d bytes, and at most %d are taken", i.Size, t.o.MaxSize))
 			return errOut
 		}
 		if err := t.adopt(i); err != nil {

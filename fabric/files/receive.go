@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -113,6 +114,9 @@ func Receive(ctx context.Context, o ReceiveOptions) error {
 		var remote *bulk.RemoteError
 		again := errors.Is(err, errLost) || errors.As(err, &remote) && remote.Code == bulk.CodeChanged
 		if !again || start == maxStarts || ctx.Err() != nil {
+			if err != nil && r.empty() {
+				err = errors.Join(err, os.RemoveAll(r.part))
+			}
 			return err
 		}
 		r.restart = err.Error()
@@ -283,7 +287,7 @@ func (r *receiver) acquire() error {
 // clear forgets what has arrived. The order matters: without its manifest a
 // journal counts for nothing.
 func (r *receiver) clear() error {
-	for _, name := range []string{markFile, manifestFile, journalFile, treeName} {
+	for _, name := range []string{markFile, manifestFile + nextSuffix, manifestFile, journalFile + nextSuffix, journalFile, treeName + nextSuffix, treeName} {
 		if err := removeAll(filepath.Join(r.part, name)); err != nil {
 			return fmt.Errorf("files: %w", err)
 		}
@@ -309,6 +313,16 @@ func removeAll(path string) error {
 	return os.RemoveAll(path)
 }
 
+// empty reports whether nothing has come or was set that would be of use another time.
+func (r *receiver) empty() bool {
+	for _, name := range []string{manifestFile, manifestFile + nextSuffix, settingsFile, markFile} {
+		if _, err := os.Lstat(filepath.Join(r.part, name)); !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+	}
+	return true
+}
+
 // receive is one try.
 func (r *receiver) receive(ctx context.Context) error {
 	m, text, from, err := r.manifest(ctx)
@@ -318,7 +332,7 @@ func (r *receiver) receive(ctx context.Context) error {
 	if r.o.MaxSize > 0 && m.size > r.o.MaxSize {
 		return fmt.Errorf("%w: it has %d bytes, and at most %d are taken", ErrUnwanted, m.size, r.o.MaxSize)
 	}
-	if err := r.adopt(m, text); err != nil {
+	if err := r.adopt(ctx, m, text, r.o.Mirrors[from]); err != nil {
 		return err
 	}
 	root, err := os.OpenRoot(r.part)
@@ -339,7 +353,7 @@ func (r *receiver) receive(ctx context.Context) error {
 	if err == nil {
 		err = s.finish()
 	}
-	done := mark{perm: m.entries[0].perm, root: r.root, name: m.contentsName()}
+	done := mark{perm: m.entry(0).perm, root: r.root, name: m.contentsName()}
 	if err == nil {
 		err = r.publish(done)
 	}
@@ -395,7 +409,7 @@ func (r *receiver) manifest(ctx context.Context) (*manifest, string, int, error)
 				slow.Reset(mirrorWait)
 			}
 			go func() {
-				m, text, err := r.manifestOf(ctx, r.o.Mirrors[from])
+				m, text, err := r.manifestOf(ctx, from)
 				answers <- answer{m, text, from, err}
 			}()
 		case a := <-answers:
@@ -416,36 +430,88 @@ func (r *receiver) manifest(ctx context.Context) (*manifest, string, int, error)
 // maxManifests is how many manifests are fetched at once.
 const maxManifests = 2
 
-func (r *receiver) manifestOf(ctx context.Context, from Mirror) (*manifest, string, error) {
-	var w whole
-	err := bulk.Start(ctx, bulk.Options{Name: manifestName, Mirrors: []bulk.Mirror{r.mirror(from)}, Sink: &w, MaxSize: maxManifest, Streams: 1, GiveUp: time.Minute}).Wait()
+// manifestOf fetches a mirror's manifest, by way of the disk: in memory it is there once.
+func (r *receiver) manifestOf(ctx context.Context, from int) (*manifest, string, error) {
+	mirror := r.o.Mirrors[from]
+	path := filepath.Join(r.part, fmt.Sprintf("%s.from%d", manifestFile, from))
+	f, err := os.Create(path)
+	if err != nil {
+		return nil, "", fmt.Errorf("files: %w", sinkError(err))
+	}
+	defer os.Remove(path)
+	defer f.Close()
+	err = bulk.Start(ctx, bulk.Options{Name: manifestName, Mirrors: []bulk.Mirror{r.mirror(mirror)}, Sink: unsynced{f}, MaxSize: maxManifest, Streams: 1, GiveUp: time.Minute}).Wait()
+	if err != nil {
+		return nil, "", fmt.Errorf("the list of files: %w", err)
+	}
+	text, err := readText(f)
 	if err != nil {
 		return nil, "", err
 	}
-	text := string(w.b) // the manifest's paths are parts of this one copy
-	w.b = nil
 	m, err := decodeManifest(text)
 	if err != nil {
-		return nil, "", fmt.Errorf("%s: %w", from.Name, err)
+		return nil, "", fmt.Errorf("%s: %w", mirror.Name, err)
 	}
 	return m, text, nil
 }
 
+// unsynced is a sink whose bytes nobody needs after a crash.
+type unsynced struct{ *os.File }
+
+// Sync implements bulk.Sink.
+func (unsynced) Sync() error { return nil }
+
+// readText reads the text of a manifest.
+func readText(f *os.File) (string, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return "", fmt.Errorf("files: %w", err)
+	}
+	if fi.Size() > maxManifest {
+		return "", fmt.Errorf("%w: %w", ErrManifest, errTooMany)
+	}
+	var b strings.Builder
+	b.Grow(int(fi.Size()))
+	if _, err := io.Copy(&b, io.NewSectionReader(f, 0, fi.Size())); err != nil {
+		return "", fmt.Errorf("files: %w", err)
+	}
+	return b.String(), nil
+}
+
+// readManifest reads the text of the manifest in the hidden directory.
+func (r *receiver) readManifest() (string, error) {
+	f, err := os.Open(filepath.Join(r.part, manifestFile))
+	if err != nil {
+		return "", fmt.Errorf("files: %w", err)
+	}
+	defer f.Close()
+	return readText(f)
+}
+
 // adopt sees that what is in the hidden directory is of this share.
-func (r *receiver) adopt(m *manifest, text string) error {
-	path := filepath.Join(r.part, manifestFile)
-	old, err := os.ReadFile(path)
+func (r *receiver) adopt(ctx context.Context, m *manifest, text string, from Mirror) error {
+	if err := r.commit(); err != nil {
+		return err
+	}
+	old, err := r.readManifest()
 	// Without its tree, which has perhaps become the target, the journal lies.
 	if _, lost := os.Lstat(filepath.Join(r.part, treeName)); err == nil && !errors.Is(lost, fs.ErrNotExist) {
-		if was, derr := decodeManifest(string(old)); derr == nil && was.sameLayout(m) {
-			if string(old) == text {
+		was, derr := decodeManifest(old)
+		if derr == nil && was.sameLayout(m) {
+			if old == text {
 				return nil
 			}
 			return r.write(manifestFile, text) // such as: other times
 		}
 		r.restart = "something else is shared now under this name"
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("files: %w", err)
+		if derr == nil {
+			if kept, err := r.carry(ctx, was, m, text, from); kept > 0 || err != nil {
+				r.restart += fmt.Sprintf("; %d bytes that have arrived are of use for it", kept)
+				return err
+			}
+		}
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrManifest) {
+		return err
 	}
 	if err := r.clear(); err != nil {
 		return err
@@ -666,24 +732,6 @@ func (m mirrorOf) Open(ctx context.Context) (io.ReadWriteCloser, error) {
 
 // String implements bulk.Mirror.
 func (m mirrorOf) String() string { return m.Name }
-
-// whole is a sink in memory, for a manifest.
-type whole struct{ b []byte }
-
-// WriteAt implements bulk.Sink.
-func (w *whole) WriteAt(p []byte, off int64) (int, error) {
-	end := off + int64(len(p))
-	if end > maxManifest {
-		return 0, fmt.Errorf("%w: it is larger than %d bytes", ErrManifest, maxManifest)
-	}
-	if int64(len(w.b)) < end {
-		w.b = append(w.b, make([]byte, end-int64(len(w.b)))...)
-	}
-	return copy(w.b[off:], p), nil
-}
-
-// Sync implements bulk.Sink.
-func (*whole) Sync() error { return nil }
 
 // bootID is this life of the machine.
 func bootID() (bulk.BootID, error) {

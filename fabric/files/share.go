@@ -407,17 +407,13 @@ func look(path string, so ShareOptions) (*offer, error) {
 	if err = o.walk(); err == nil && o.unreadable != nil && !so.SkipUnreadable {
 		err = o.unreadable
 	}
-	var b []byte
-	if err == nil {
-		if b = o.m.encode(); len(b) > maxManifest {
-			err = fmt.Errorf("%s has too many files for one share", path)
-		}
-	}
 	if err == nil {
 		o.contentsName = o.m.contentsName()
 		o.version = o.sum(func(i int) (stat, error) { return o.stats[i], nil })
-		sum := blake3.Sum256(b)
-		o.manifest, err = bulk.NewOffer(&text{bytes.NewReader(b), hex.EncodeToString(sum[:16])}, 0)
+		h := blake3.New()
+		h.WriteString(o.m.text)
+		sum := h.Sum(nil)
+		o.manifest, err = bulk.NewOffer(&text{strings.NewReader(o.m.text), hex.EncodeToString(sum[:16])}, 0)
 	}
 	if err == nil {
 		o.contents, err = bulk.NewOffer(o, so.chunk)
@@ -448,7 +444,8 @@ func unwrapPath(err error) error {
 
 // walk fills in the manifest.
 func (o *offer) walk() error {
-	o.m = &manifest{}
+	var found []entry
+	held := len(manifestMagic)
 	var inodes []inode
 	err := fs.WalkDir(o.root.FS(), o.base, func(p string, d fs.DirEntry, err error) error {
 		if err != nil && d == nil {
@@ -498,10 +495,13 @@ func (o *offer) walk() error {
 			o.cannot(p, err)
 			return nil
 		}
-		if len(rel) > maxPath || len(e.target) > maxPath || len(o.m.entries) == MaxEntries {
-			return fmt.Errorf("%s: its path is too long, or there are too many files for one share", p)
+		if len(rel) > maxPath || len(e.target) > maxPath {
+			return fmt.Errorf("%.200q: its path is too long", p)
 		}
-		o.m.entries = append(o.m.entries, e)
+		if held += e.length() + indexSize; held > maxManifest {
+			return errTooMany
+		}
+		found = append(found, e)
 		o.stats = append(o.stats, statOf(fi))
 		inodes = append(inodes, inodeOf(fi))
 		return nil
@@ -509,7 +509,7 @@ func (o *offer) walk() error {
 	if err != nil {
 		return err
 	}
-	if len(o.m.entries) == 0 {
+	if len(found) == 0 {
 		if o.unreadable != nil {
 			return o.unreadable
 		}
@@ -517,15 +517,15 @@ func (o *offer) walk() error {
 	}
 	// WalkDir goes by names, directory by directory: "a", "a/b", "a-b". A manifest
 	// is in the order of paths, by which it can be checked.
-	order := make([]int, len(o.m.entries))
+	order := make([]int, len(found))
 	for i := range order {
 		order[i] = i
 	}
-	slices.SortFunc(order, func(a, b int) int { return strings.Compare(o.m.entries[a].path, o.m.entries[b].path) })
+	slices.SortFunc(order, func(a, b int) int { return strings.Compare(found[a].path, found[b].path) })
 	entries, stats := make([]entry, len(order)), make([]stat, len(order))
 	first := map[inode]string{}
 	for i, k := range order {
-		entries[i], stats[i] = o.m.entries[k], o.stats[k]
+		entries[i], stats[i] = found[k], o.stats[k]
 		if e, n := &entries[i], inodes[k]; n.links > 1 && e.kind == regular {
 			if path, ok := first[n]; ok {
 				*e = entry{path: e.path, kind: hardlink, target: path, perm: e.perm, mtime: e.mtime}
@@ -534,8 +534,7 @@ func (o *offer) walk() error {
 			}
 		}
 	}
-	o.m.entries, o.stats = entries, stats
-	o.m.number()
+	o.m, o.stats = newManifest(entries), stats
 	return nil
 }
 
@@ -607,8 +606,8 @@ func inodeOf(fi fs.FileInfo) inode {
 func (o *offer) sum(of func(i int) (stat, error)) string {
 	h := blake3.New()
 	var b []byte
-	for i := range o.m.entries {
-		e := &o.m.entries[i]
+	for i := range o.m.count() {
+		e := o.m.entry(i)
 		if e.kind != regular {
 			continue // the manifest has all of it
 		}
@@ -633,7 +632,7 @@ func (o *offer) same(path string) bool {
 	}
 	d := dirs{root: o.root}
 	defer d.close()
-	for i := range o.m.entries {
+	for i := range o.m.count() {
 		if fi, err := d.lstat(o.name(i)); err != nil || statOf(fi) != o.stats[i] {
 			return false
 		}
@@ -687,7 +686,7 @@ func (o *offer) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (o *offer) name(i int) string {
-	if p := o.m.entries[i].path; p != "" {
+	if p := o.m.entry(i).path; p != "" {
 		return o.base + "/" + p
 	}
 	return o.base
@@ -754,7 +753,7 @@ func (o *offer) free() {
 
 // text is a payload in memory.
 type text struct {
-	*bytes.Reader
+	*strings.Reader
 	version string
 }
 

@@ -179,8 +179,7 @@ func TestAttributeTooLarge(t *testing.T) {
 	}
 	defer root.Close()
 	xattrs := string(appendXattr(appendXattr(nil, "user.a", make([]byte, 9000)), "user.b", []byte("b")))
-	m := &manifest{entries: []entry{{kind: directory, perm: 0o755}, {path: "f", kind: regular, size: 3, perm: 0o644, xattrs: xattrs}}}
-	m.number()
+	m := newManifest([]entry{{kind: directory, perm: 0o755}, {path: "f", kind: regular, size: 3, perm: 0o644, xattrs: xattrs}})
 	s, err := newSink(root, m)
 	if err != nil {
 		t.Fatal(err)
@@ -219,7 +218,7 @@ func TestAttributeTooLarge(t *testing.T) {
 	if _, err := io.CopyN(f, zeroReader{}, 1<<20); !errors.Is(err, unix.ENOSPC) {
 		t.Fatal(err)
 	}
-	if err := s.setXattrs(f, &m.entries[1]); !errors.Is(sinkError(err), bulk.ErrFull) {
+	if err := s.setXattrs(f, 1, m.entry(1)); !errors.Is(sinkError(err), bulk.ErrFull) {
 		t.Errorf("on a full disk: %v", err)
 	}
 }

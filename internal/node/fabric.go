@@ -88,7 +88,9 @@ type fabricNode struct {
 	quit   context.CancelCauseFunc // ends all jobs
 	always sync.WaitGroup          // jobs that settings ask for
 
-	counts fabricCounts
+	counts    fabricCounts
+	transfers fileTransfers
+	inbox     inbox
 }
 
 // maxJobs bounds the jobs of commands.
@@ -129,7 +131,7 @@ func startFabric(t Target, reg prometheus.Registerer, log *slog.Logger) (*fabric
 		return fail(fabricStartError(err))
 	}
 	ways.node.Store(n)
-	f := &fabricNode{Node: n, home: t.Home, seeds: o.Seeds, reach: newReach(n, cfg.HTTPSWeb, log), log: log, lock: lock, failed: make(chan error, 1), jobs: make(gate, maxJobs)}
+	f := &fabricNode{Node: n, home: t.Home, seeds: o.Seeds, reach: newReach(n, cfg.HTTPSWeb, log), log: log, lock: lock, failed: make(chan error, 1), jobs: make(gate, maxJobs), inbox: inbox{slots: make(gate, maxPushes)}}
 	f.ctx, f.quit = context.WithCancelCause(context.Background())
 	if f.socket, err = control.ListenFabric(t.Home); err != nil {
 		return fail(err, n.Close())
@@ -360,6 +362,9 @@ func (f *fabricNode) startConfigured(cfg FabricConfig) {
 	}
 	for _, r := range cfg.VPN {
 		keep("vpn "+r.Pool, func(ctx context.Context, tell func(control.JobEvent) error) error { return f.vpn(ctx, r, tell) })
+	}
+	for _, r := range cfg.Accept {
+		keep("accept "+r.Into, func(ctx context.Context, tell func(control.JobEvent) error) error { return f.accept(ctx, r, tell) })
 	}
 	for _, r := range cfg.Share {
 		keep("share "+r.Name, func(ctx context.Context, tell func(control.JobEvent) error) error { return f.send(ctx, r, tell) })
