@@ -232,7 +232,8 @@ func (s *Store) path(elem ...string) string {
 // Format versions of the whole directory:
 //
 //	1  the first (docs/format.md)
-const formatVersion = 1
+//	2  records in frames
+const formatVersion = 2
 
 const formatName = "format"
 
@@ -247,7 +248,7 @@ func (s *Store) openFormat(src keyring.Source) error {
 	if err != nil {
 		return err
 	}
-	id, err := parseFormat(b)
+	version, id, err := parseFormat(b)
 	if err != nil {
 		return capsule.Wrap(capsule.Damaged, err, "%s", s.path(formatName))
 	}
@@ -261,7 +262,23 @@ func (s *Store) openFormat(src keyring.Source) error {
 	if s.ring.StoreID() != id {
 		return capsule.Errorf(capsule.Damaged, "%s and the key ring belong to different stores", s.path(formatName))
 	}
+	if version < formatVersion {
+		return s.raiseFormat(id)
+	}
 	return nil
+}
+
+// raiseFormat notes in a store of an older format that it has this one, before
+// anything is written that older programs would take for damage. What is there
+// stays as it is.
+func (s *Store) raiseFormat(id [16]byte) error {
+	b := encodeFormat(formatVersion, id)
+	err := vfs.WriteFileAtomic(s.fs, s.path(formatName), b)
+	if ioKind(err) == capsule.NoSpace {
+		s.fullDisk()
+		err = vfs.WriteFileAtomic(s.fs, s.path(formatName), b)
+	}
+	return err
 }
 
 func (s *Store) create(src keyring.Source) error {
@@ -293,32 +310,31 @@ func (s *Store) create(src keyring.Source) error {
 			return err
 		}
 	}
-	return vfs.WriteFileAtomic(s.fs, s.path(formatName), encodeFormat(s.ring.StoreID()))
+	return vfs.WriteFileAtomic(s.fs, s.path(formatName), encodeFormat(formatVersion, s.ring.StoreID()))
 }
 
-func encodeFormat(id [16]byte) []byte {
-	line := fmt.Sprintf("space-store format=%d id=%s", formatVersion, hex.EncodeToString(id[:]))
+func encodeFormat(version int, id [16]byte) []byte {
+	line := fmt.Sprintf("space-store format=%d id=%s", version, hex.EncodeToString(id[:]))
 	return fmt.Appendf(nil, "%s crc=%08x\n", line, checksum(line))
 }
 
-func parseFormat(b []byte) (id [16]byte, err error) {
-	var version int
+func parseFormat(b []byte) (version int, id [16]byte, err error) {
 	var hexID string
 	var crc uint32
 	if n, _ := fmt.Sscanf(string(b), "space-store format=%d id=%32s crc=%08x\n", &version, &hexID, &crc); n < 1 {
-		return id, errors.New("this is not the format file of a SPACE store")
+		return 0, id, errors.New("this is not the format file of a SPACE store")
 	}
 	if version > formatVersion {
-		return id, fmt.Errorf("the store has format %d, this program knows formats up to %d: use a newer spacectl", version, formatVersion)
+		return 0, id, fmt.Errorf("the store has format %d, this program knows formats up to %d: use a newer spacectl", version, formatVersion)
 	}
 	raw, herr := hex.DecodeString(hexID)
 	if herr == nil {
 		copy(id[:], raw)
 	}
-	if string(encodeFormat(id)) != string(b) {
-		return id, errors.New("the format file is damaged; restore it from a backup, or write it again from the store ID in keys/keyring")
+	if version < 1 || string(encodeFormat(version, id)) != string(b) {
+		return 0, id, errors.New("the format file is damaged; restore it from a backup, or write it again from the store ID in keys/keyring")
 	}
-	return id, nil
+	return version, id, nil
 }
 
 // recover brings the metadata to where nothing is half done: contents that
