@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/tree"
@@ -51,6 +50,7 @@ type treeSystem struct {
 	requests inflight
 	memory   treeMemory
 	reads    pace
+	callers  callers
 }
 
 func newTreeSystem(ctx context.Context, store Store, o Options) (system, error) {
@@ -121,44 +121,6 @@ func (f *treeSystem) status(what string, req *gofuse.InHeader, err error) gofuse
 		f.log.Error("FUSE request failed", "op", what, "capsule", f.id, "inode", req.NodeId, "errno", errno.Error(), "err", err)
 	}
 	return gofuse.Status(errno)
-}
-
-// shortWrite is up to how many bytes a write is over soon.
-const shortWrite = 64 << 10
-
-// long reports whether a request may wait for the disk or a lock, or has much to do.
-func (f *treeSystem) long(in *gofuse.InHeader) bool {
-	switch in.Opcode {
-	case opRead:
-		return f.reads.slow()
-	case opFsync, opFsyncDir, opSetLkw, opFallocate, opCopyFileRange:
-		return true
-	case opWrite:
-		w := (*gofuse.WriteIn)(unsafe.Pointer(in))
-		return w.Size > shortWrite || w.Flags&syscall.O_DSYNC != 0
-	}
-	return false
-}
-
-// pace tells whether requests of a kind take long at present, by those before:
-// content is read from the disk or from memory.
-type pace struct{ wary atomic.Int32 }
-
-const (
-	quick = 200 * time.Microsecond
-	// waryFor is for how many requests one that was not quick counts.
-	waryFor = 16
-)
-
-func (p *pace) slow() bool { return p.wary.Load() > 0 }
-
-// took notes how long one took.
-func (p *pace) took(d time.Duration) {
-	if d > quick {
-		p.wary.Store(waryFor)
-	} else if p.slow() {
-		p.wary.Add(-1)
-	}
 }
 
 // admitted reports whether the policy allows to open files.
