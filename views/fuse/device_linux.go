@@ -226,16 +226,16 @@ func (d *device) loop() {
 		// through in turn.
 		op := header(buf).Opcode
 		unanswered := op == opForget || op == opBatchForget
-		long := !unanswered && d.long(header(buf))
-		d.crew.take(long)
 		d.leaving.RLock()
 		if d.left && !unanswered { // the next process gets it again
 			d.leaving.RUnlock()
-			d.crew.leave(false)
+			d.crew.leave(true)
 			return
 		}
 		d.busy.Add(1)
 		d.leaving.RUnlock()
+		long := !unanswered && d.long(header(buf))
+		d.crew.take(long)
 		d.work(buf, n, long)
 		d.busy.Done()
 	}
