@@ -63,7 +63,7 @@ type device struct {
 	replied func(unique uint64)
 
 	size    int         // of a request, at most
-	buffers chan []byte // for requests; as many as there are readers, at most
+	buffers chan []byte // for requests, kept for the next ones
 	crew    *crew
 	long    func(in *gofuse.InHeader) bool // whether a request may take long
 	busy    sync.WaitGroup                 // requests that are being worked on
@@ -114,7 +114,7 @@ func newDevice(f gofuse.RawFileSystem, fd int, o *gofuse.MountOptions, log *slog
 		d.long = p.long
 	}
 	readers = min(readers, maxReaders)
-	d.buffers = make(chan []byte, readers+1)
+	d.buffers = make(chan []byte, readers+2)
 	d.crew = newCrew(readers, func() { go d.loop() })
 	return d
 }
@@ -226,16 +226,16 @@ func (d *device) loop() {
 		// through in turn.
 		op := header(buf).Opcode
 		unanswered := op == opForget || op == opBatchForget
-		long := !unanswered && d.long(header(buf))
-		d.crew.take(long)
 		d.leaving.RLock()
 		if d.left && !unanswered { // the next process gets it again
 			d.leaving.RUnlock()
-			d.crew.leave(false)
+			d.crew.leave(true)
 			return
 		}
 		d.busy.Add(1)
 		d.leaving.RUnlock()
+		long := !unanswered && d.long(header(buf))
+		d.crew.take(long)
 		d.work(buf, n, long)
 		d.busy.Done()
 	}

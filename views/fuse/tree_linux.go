@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/tree"
@@ -50,6 +49,8 @@ type treeSystem struct {
 	notifier *treeNotifier
 	requests inflight
 	memory   treeMemory
+	reads    pace
+	callers  callers
 }
 
 func newTreeSystem(ctx context.Context, store Store, o Options) (system, error) {
@@ -120,21 +121,6 @@ func (f *treeSystem) status(what string, req *gofuse.InHeader, err error) gofuse
 		f.log.Error("FUSE request failed", "op", what, "capsule", f.id, "inode", req.NodeId, "errno", errno.Error(), "err", err)
 	}
 	return gofuse.Status(errno)
-}
-
-// shortWrite is up to how many bytes a write is over soon.
-const shortWrite = 64 << 10
-
-// long reports whether a request may wait for the disk or a lock, or has much to do.
-func (f *treeSystem) long(in *gofuse.InHeader) bool {
-	switch in.Opcode {
-	case opRead, opFsync, opFsyncDir, opSetLkw, opFallocate, opCopyFileRange:
-		return true
-	case opWrite:
-		w := (*gofuse.WriteIn)(unsafe.Pointer(in))
-		return w.Size > shortWrite || w.Flags&syscall.O_DSYNC != 0
-	}
-	return false
 }
 
 // admitted reports whether the policy allows to open files.
