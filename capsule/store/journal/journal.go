@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -47,6 +48,8 @@ type Journal struct {
 	waiters []*waiter // in the order in which they came
 	writing bool      // somebody writes what was queued
 	syncing bool      // somebody syncs or ends a file
+	pushes  int       // calls of Push since the last sync began
+	usual   int       // how many there were between the two syncs before
 	last    uint64    // number of the last record appended
 	written uint64    // all records up to this one are written
 	synced  uint64    // all records up to this one are durable
@@ -266,7 +269,8 @@ func (j *Journal) Sync(number uint64) error {
 				j.wake()
 			}
 		default:
-			err = j.settle(j.current.SyncData)
+			j.usual, j.pushes = j.pushes, 0
+			err = j.settle(all(j.current.SyncData))
 		}
 		if err != nil {
 			return err
@@ -276,10 +280,13 @@ func (j *Journal) Sync(number uint64) error {
 }
 
 // Push returns when all records up to number are the operating system's: they
-// outlive this process, if not a power cut.
+// outlive this process, if not a power cut. When a Sync is to be expected, it
+// has the disk begin.
 func (j *Journal) Push(number uint64) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.pushes++
+	due := j.pushes == j.usual && !j.syncing
 	for j.written < number {
 		var err error
 		if j.writing {
@@ -291,6 +298,10 @@ func (j *Journal) Push(number uint64) error {
 		if err != nil {
 			return err
 		}
+	}
+	if due && !j.syncing && j.synced < number {
+		w := j.current
+		return j.settle(func() (bool, error) { return w.SyncTo(math.MaxInt64) })
 	}
 	return j.fs.Err()
 }
@@ -380,7 +391,7 @@ func (j *Journal) write() error {
 		}
 		j.written, j.current = c.last, c.w
 		if c.end { // Close syncs
-			if err = j.settle(c.w.Close); err != nil {
+			if err = j.settle(all(c.w.Close)); err != nil {
 				break
 			}
 		}
@@ -395,9 +406,9 @@ func (j *Journal) write() error {
 	return err
 }
 
-// settle makes durable what is written to the current file, by a method of it,
-// once nobody else is at it.
-func (j *Journal) settle(how func() error) error {
+// settle has a method of the current file at work on what is written to it, once
+// nobody else is. how reports whether all of that is durable then.
+func (j *Journal) settle(how func() (durable bool, err error)) error {
 	for j.syncing {
 		j.moved.Wait()
 	}
@@ -405,18 +416,23 @@ func (j *Journal) settle(how func() error) error {
 	number := j.written
 	j.wake() // whose records are written, and who writes meanwhile
 	j.mu.Unlock()
-	err := how()
+	durable, err := how()
 	if ferr := j.fs.Err(); ferr != nil {
 		err = ferr
 	}
 	j.mu.Lock()
 	j.syncing = false
-	if err == nil {
+	if err == nil && durable {
 		j.synced = max(j.synced, number)
 	}
 	j.moved.Broadcast()
 	j.wake()
 	return err
+}
+
+// all is settle's argument for what makes all of a file durable.
+func all(sync func() error) func() (bool, error) {
+	return func() (bool, error) { return true, sync() }
 }
 
 // Cut ends the present file: later records go to a new one. It returns the

@@ -113,7 +113,11 @@ func TestPowerCut(t *testing.T) {
 				break
 			}
 			last++
-			if r.IntN(5) == 0 {
+			regular := seed%2 == 1 // so that pushes have the disk begin
+			if regular && j.Push(uint64(last)) != nil {
+				break
+			}
+			if !regular && r.IntN(5) == 0 || regular && last%2 == 0 {
 				if j.Sync(uint64(last)) != nil {
 					break
 				}
@@ -276,6 +280,78 @@ func TestPushDuringSync(t *testing.T) {
 	}
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Where each push has been followed by a sync, the disk begins at the next push:
+// that is no sync, and if it fails, nothing may be assumed either.
+func TestPushBegins(t *testing.T) {
+	faults := vfstest.NewFaults(vfstest.NewPowerCut())
+	j, _, err := open(t, faults, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := 0
+	push := func(n int) {
+		t.Helper()
+		for range n {
+			i++
+			add(t, j, i, i)
+			if err := j.Push(uint64(i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for range 3 {
+		push(2)
+		syncs := faults.Count(vfstest.Sync)
+		if err := j.Sync(uint64(i)); err != nil {
+			t.Fatal(err)
+		}
+		if faults.Count(vfstest.Sync) == syncs {
+			t.Fatal("nothing is synced")
+		}
+	}
+	begun := faults.Count(vfstest.SyncTo)
+	push(1)
+	if faults.Count(vfstest.SyncTo) != begun {
+		t.Fatal("the disk begins before the last push")
+	}
+	push(1)
+	if faults.Count(vfstest.SyncTo) != begun+1 {
+		t.Fatal("the disk does not begin with the push before a sync")
+	}
+	push(5)
+	if faults.Count(vfstest.SyncTo) != begun+1 {
+		t.Fatal("the disk begins though no sync came")
+	}
+	for range 2 {
+		if err := j.Sync(uint64(i)); err != nil {
+			t.Fatal(err)
+		}
+		push(1)
+	}
+	if err := j.Sync(uint64(i)); err != nil {
+		t.Fatal(err)
+	}
+	boom := errors.New("boom")
+	faults.Set(func(op vfstest.Op) error {
+		if op.Kind == vfstest.SyncTo {
+			return boom
+		}
+		return nil
+	})
+	i++
+	add(t, j, i, i)
+	if err := j.Push(uint64(i)); !errors.Is(err, boom) {
+		t.Fatalf("a push that the disk fails at: %v", err)
+	}
+	faults.Set(nil)
+	if err := j.Sync(uint64(i)); !errors.Is(err, boom) {
+		t.Fatalf("a sync after that: %v", err)
+	}
+	if _, err := j.Append([]byte("more")); !errors.Is(err, boom) {
+		t.Fatalf("an append after that: %v", err)
 	}
 }
 
