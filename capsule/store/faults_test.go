@@ -360,7 +360,7 @@ func TestDiskFull(t *testing.T) {
 
 // A put that the disk has no room for leaves it as full as it was before.
 func TestFullPutGivesBack(t *testing.T) {
-	s, err := openOn(vfstest.NewDiskFull(vfstest.NewPowerCut(), 16<<20))
+	s, err := openOn(vfstest.NewDiskFull(vfstest.NewPowerCut(), 10<<20))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -371,12 +371,12 @@ func TestFullPutGivesBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	data := random(2, 16<<20)
+	data := random(2, 10<<20)
 	for range 2 { // the second one finds as much room as the first
 		r := &countingReader{r: bytes.NewReader(data)}
 		_, err := s.Put(t.Context(), PutRequest{Name: "full", Size: -1}, r)
 		wantKind(t, err, capsule.NoSpace)
-		if r.n < 6<<20 {
+		if r.n < 4<<20 {
 			t.Fatalf("the disk is full after %d bytes", r.n)
 		}
 		after, err := s.logBytesTotal()
