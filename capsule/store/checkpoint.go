@@ -1,9 +1,10 @@
 package store
 
 import (
-	"context"
 	"encoding/binary"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spacestore/space/capsule"
@@ -207,18 +208,32 @@ func (s *Store) sealAll(jobs []*sealJob, batch int) error {
 			start, n = i+1, 0
 		}
 	}
-	i := 0
-	return pipeline.Ordered(context.Background(), runtime.GOMAXPROCS(0), 2*runtime.GOMAXPROCS(0),
-		func() ([]*sealJob, bool, error) {
-			if i == len(batches) {
-				return nil, false, nil
+	return parallel(len(batches), func(i int) error { return s.seal(batches[i]) })
+}
+
+// parallel calls fn with 0 to n-1 on all cores, the caller's first: work that
+// takes less time than it takes to wake another one is done by then. After an
+// error it begins nothing more.
+func parallel(n int, fn func(i int) error) error {
+	var next atomic.Int64
+	var failed atomic.Bool
+	var once sync.Once
+	var first error
+	work := func() {
+		for i := next.Add(1) - 1; i < int64(n) && !failed.Load(); i = next.Add(1) - 1 {
+			if err := fn(int(i)); err != nil {
+				once.Do(func() { first = err })
+				failed.Store(true)
 			}
-			i++
-			return batches[i-1], true, nil
-		},
-		func(_ int, b []*sealJob) error { return s.seal(b) },
-		func([]*sealJob) error { return nil },
-		func([]*sealJob) {})
+		}
+	}
+	var others sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), n) - 1 {
+		others.Go(work)
+	}
+	work()
+	others.Wait()
+	return first
 }
 
 // seal makes segments of what jobs have in memory, and appends those that are

@@ -678,7 +678,7 @@ func (u *Update) writeBlocks(file uint64, off int64, p []byte) (grew int64, err 
 	key := s.keys.current().version
 	s.pins.useKey(key)
 	defer s.pins.unuseKey(key)
-	err = s.sealAll(jobs, 4*BlockSize)
+	err = s.sealAll(jobs, 2*BlockSize)
 	for _, j := range jobs {
 		u.pins = append(u.pins, j.pins...)
 	}
