@@ -97,6 +97,7 @@ func (s *Store) checkpointOnce(number uint64) (again bool, err error) {
 			g.last = s.journal.Last()
 		}
 		o.frozen, o.active = g, &generation{rows: newRows()}
+		o.moved.Broadcast()
 	}
 	o.mu.Unlock()
 	if g == nil {
@@ -232,7 +233,7 @@ func (s *Store) seal(jobs []*sealJob) error {
 			err = s.sealOne(j, c)
 		}
 	}
-	if err := s.appendSealed(c, err, s.checkSpaceToMove); err != nil {
+	if err := s.appendSealed(c, err, s.checkSpaceToMerge); err != nil {
 		return err
 	}
 	for _, j := range jobs {
