@@ -290,7 +290,8 @@ func (s *Store) sealOne(j *sealJob, c *coder) error {
 }
 
 // pinMerged pins the segments of a block that is about to be sealed anew:
-// updates may be building on the block as it was (see overlay.merged).
+// updates may be building on the block as it was (see overlay.merged). One that
+// is missing stays so: the block goes on naming it (see flatten).
 func (s *Store) pinMerged(j *sealJob, b *liveBlock) error {
 	for i := range b.pieces {
 		if b.pieces[i].mem != nil {
@@ -299,9 +300,11 @@ func (s *Store) pinMerged(j *sealJob, b *liveBlock) error {
 		p, first := s.pins.acquire(b.pieces[i].id)
 		j.merged = append(j.merged, p)
 		if first && !s.findRow(p) {
+			// Nobody may take it for one that is there.
+			p.err = capsule.Errorf(capsule.Damaged, "segment %s is missing", p.id)
 			s.pins.settle(p)
 		}
-		if <-p.done; p.err != nil {
+		if <-p.done; p.err != nil && capsule.KindOf(p.err) != capsule.Damaged {
 			return p.err
 		}
 	}

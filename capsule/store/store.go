@@ -241,13 +241,14 @@ func (s *Store) path(elem ...string) string {
 //	1  the first (docs/format.md)
 const formatVersion = 1
 
-const formatName = "format"
+// FormatName is the file in a store's directory that says it is one.
+const FormatName = "format"
 
 // openFormat checks the format file and opens the key ring, or creates both.
 // The format file is written last: without it there is no store yet, so a
 // creation that was cut short is done again.
 func (s *Store) openFormat(src keyring.Source) error {
-	b, err := vfs.ReadFile(s.fs, s.path(formatName))
+	b, err := vfs.ReadFile(s.fs, s.path(FormatName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return s.create(src)
 	}
@@ -256,7 +257,7 @@ func (s *Store) openFormat(src keyring.Source) error {
 	}
 	id, err := parseFormat(b)
 	if err != nil {
-		return capsule.Wrap(capsule.Damaged, err, "%s", s.path(formatName))
+		return capsule.Wrap(capsule.Damaged, err, "%s", s.path(FormatName))
 	}
 	if s.ring, err = keyring.Open(s.fs, s.dir, src, s.log); err != nil {
 		if capsule.KindOf(err) == capsule.NotFound {
@@ -266,7 +267,7 @@ func (s *Store) openFormat(src keyring.Source) error {
 		return err
 	}
 	if s.ring.StoreID() != id {
-		return capsule.Errorf(capsule.Damaged, "%s and the key ring belong to different stores", s.path(formatName))
+		return capsule.Errorf(capsule.Damaged, "%s and the key ring belong to different stores", s.path(FormatName))
 	}
 	return nil
 }
@@ -274,7 +275,7 @@ func (s *Store) openFormat(src keyring.Source) error {
 func (s *Store) create(src keyring.Source) error {
 	for _, name := range []string{"meta", "segments"} {
 		if names, err := s.fs.List(s.path(name)); err == nil && len(names) > 0 {
-			return capsule.Errorf(capsule.Damaged, "the file %q is missing but %s is not empty; restore it from a backup", formatName, s.path(name))
+			return capsule.Errorf(capsule.Damaged, "the file %q is missing but %s is not empty; restore it from a backup", FormatName, s.path(name))
 		}
 	}
 	var err error
@@ -300,7 +301,7 @@ func (s *Store) create(src keyring.Source) error {
 			return err
 		}
 	}
-	return vfs.WriteFileAtomic(s.fs, s.path(formatName), encodeFormat(s.ring.StoreID()))
+	return vfs.WriteFileAtomic(s.fs, s.path(FormatName), encodeFormat(s.ring.StoreID()))
 }
 
 func encodeFormat(id [16]byte) []byte {
