@@ -98,6 +98,7 @@ func (s *Store) checkpointOnce(number uint64) (again bool, err error) {
 			g.last = s.journal.Last()
 		}
 		o.frozen, o.active = g, &generation{rows: newRows()}
+		o.moved.Broadcast()
 	}
 	o.mu.Unlock()
 	if g == nil {
@@ -247,7 +248,7 @@ func (s *Store) seal(jobs []*sealJob) error {
 			err = s.sealOne(j, c)
 		}
 	}
-	if err := s.appendSealed(c, err, s.checkSpaceToMove); err != nil {
+	if err := s.appendSealed(c, err, s.checkSpaceToMerge); err != nil {
 		return err
 	}
 	for _, j := range jobs {
@@ -304,7 +305,8 @@ func (s *Store) sealOne(j *sealJob, c *coder) error {
 }
 
 // pinMerged pins the segments of a block that is about to be sealed anew:
-// updates may be building on the block as it was (see overlay.merged).
+// updates may be building on the block as it was (see overlay.merged). One that
+// is missing stays so: the block goes on naming it (see flatten).
 func (s *Store) pinMerged(j *sealJob, b *liveBlock) error {
 	for i := range b.pieces {
 		if b.pieces[i].mem != nil {
@@ -313,9 +315,11 @@ func (s *Store) pinMerged(j *sealJob, b *liveBlock) error {
 		p, first := s.pins.acquire(b.pieces[i].id)
 		j.merged = append(j.merged, p)
 		if first && !s.findRow(p) {
+			// Nobody may take it for one that is there.
+			p.err = capsule.Errorf(capsule.Damaged, "segment %s is missing", p.id)
 			s.pins.settle(p)
 		}
-		if <-p.done; p.err != nil {
+		if <-p.done; p.err != nil && capsule.KindOf(p.err) != capsule.Damaged {
 			return p.err
 		}
 	}

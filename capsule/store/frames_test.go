@@ -118,7 +118,7 @@ func TestOldFormat(t *testing.T) {
 	}
 	s := open()
 	defer func() { s.Close() }()
-	if b, err := os.ReadFile(filepath.Join(dir, formatName)); err != nil || !strings.HasPrefix(string(b), "space-store format=2 ") {
+	if b, err := os.ReadFile(filepath.Join(dir, FormatName)); err != nil || !strings.HasPrefix(string(b), "space-store format=2 ") {
 		t.Fatalf("%q, %v", b, err)
 	}
 	wantOld(t, s)
@@ -179,13 +179,13 @@ func TestRaiseFormat(t *testing.T) {
 	id := s.ring.StoreID()
 	s.Close()
 	old := encodeFormat(1, id)
-	if err := vfs.WriteFileAtomic(disk, "/space/"+formatName, old); err != nil {
+	if err := vfs.WriteFileAtomic(disk, "/space/"+FormatName, old); err != nil {
 		t.Fatal(err)
 	}
 	faults := vfstest.NewFaults(disk)
 	var after []*vfstest.PowerCut
 	faults.Set(func(op vfstest.Op) error {
-		if op.Mutates() && strings.Contains(op.Path, formatName+".tmp") {
+		if op.Mutates() && strings.Contains(op.Path, FormatName+".tmp") {
 			after = append(after, disk.Clone(uint64(len(after))))
 		}
 		return nil
@@ -198,7 +198,7 @@ func TestRaiseFormat(t *testing.T) {
 		t.Fatalf("%d steps", len(after))
 	}
 	for i, disk := range append(after, disk) {
-		b, err := vfs.ReadFile(disk, "/space/"+formatName)
+		b, err := vfs.ReadFile(disk, "/space/"+FormatName)
 		if err != nil || !bytes.Equal(b, old) && !bytes.Equal(b, encodeFormat(formatVersion, id)) {
 			t.Fatalf("step %d: %q, %v", i, b, err)
 		}

@@ -72,9 +72,10 @@ type chunk struct {
 
 // file is a journal file.
 type file struct {
-	name string
-	w    vfs.File // nil: of the process before
-	last uint64   // number of its last record, once it takes no more
+	name  string
+	w     vfs.File // nil: of the process before
+	first uint64   // number of its first record, if it is of this process
+	last  uint64   // number of its last record, once it takes no more
 }
 
 // Open replays the records after number after, in order, and returns the
@@ -230,7 +231,7 @@ func (j *Journal) create() (vfs.File, string, error) {
 
 // use has the next records go to a new file.
 func (j *Journal) use(w vfs.File, name string) {
-	j.files = append(j.files, file{name: name, w: w})
+	j.files = append(j.files, file{name: name, w: w, first: j.last + 1})
 	c := chunk{w: w, b: j.buffer(), last: j.last}
 	c.b = binary.BigEndian.AppendUint64(c.b, j.last+1)
 	j.queue = append(j.queue, c)
@@ -435,13 +436,13 @@ func all(sync func() error) func() (bool, error) {
 	return func() (bool, error) { return true, sync() }
 }
 
-// Cut ends the present file: later records go to a new one. It returns the
+// Cut ends the present file, if it has records: later ones go to a new one. It returns the
 // number of the last record before the cut. Nothing is written or synced here
 // but the new file's name.
 func (j *Journal) Cut() (uint64, error) {
 	j.mu.Lock()
 	n := len(j.files)
-	if n == 0 || j.files[n-1].w == nil {
+	if n == 0 || j.files[n-1].w == nil || j.files[n-1].first > j.last { // there is none, or it has no records
 		defer j.mu.Unlock()
 		return j.last, nil
 	}
