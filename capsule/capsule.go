@@ -143,13 +143,15 @@ const (
 // UTF-8 without control characters, in slash-separated components of 1 to
 // [MaxComponent] bytes, none of them "." or "..". Such a name is a relative
 // path in every view and can be printed on a terminal.
-func CheckName(name string) error {
+func CheckName(name string) error { return checkName("capsule", name) }
+
+func checkName(of, name string) error {
 	bad := func(why string) error {
 		show := name
 		if len(show) > 64 {
 			show = show[:64] + "…"
 		}
-		return Errorf(Invalid, "capsule name %q: %s", show, why)
+		return Errorf(Invalid, "%s name %q: %s", of, show, why)
 	}
 	switch {
 	case name == "":
@@ -187,8 +189,8 @@ type Snapshot struct {
 // CheckSnapshotName reports whether name can name a snapshot: one component of
 // what [CheckName] allows.
 func CheckSnapshotName(name string) error {
-	if err := CheckName(name); err != nil {
-		return Wrap(Invalid, err, "snapshot name")
+	if err := checkName("snapshot", name); err != nil {
+		return err
 	}
 	if strings.Contains(name, "/") {
 		return Errorf(Invalid, "snapshot name %q: has a slash", name)

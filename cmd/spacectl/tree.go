@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -25,12 +26,12 @@ of them. Mount it with "spacectl project mount" and work in it.`,
 		Args: cobra.NoArgs,
 		RunE: needsSubcommand,
 	}
-	cmd.AddCommand(newTreeCreate(a), newTreeImport(a), newTreeExport(a), newTreeLs(a), newTreeList(a), newRemoveKind(a, capsule.Tree))
+	cmd.AddCommand(newTreeCreate(a), newTreeImport(a), newTreeExport(a), newTreeLs(a), newTreeQuota(a), newTreeList(a), newRemoveKind(a, capsule.Tree))
 	return cmd
 }
 
 func newTreeCreate(a *app) *cobra.Command {
-	var policy string
+	var policy, bytes string
 	req := control.CreateTreeRequest{UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}
 	cmd := &cobra.Command{
 		Use:   "create [NAME]",
@@ -43,6 +44,11 @@ func newTreeCreate(a *app) *cobra.Command {
 					return err
 				}
 				req.Name = args[0]
+			}
+			if bytes != "" {
+				if req.Quota.Bytes, err = parseSize("--quota-bytes", bytes); err != nil {
+					return err
+				}
 			}
 			if policy != "" {
 				if req.Policy, err = readPolicy(policy); err != nil {
@@ -65,9 +71,68 @@ func newTreeCreate(a *app) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.Int64Var(&req.Quota.Bytes, "quota-bytes", 0, "most bytes that its files may take, before compression (default no limit)")
+	f.StringVar(&bytes, "quota-bytes", "", "most bytes that its files may take, before compression, such as 10GiB (default no limit)")
 	f.Int64Var(&req.Quota.Inodes, "quota-inodes", 0, "most files and directories that it may hold (default no limit)")
 	f.StringVar(&policy, "policy-file", "", "policy of the capsule (see spacectl policy)")
+	return cmd
+}
+
+func newTreeQuota(a *app) *cobra.Command {
+	var bytes string
+	var inodes int64
+	cmd := &cobra.Command{
+		Use:   "quota REF [--bytes SIZE] [--inodes N]",
+		Short: "Show what a tree may hold, or change it",
+		Long: `Show how much of what a tree may hold is used, or with flags change the limits;
+0 is no limit. What is beyond a new limit stays, and nothing comes to it.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			req := control.TreeQuotaRequest{}
+			if req.Ref, err = refArg(args); err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("bytes") {
+				n, err := parseSize("--bytes", bytes)
+				if err != nil {
+					return err
+				}
+				req.Bytes = &n
+			}
+			if cmd.Flags().Changed("inodes") {
+				req.Inodes = &inodes
+			}
+			var u tree.Usage
+			err = a.with(cmd.Context(), func(api node.Conn) (err error) {
+				u, err = api.TreeQuota(cmd.Context(), req)
+				return err
+			}, "tree quota %s", show(req.Ref))
+			switch {
+			case err != nil:
+				return err
+			case a.json():
+				return a.printJSON(struct {
+					Bytes       int64 `json:"bytes"`
+					Inodes      int64 `json:"inodes"`
+					QuotaBytes  int64 `json:"quota_bytes"`
+					QuotaInodes int64 `json:"quota_inodes"`
+				}{u.Bytes, u.Inodes, u.Quota.Bytes, u.Quota.Inodes})
+			case req.Bytes != nil || req.Inodes != nil:
+				return nil
+			}
+			of := func(used, limit string, limited bool) string {
+				if !limited {
+					return used + ", no limit"
+				}
+				return used + " of " + limit
+			}
+			a.fields("Bytes", of(size(u.Bytes), size(u.Quota.Bytes), u.Quota.Bytes > 0),
+				"Inodes", of(fmt.Sprint(u.Inodes), fmt.Sprint(u.Quota.Inodes), u.Quota.Inodes > 0))
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&bytes, "bytes", "", "most bytes that its files may take, before compression, such as 10GiB")
+	f.Int64Var(&inodes, "inodes", 0, "most files and directories that it may hold")
 	return cmd
 }
 

@@ -91,6 +91,36 @@ func TestTreeImportAndExport(t *testing.T) {
 	})
 }
 
+func TestTreeQuota(t *testing.T) {
+	eachWay(t, func(t *testing.T, c *cli) {
+		c.ok("tree", "create", "work", "--quota-bytes", "1MiB")
+		src := t.TempDir()
+		write(t, filepath.Join(src, "f"), content(1000))
+		c.ok("tree", "import", "work", src)
+		c.ok("tree", "quota", "work", "--inodes", "3")
+		if got, want := c.ok("tree", "quota", "work"), "Bytes   1.00 kB of 1.05 MB\nInodes  2 of 3\n"; got != want {
+			t.Errorf("the quota is\n%s, want\n%s", got, want)
+		}
+		write(t, filepath.Join(src, "g"), content(2<<20))
+		if r := c.run("tree", "import", "work", src); r.code != 7 {
+			t.Errorf("beyond the quota: %+v", r)
+		}
+		c.ok("tree", "quota", "work", "--bytes", "0")
+		c.ok("tree", "import", "work", src)
+		if got, want := c.ok("tree", "quota", "work", "-o", "json"), `"quota_bytes": 0`; !strings.Contains(got, want) {
+			t.Errorf("the quota is %s", got)
+		}
+		for _, bad := range [][]string{{"--bytes", "-1"}, {"--bytes", "x"}, {"--inodes", "-1"}} {
+			if r := c.run(append([]string{"tree", "quota", "work"}, bad...)...); r.code != 2 {
+				t.Errorf("%q: %+v", bad, r)
+			}
+		}
+		if r := c.run("tree", "quota", "nothing"); r.code != 3 {
+			t.Errorf("of no tree: %+v", r)
+		}
+	})
+}
+
 func TestTreeDiff(t *testing.T) {
 	eachWay(t, func(t *testing.T, c *cli) {
 		src := hostTree(t)

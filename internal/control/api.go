@@ -93,6 +93,9 @@ type DiffRequest struct {
 // Trees are the operations on directory trees that need no mount.
 type Trees interface {
 	CreateTree(ctx context.Context, req CreateTreeRequest) (capsule.Info, error)
+	// TreeQuota changes what the request has of a tree's limits, and returns what
+	// is used of them then.
+	TreeQuota(ctx context.Context, req TreeQuotaRequest) (tree.Usage, error)
 	// ImportTree unpacks a tar into a tree.
 	ImportTree(ctx context.Context, ref string, tar io.Reader) error
 	// ExportTree writes a tree as a tar, as it is at one moment.
@@ -106,6 +109,13 @@ type Trees interface {
 	// DiffTree calls fn with the paths that changed from one snapshot to
 	// another, or, if to is "", to now (see tree.Diff).
 	DiffTree(ctx context.Context, req DiffRequest, fn func(TreeChange) error) error
+}
+
+// TreeQuotaRequest asks for a tree's limits, to be changed where it has others: 0
+// is no limit.
+type TreeQuotaRequest struct {
+	Ref           string
+	Bytes, Inodes *int64
 }
 
 // ListTreeRequest asks for a directory of a tree.

@@ -200,6 +200,9 @@ func serveAt(t testing.TB, home string, api API, limits Limits) *Client {
 	return c
 }
 
+func (f *fake) TreeQuota(context.Context, TreeQuotaRequest) (tree.Usage, error) {
+	return tree.Usage{}, nil
+}
 func (f *fake) ImportTree(_ context.Context, _ string, tar io.Reader) error {
 	_, err := io.Copy(io.Discard, tar)
 	return err

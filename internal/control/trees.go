@@ -31,6 +31,14 @@ func (s treesServer) Create(ctx context.Context, req *controlpb.CreateTreeReques
 		Quota: tree.Quota{Bytes: req.GetQuotaBytes(), Inodes: req.GetQuotaInodes()}, UID: req.GetUid(), GID: req.GetGid()}))
 }
 
+func (s treesServer) Quota(ctx context.Context, req *controlpb.TreeQuotaRequest) (*controlpb.TreeUsage, error) {
+	if err := checkRef(req.GetRef()); err != nil {
+		return nil, err
+	}
+	u, err := s.api.TreeQuota(ctx, TreeQuotaRequest{Ref: req.GetRef(), Bytes: req.Bytes, Inodes: req.Inodes})
+	return &controlpb.TreeUsage{Bytes: u.Bytes, Inodes: u.Inodes, QuotaBytes: u.Quota.Bytes, QuotaInodes: u.Quota.Inodes}, err
+}
+
 func (s treesServer) Import(stream grpc.ClientStreamingServer[controlpb.PutRequest, controlpb.Info]) error {
 	return s.watched(stream.Context(), s.limits.PutIdle, "tree import", func(ctx context.Context, touch func()) error {
 		r := &putReader{stream: stream, touch: touch}
@@ -134,6 +142,16 @@ func (s treesServer) Check(req *controlpb.CheckTreeRequest, stream grpc.ServerSt
 func (c *Client) CreateTree(ctx context.Context, req CreateTreeRequest) (capsule.Info, error) {
 	return c.info(ctx)(c.trees.Create(ctx, &controlpb.CreateTreeRequest{Name: req.Name, Policy: policyTo(req.Policy),
 		QuotaBytes: req.Quota.Bytes, QuotaInodes: req.Quota.Inodes, Uid: req.UID, Gid: req.GID}))
+}
+
+// TreeQuota implements API.
+func (c *Client) TreeQuota(ctx context.Context, req TreeQuotaRequest) (tree.Usage, error) {
+	u, err := c.trees.Quota(ctx, &controlpb.TreeQuotaRequest{Ref: req.Ref, Bytes: req.Bytes, Inodes: req.Inodes})
+	if err != nil {
+		return tree.Usage{}, c.fromStatus(ctx, err)
+	}
+	return tree.Usage{Bytes: u.GetBytes(), Inodes: u.GetInodes(),
+		Quota: tree.Quota{Bytes: u.GetQuotaBytes(), Inodes: u.GetQuotaInodes()}}, nil
 }
 
 // ImportTree implements API.

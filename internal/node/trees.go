@@ -15,6 +15,29 @@ func (l *Local) CreateTree(ctx context.Context, req control.CreateTreeRequest) (
 	return l.trees.Create(ctx, req.Name, req.Policy, tree.New{Mode: 0o755, UID: req.UID, GID: req.GID}, req.Quota)
 }
 
+// TreeQuota implements control.API.
+func (l *Local) TreeQuota(ctx context.Context, req control.TreeQuotaRequest) (u tree.Usage, err error) {
+	err = l.withTree(ctx, req.Ref, "", func(fs *tree.FS) error {
+		q := fs.Usage().Quota
+		for of, to := range map[*int64]*int64{&q.Bytes: req.Bytes, &q.Inodes: req.Inodes} {
+			if to != nil {
+				*of = *to
+			}
+		}
+		if req.Bytes != nil || req.Inodes != nil {
+			if err := fs.SetQuota(ctx, q); err != nil {
+				return err
+			}
+			if err := fs.Sync(ctx); err != nil {
+				return err
+			}
+		}
+		u = fs.Usage()
+		return nil
+	})
+	return u, err
+}
+
 // ImportTree implements control.API.
 func (l *Local) ImportTree(ctx context.Context, ref string, tar io.Reader) error {
 	return l.withTree(ctx, ref, "", func(fs *tree.FS) error {
@@ -68,7 +91,7 @@ func (l *Local) ListTree(ctx context.Context, req control.ListTreeRequest, fn fu
 				continue
 			}
 			if at, err = fs.Lookup(ctx, nil, at.Ino, part); err != nil {
-				return capsule.Wrap(capsule.Other, err, "%q", req.Path)
+				return err
 			}
 			name = part
 		}

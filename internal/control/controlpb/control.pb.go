@@ -2554,6 +2554,134 @@ func (x *CreateTreeRequest) GetGid() uint32 {
 	return 0
 }
 
+type TreeQuotaRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Bytes         *int64                 `protobuf:"varint,2,opt,name=bytes,proto3,oneof" json:"bytes,omitempty"` // not given: as it is; 0: no limit
+	Inodes        *int64                 `protobuf:"varint,3,opt,name=inodes,proto3,oneof" json:"inodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TreeQuotaRequest) Reset() {
+	*x = TreeQuotaRequest{}
+	mi := &file_control_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TreeQuotaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TreeQuotaRequest) ProtoMessage() {}
+
+func (x *TreeQuotaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TreeQuotaRequest.ProtoReflect.Descriptor instead.
+func (*TreeQuotaRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *TreeQuotaRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *TreeQuotaRequest) GetBytes() int64 {
+	if x != nil && x.Bytes != nil {
+		return *x.Bytes
+	}
+	return 0
+}
+
+func (x *TreeQuotaRequest) GetInodes() int64 {
+	if x != nil && x.Inodes != nil {
+		return *x.Inodes
+	}
+	return 0
+}
+
+type TreeUsage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         int64                  `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Inodes        int64                  `protobuf:"varint,2,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	QuotaBytes    int64                  `protobuf:"varint,3,opt,name=quota_bytes,json=quotaBytes,proto3" json:"quota_bytes,omitempty"`
+	QuotaInodes   int64                  `protobuf:"varint,4,opt,name=quota_inodes,json=quotaInodes,proto3" json:"quota_inodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TreeUsage) Reset() {
+	*x = TreeUsage{}
+	mi := &file_control_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TreeUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TreeUsage) ProtoMessage() {}
+
+func (x *TreeUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TreeUsage.ProtoReflect.Descriptor instead.
+func (*TreeUsage) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *TreeUsage) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *TreeUsage) GetInodes() int64 {
+	if x != nil {
+		return x.Inodes
+	}
+	return 0
+}
+
+func (x *TreeUsage) GetQuotaBytes() int64 {
+	if x != nil {
+		return x.QuotaBytes
+	}
+	return 0
+}
+
+func (x *TreeUsage) GetQuotaInodes() int64 {
+	if x != nil {
+		return x.QuotaInodes
+	}
+	return 0
+}
+
 type ListTreeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -2565,7 +2693,7 @@ type ListTreeRequest struct {
 
 func (x *ListTreeRequest) Reset() {
 	*x = ListTreeRequest{}
-	mi := &file_control_proto_msgTypes[41]
+	mi := &file_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2577,7 +2705,7 @@ func (x *ListTreeRequest) String() string {
 func (*ListTreeRequest) ProtoMessage() {}
 
 func (x *ListTreeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[41]
+	mi := &file_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2590,7 +2718,7 @@ func (x *ListTreeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTreeRequest.ProtoReflect.Descriptor instead.
 func (*ListTreeRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{41}
+	return file_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListTreeRequest) GetRef() string {
@@ -2623,7 +2751,7 @@ type TreeEntries struct {
 
 func (x *TreeEntries) Reset() {
 	*x = TreeEntries{}
-	mi := &file_control_proto_msgTypes[42]
+	mi := &file_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2635,7 +2763,7 @@ func (x *TreeEntries) String() string {
 func (*TreeEntries) ProtoMessage() {}
 
 func (x *TreeEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[42]
+	mi := &file_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2648,7 +2776,7 @@ func (x *TreeEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TreeEntries.ProtoReflect.Descriptor instead.
 func (*TreeEntries) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{42}
+	return file_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TreeEntries) GetEntries() []*TreeEntry {
@@ -2676,7 +2804,7 @@ type TreeEntry struct {
 
 func (x *TreeEntry) Reset() {
 	*x = TreeEntry{}
-	mi := &file_control_proto_msgTypes[43]
+	mi := &file_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2688,7 +2816,7 @@ func (x *TreeEntry) String() string {
 func (*TreeEntry) ProtoMessage() {}
 
 func (x *TreeEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[43]
+	mi := &file_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2701,7 +2829,7 @@ func (x *TreeEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TreeEntry.ProtoReflect.Descriptor instead.
 func (*TreeEntry) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{43}
+	return file_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *TreeEntry) GetName() []byte {
@@ -2783,7 +2911,7 @@ type TreeChanges struct {
 
 func (x *TreeChanges) Reset() {
 	*x = TreeChanges{}
-	mi := &file_control_proto_msgTypes[44]
+	mi := &file_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2795,7 +2923,7 @@ func (x *TreeChanges) String() string {
 func (*TreeChanges) ProtoMessage() {}
 
 func (x *TreeChanges) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[44]
+	mi := &file_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2808,7 +2936,7 @@ func (x *TreeChanges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TreeChanges.ProtoReflect.Descriptor instead.
 func (*TreeChanges) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{44}
+	return file_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TreeChanges) GetChanges() []*TreeChange {
@@ -2832,7 +2960,7 @@ type TreeChange struct {
 
 func (x *TreeChange) Reset() {
 	*x = TreeChange{}
-	mi := &file_control_proto_msgTypes[45]
+	mi := &file_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2844,7 +2972,7 @@ func (x *TreeChange) String() string {
 func (*TreeChange) ProtoMessage() {}
 
 func (x *TreeChange) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[45]
+	mi := &file_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2857,7 +2985,7 @@ func (x *TreeChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TreeChange.ProtoReflect.Descriptor instead.
 func (*TreeChange) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{45}
+	return file_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TreeChange) GetChange() string {
@@ -2912,7 +3040,7 @@ type CheckTreeRequest struct {
 
 func (x *CheckTreeRequest) Reset() {
 	*x = CheckTreeRequest{}
-	mi := &file_control_proto_msgTypes[46]
+	mi := &file_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2924,7 +3052,7 @@ func (x *CheckTreeRequest) String() string {
 func (*CheckTreeRequest) ProtoMessage() {}
 
 func (x *CheckTreeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[46]
+	mi := &file_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2937,7 +3065,7 @@ func (x *CheckTreeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckTreeRequest.ProtoReflect.Descriptor instead.
 func (*CheckTreeRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{46}
+	return file_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CheckTreeRequest) GetRef() string {
@@ -2965,7 +3093,7 @@ type TreeProblem struct {
 
 func (x *TreeProblem) Reset() {
 	*x = TreeProblem{}
-	mi := &file_control_proto_msgTypes[47]
+	mi := &file_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2977,7 +3105,7 @@ func (x *TreeProblem) String() string {
 func (*TreeProblem) ProtoMessage() {}
 
 func (x *TreeProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[47]
+	mi := &file_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2990,7 +3118,7 @@ func (x *TreeProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TreeProblem.ProtoReflect.Descriptor instead.
 func (*TreeProblem) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{47}
+	return file_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *TreeProblem) GetInode() uint64 {
@@ -3030,7 +3158,7 @@ type MountRequest struct {
 
 func (x *MountRequest) Reset() {
 	*x = MountRequest{}
-	mi := &file_control_proto_msgTypes[48]
+	mi := &file_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3042,7 +3170,7 @@ func (x *MountRequest) String() string {
 func (*MountRequest) ProtoMessage() {}
 
 func (x *MountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[48]
+	mi := &file_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3055,7 +3183,7 @@ func (x *MountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountRequest.ProtoReflect.Descriptor instead.
 func (*MountRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{48}
+	return file_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *MountRequest) GetView() string {
@@ -3127,7 +3255,7 @@ type NVMeExport struct {
 
 func (x *NVMeExport) Reset() {
 	*x = NVMeExport{}
-	mi := &file_control_proto_msgTypes[49]
+	mi := &file_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3139,7 +3267,7 @@ func (x *NVMeExport) String() string {
 func (*NVMeExport) ProtoMessage() {}
 
 func (x *NVMeExport) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[49]
+	mi := &file_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3152,7 +3280,7 @@ func (x *NVMeExport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NVMeExport.ProtoReflect.Descriptor instead.
 func (*NVMeExport) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{49}
+	return file_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *NVMeExport) GetListen() []string {
@@ -3194,7 +3322,7 @@ type NVMeHost struct {
 
 func (x *NVMeHost) Reset() {
 	*x = NVMeHost{}
-	mi := &file_control_proto_msgTypes[50]
+	mi := &file_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3206,7 +3334,7 @@ func (x *NVMeHost) String() string {
 func (*NVMeHost) ProtoMessage() {}
 
 func (x *NVMeHost) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[50]
+	mi := &file_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3219,7 +3347,7 @@ func (x *NVMeHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NVMeHost.ProtoReflect.Descriptor instead.
 func (*NVMeHost) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{50}
+	return file_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *NVMeHost) GetNqn() string {
@@ -3260,7 +3388,7 @@ type Projection struct {
 
 func (x *Projection) Reset() {
 	*x = Projection{}
-	mi := &file_control_proto_msgTypes[51]
+	mi := &file_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3272,7 +3400,7 @@ func (x *Projection) String() string {
 func (*Projection) ProtoMessage() {}
 
 func (x *Projection) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[51]
+	mi := &file_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3285,7 +3413,7 @@ func (x *Projection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Projection.ProtoReflect.Descriptor instead.
 func (*Projection) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{51}
+	return file_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Projection) GetId() string {
@@ -3367,7 +3495,7 @@ type NVMeNamespace struct {
 
 func (x *NVMeNamespace) Reset() {
 	*x = NVMeNamespace{}
-	mi := &file_control_proto_msgTypes[52]
+	mi := &file_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3379,7 +3507,7 @@ func (x *NVMeNamespace) String() string {
 func (*NVMeNamespace) ProtoMessage() {}
 
 func (x *NVMeNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[52]
+	mi := &file_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3392,7 +3520,7 @@ func (x *NVMeNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NVMeNamespace.ProtoReflect.Descriptor instead.
 func (*NVMeNamespace) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{52}
+	return file_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *NVMeNamespace) GetNqn() string {
@@ -3459,7 +3587,7 @@ type ClientsRequest struct {
 
 func (x *ClientsRequest) Reset() {
 	*x = ClientsRequest{}
-	mi := &file_control_proto_msgTypes[53]
+	mi := &file_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3471,7 +3599,7 @@ func (x *ClientsRequest) String() string {
 func (*ClientsRequest) ProtoMessage() {}
 
 func (x *ClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[53]
+	mi := &file_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3484,7 +3612,7 @@ func (x *ClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientsRequest.ProtoReflect.Descriptor instead.
 func (*ClientsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{53}
+	return file_control_proto_rawDescGZIP(), []int{55}
 }
 
 // Client is a host that is connected.
@@ -3505,7 +3633,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_control_proto_msgTypes[54]
+	mi := &file_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3517,7 +3645,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[54]
+	mi := &file_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3530,7 +3658,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{54}
+	return file_control_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Client) GetView() string {
@@ -3608,7 +3736,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_control_proto_msgTypes[55]
+	mi := &file_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3620,7 +3748,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[55]
+	mi := &file_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3633,7 +3761,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{55}
+	return file_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Traffic) GetOperations() uint64 {
@@ -3672,7 +3800,7 @@ type ProjectionsRequest struct {
 
 func (x *ProjectionsRequest) Reset() {
 	*x = ProjectionsRequest{}
-	mi := &file_control_proto_msgTypes[56]
+	mi := &file_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3684,7 +3812,7 @@ func (x *ProjectionsRequest) String() string {
 func (*ProjectionsRequest) ProtoMessage() {}
 
 func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[56]
+	mi := &file_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3697,7 +3825,7 @@ func (x *ProjectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectionsRequest.ProtoReflect.Descriptor instead.
 func (*ProjectionsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{56}
+	return file_control_proto_rawDescGZIP(), []int{58}
 }
 
 type UnmountRequest struct {
@@ -3710,7 +3838,7 @@ type UnmountRequest struct {
 
 func (x *UnmountRequest) Reset() {
 	*x = UnmountRequest{}
-	mi := &file_control_proto_msgTypes[57]
+	mi := &file_control_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3722,7 +3850,7 @@ func (x *UnmountRequest) String() string {
 func (*UnmountRequest) ProtoMessage() {}
 
 func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[57]
+	mi := &file_control_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3735,7 +3863,7 @@ func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountRequest.ProtoReflect.Descriptor instead.
 func (*UnmountRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{57}
+	return file_control_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *UnmountRequest) GetRef() string {
@@ -3761,7 +3889,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_control_proto_msgTypes[58]
+	mi := &file_control_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3773,7 +3901,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[58]
+	mi := &file_control_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3786,7 +3914,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{58}
+	return file_control_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *WaitRequest) GetRef() string {
@@ -3804,7 +3932,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[59]
+	mi := &file_control_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3816,7 +3944,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[59]
+	mi := &file_control_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3829,7 +3957,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{59}
+	return file_control_proto_rawDescGZIP(), []int{61}
 }
 
 type StatusResponse struct {
@@ -3846,7 +3974,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[60]
+	mi := &file_control_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3858,7 +3986,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[60]
+	mi := &file_control_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3871,7 +3999,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{60}
+	return file_control_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -3924,7 +4052,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_control_proto_msgTypes[61]
+	mi := &file_control_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3936,7 +4064,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[61]
+	mi := &file_control_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3949,7 +4077,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{61}
+	return file_control_proto_rawDescGZIP(), []int{63}
 }
 
 // ErrorDetail rides in the details of a gRPC status: the error's kind, and
@@ -3965,7 +4093,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_control_proto_msgTypes[62]
+	mi := &file_control_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3977,7 +4105,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[62]
+	mi := &file_control_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3990,7 +4118,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{62}
+	return file_control_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ErrorDetail) GetKind() uint32 {
@@ -4212,7 +4340,19 @@ const file_control_proto_rawDesc = "" +
 	"quotaBytes\x12!\n" +
 	"\fquota_inodes\x18\x04 \x01(\x03R\vquotaInodes\x12\x10\n" +
 	"\x03uid\x18\x05 \x01(\rR\x03uid\x12\x10\n" +
-	"\x03gid\x18\x06 \x01(\rR\x03gid\"S\n" +
+	"\x03gid\x18\x06 \x01(\rR\x03gid\"q\n" +
+	"\x10TreeQuotaRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x19\n" +
+	"\x05bytes\x18\x02 \x01(\x03H\x00R\x05bytes\x88\x01\x01\x12\x1b\n" +
+	"\x06inodes\x18\x03 \x01(\x03H\x01R\x06inodes\x88\x01\x01B\b\n" +
+	"\x06_bytesB\t\n" +
+	"\a_inodes\"}\n" +
+	"\tTreeUsage\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06inodes\x18\x02 \x01(\x03R\x06inodes\x12\x1f\n" +
+	"\vquota_bytes\x18\x03 \x01(\x03R\n" +
+	"quotaBytes\x12!\n" +
+	"\fquota_inodes\x18\x04 \x01(\x03R\vquotaInodes\"S\n" +
 	"\x0fListTreeRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x1a\n" +
 	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\x12\x12\n" +
@@ -4362,14 +4502,15 @@ const file_control_proto_rawDesc = "" +
 	"\x04Keys\x12E\n" +
 	"\bDescribe\x12\x1d.space.control.v1.KeysRequest\x1a\x1a.space.control.v1.KeysText\x12E\n" +
 	"\x06Rotate\x12\x1f.space.control.v1.RotateRequest\x1a\x1a.space.control.v1.KeysText\x12D\n" +
-	"\x06Export\x12\x1d.space.control.v1.KeysRequest\x1a\x1b.space.control.v1.KeyExport2\xbe\x03\n" +
+	"\x06Export\x12\x1d.space.control.v1.KeysRequest\x1a\x1b.space.control.v1.KeyExport2\x88\x04\n" +
 	"\x05Trees\x12E\n" +
 	"\x06Create\x12#.space.control.v1.CreateTreeRequest\x1a\x16.space.control.v1.Info\x12@\n" +
 	"\x06Import\x12\x1c.space.control.v1.PutRequest\x1a\x16.space.control.v1.Info(\x01\x12J\n" +
 	"\x06Export\x12\x1f.space.control.v1.ExportRequest\x1a\x1d.space.control.v1.GetResponse0\x01\x12J\n" +
 	"\x04List\x12!.space.control.v1.ListTreeRequest\x1a\x1d.space.control.v1.TreeEntries0\x01\x12L\n" +
 	"\x05Check\x12\".space.control.v1.CheckTreeRequest\x1a\x1d.space.control.v1.TreeProblem0\x01\x12F\n" +
-	"\x04Diff\x12\x1d.space.control.v1.DiffRequest\x1a\x1d.space.control.v1.TreeChanges0\x012\xfb\x02\n" +
+	"\x04Diff\x12\x1d.space.control.v1.DiffRequest\x1a\x1d.space.control.v1.TreeChanges0\x01\x12H\n" +
+	"\x05Quota\x12\".space.control.v1.TreeQuotaRequest\x1a\x1b.space.control.v1.TreeUsage2\xfb\x02\n" +
 	"\vProjections\x12E\n" +
 	"\x05Mount\x12\x1e.space.control.v1.MountRequest\x1a\x1c.space.control.v1.Projection\x12L\n" +
 	"\x04List\x12$.space.control.v1.ProjectionsRequest\x1a\x1c.space.control.v1.Projection0\x01\x12G\n" +
@@ -4392,7 +4533,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_control_proto_goTypes = []any{
 	(*Ref)(nil),                      // 0: space.control.v1.Ref
 	(*Info)(nil),                     // 1: space.control.v1.Info
@@ -4435,28 +4576,30 @@ var file_control_proto_goTypes = []any{
 	(*KeysText)(nil),                 // 38: space.control.v1.KeysText
 	(*KeyExport)(nil),                // 39: space.control.v1.KeyExport
 	(*CreateTreeRequest)(nil),        // 40: space.control.v1.CreateTreeRequest
-	(*ListTreeRequest)(nil),          // 41: space.control.v1.ListTreeRequest
-	(*TreeEntries)(nil),              // 42: space.control.v1.TreeEntries
-	(*TreeEntry)(nil),                // 43: space.control.v1.TreeEntry
-	(*TreeChanges)(nil),              // 44: space.control.v1.TreeChanges
-	(*TreeChange)(nil),               // 45: space.control.v1.TreeChange
-	(*CheckTreeRequest)(nil),         // 46: space.control.v1.CheckTreeRequest
-	(*TreeProblem)(nil),              // 47: space.control.v1.TreeProblem
-	(*MountRequest)(nil),             // 48: space.control.v1.MountRequest
-	(*NVMeExport)(nil),               // 49: space.control.v1.NVMeExport
-	(*NVMeHost)(nil),                 // 50: space.control.v1.NVMeHost
-	(*Projection)(nil),               // 51: space.control.v1.Projection
-	(*NVMeNamespace)(nil),            // 52: space.control.v1.NVMeNamespace
-	(*ClientsRequest)(nil),           // 53: space.control.v1.ClientsRequest
-	(*Client)(nil),                   // 54: space.control.v1.Client
-	(*Traffic)(nil),                  // 55: space.control.v1.Traffic
-	(*ProjectionsRequest)(nil),       // 56: space.control.v1.ProjectionsRequest
-	(*UnmountRequest)(nil),           // 57: space.control.v1.UnmountRequest
-	(*WaitRequest)(nil),              // 58: space.control.v1.WaitRequest
-	(*StatusRequest)(nil),            // 59: space.control.v1.StatusRequest
-	(*StatusResponse)(nil),           // 60: space.control.v1.StatusResponse
-	(*ShutdownRequest)(nil),          // 61: space.control.v1.ShutdownRequest
-	(*ErrorDetail)(nil),              // 62: space.control.v1.ErrorDetail
+	(*TreeQuotaRequest)(nil),         // 41: space.control.v1.TreeQuotaRequest
+	(*TreeUsage)(nil),                // 42: space.control.v1.TreeUsage
+	(*ListTreeRequest)(nil),          // 43: space.control.v1.ListTreeRequest
+	(*TreeEntries)(nil),              // 44: space.control.v1.TreeEntries
+	(*TreeEntry)(nil),                // 45: space.control.v1.TreeEntry
+	(*TreeChanges)(nil),              // 46: space.control.v1.TreeChanges
+	(*TreeChange)(nil),               // 47: space.control.v1.TreeChange
+	(*CheckTreeRequest)(nil),         // 48: space.control.v1.CheckTreeRequest
+	(*TreeProblem)(nil),              // 49: space.control.v1.TreeProblem
+	(*MountRequest)(nil),             // 50: space.control.v1.MountRequest
+	(*NVMeExport)(nil),               // 51: space.control.v1.NVMeExport
+	(*NVMeHost)(nil),                 // 52: space.control.v1.NVMeHost
+	(*Projection)(nil),               // 53: space.control.v1.Projection
+	(*NVMeNamespace)(nil),            // 54: space.control.v1.NVMeNamespace
+	(*ClientsRequest)(nil),           // 55: space.control.v1.ClientsRequest
+	(*Client)(nil),                   // 56: space.control.v1.Client
+	(*Traffic)(nil),                  // 57: space.control.v1.Traffic
+	(*ProjectionsRequest)(nil),       // 58: space.control.v1.ProjectionsRequest
+	(*UnmountRequest)(nil),           // 59: space.control.v1.UnmountRequest
+	(*WaitRequest)(nil),              // 60: space.control.v1.WaitRequest
+	(*StatusRequest)(nil),            // 61: space.control.v1.StatusRequest
+	(*StatusResponse)(nil),           // 62: space.control.v1.StatusResponse
+	(*ShutdownRequest)(nil),          // 63: space.control.v1.ShutdownRequest
+	(*ErrorDetail)(nil),              // 64: space.control.v1.ErrorDetail
 }
 var file_control_proto_depIdxs = []int32{
 	2,  // 0: space.control.v1.PutRequest.header:type_name -> space.control.v1.PutHeader
@@ -4473,13 +4616,13 @@ var file_control_proto_depIdxs = []int32{
 	28, // 11: space.control.v1.VerifyEvent.progress:type_name -> space.control.v1.Progress
 	35, // 12: space.control.v1.VerifyEvent.damage:type_name -> space.control.v1.Damage
 	34, // 13: space.control.v1.VerifyEvent.report:type_name -> space.control.v1.VerifyReport
-	43, // 14: space.control.v1.TreeEntries.entries:type_name -> space.control.v1.TreeEntry
-	45, // 15: space.control.v1.TreeChanges.changes:type_name -> space.control.v1.TreeChange
-	49, // 16: space.control.v1.MountRequest.nvme:type_name -> space.control.v1.NVMeExport
-	50, // 17: space.control.v1.NVMeExport.hosts:type_name -> space.control.v1.NVMeHost
-	52, // 18: space.control.v1.Projection.nvme:type_name -> space.control.v1.NVMeNamespace
-	55, // 19: space.control.v1.Client.reads:type_name -> space.control.v1.Traffic
-	55, // 20: space.control.v1.Client.writes:type_name -> space.control.v1.Traffic
+	45, // 14: space.control.v1.TreeEntries.entries:type_name -> space.control.v1.TreeEntry
+	47, // 15: space.control.v1.TreeChanges.changes:type_name -> space.control.v1.TreeChange
+	51, // 16: space.control.v1.MountRequest.nvme:type_name -> space.control.v1.NVMeExport
+	52, // 17: space.control.v1.NVMeExport.hosts:type_name -> space.control.v1.NVMeHost
+	54, // 18: space.control.v1.Projection.nvme:type_name -> space.control.v1.NVMeNamespace
+	57, // 19: space.control.v1.Client.reads:type_name -> space.control.v1.Traffic
+	57, // 20: space.control.v1.Client.writes:type_name -> space.control.v1.Traffic
 	35, // 21: space.control.v1.ErrorDetail.damage:type_name -> space.control.v1.Damage
 	3,  // 22: space.control.v1.Capsules.Put:input_type -> space.control.v1.PutRequest
 	4,  // 23: space.control.v1.Capsules.Get:input_type -> space.control.v1.GetRequest
@@ -4511,58 +4654,60 @@ var file_control_proto_depIdxs = []int32{
 	40, // 49: space.control.v1.Trees.Create:input_type -> space.control.v1.CreateTreeRequest
 	3,  // 50: space.control.v1.Trees.Import:input_type -> space.control.v1.PutRequest
 	15, // 51: space.control.v1.Trees.Export:input_type -> space.control.v1.ExportRequest
-	41, // 52: space.control.v1.Trees.List:input_type -> space.control.v1.ListTreeRequest
-	46, // 53: space.control.v1.Trees.Check:input_type -> space.control.v1.CheckTreeRequest
+	43, // 52: space.control.v1.Trees.List:input_type -> space.control.v1.ListTreeRequest
+	48, // 53: space.control.v1.Trees.Check:input_type -> space.control.v1.CheckTreeRequest
 	21, // 54: space.control.v1.Trees.Diff:input_type -> space.control.v1.DiffRequest
-	48, // 55: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
-	56, // 56: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
-	53, // 57: space.control.v1.Projections.Clients:input_type -> space.control.v1.ClientsRequest
-	57, // 58: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
-	58, // 59: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
-	59, // 60: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
-	61, // 61: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
-	1,  // 62: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
-	5,  // 63: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
-	1,  // 64: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
-	6,  // 65: space.control.v1.Capsules.Stat:output_type -> space.control.v1.StatResponse
-	8,  // 66: space.control.v1.Capsules.List:output_type -> space.control.v1.ListResponse
-	1,  // 67: space.control.v1.Capsules.Rename:output_type -> space.control.v1.Info
-	1,  // 68: space.control.v1.Capsules.Remove:output_type -> space.control.v1.Info
-	10, // 69: space.control.v1.Capsules.Policy:output_type -> space.control.v1.PolicyText
-	1,  // 70: space.control.v1.Capsules.SetPolicy:output_type -> space.control.v1.Info
-	1,  // 71: space.control.v1.Volumes.Create:output_type -> space.control.v1.Info
-	1,  // 72: space.control.v1.Volumes.Resize:output_type -> space.control.v1.Info
-	1,  // 73: space.control.v1.Volumes.Import:output_type -> space.control.v1.Info
-	16, // 74: space.control.v1.Volumes.Export:output_type -> space.control.v1.ExportResponse
-	18, // 75: space.control.v1.Snapshots.Create:output_type -> space.control.v1.Snapshot
-	19, // 76: space.control.v1.Snapshots.List:output_type -> space.control.v1.SnapshotList
-	18, // 77: space.control.v1.Snapshots.Delete:output_type -> space.control.v1.Snapshot
-	1,  // 78: space.control.v1.Snapshots.Rollback:output_type -> space.control.v1.Info
-	1,  // 79: space.control.v1.Snapshots.Clone:output_type -> space.control.v1.Info
-	22, // 80: space.control.v1.Snapshots.Diff:output_type -> space.control.v1.DiffResponse
-	24, // 81: space.control.v1.Snapshots.Policy:output_type -> space.control.v1.SnapshotPolicy
-	24, // 82: space.control.v1.Snapshots.SetPolicy:output_type -> space.control.v1.SnapshotPolicy
-	27, // 83: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
-	30, // 84: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
-	33, // 85: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
-	38, // 86: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
-	38, // 87: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
-	39, // 88: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
-	1,  // 89: space.control.v1.Trees.Create:output_type -> space.control.v1.Info
-	1,  // 90: space.control.v1.Trees.Import:output_type -> space.control.v1.Info
-	5,  // 91: space.control.v1.Trees.Export:output_type -> space.control.v1.GetResponse
-	42, // 92: space.control.v1.Trees.List:output_type -> space.control.v1.TreeEntries
-	47, // 93: space.control.v1.Trees.Check:output_type -> space.control.v1.TreeProblem
-	44, // 94: space.control.v1.Trees.Diff:output_type -> space.control.v1.TreeChanges
-	51, // 95: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
-	51, // 96: space.control.v1.Projections.List:output_type -> space.control.v1.Projection
-	54, // 97: space.control.v1.Projections.Clients:output_type -> space.control.v1.Client
-	51, // 98: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
-	51, // 99: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
-	60, // 100: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
-	60, // 101: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
-	62, // [62:102] is the sub-list for method output_type
-	22, // [22:62] is the sub-list for method input_type
+	41, // 55: space.control.v1.Trees.Quota:input_type -> space.control.v1.TreeQuotaRequest
+	50, // 56: space.control.v1.Projections.Mount:input_type -> space.control.v1.MountRequest
+	58, // 57: space.control.v1.Projections.List:input_type -> space.control.v1.ProjectionsRequest
+	55, // 58: space.control.v1.Projections.Clients:input_type -> space.control.v1.ClientsRequest
+	59, // 59: space.control.v1.Projections.Unmount:input_type -> space.control.v1.UnmountRequest
+	60, // 60: space.control.v1.Projections.Wait:input_type -> space.control.v1.WaitRequest
+	61, // 61: space.control.v1.Node.Status:input_type -> space.control.v1.StatusRequest
+	63, // 62: space.control.v1.Node.Shutdown:input_type -> space.control.v1.ShutdownRequest
+	1,  // 63: space.control.v1.Capsules.Put:output_type -> space.control.v1.Info
+	5,  // 64: space.control.v1.Capsules.Get:output_type -> space.control.v1.GetResponse
+	1,  // 65: space.control.v1.Capsules.Resolve:output_type -> space.control.v1.Info
+	6,  // 66: space.control.v1.Capsules.Stat:output_type -> space.control.v1.StatResponse
+	8,  // 67: space.control.v1.Capsules.List:output_type -> space.control.v1.ListResponse
+	1,  // 68: space.control.v1.Capsules.Rename:output_type -> space.control.v1.Info
+	1,  // 69: space.control.v1.Capsules.Remove:output_type -> space.control.v1.Info
+	10, // 70: space.control.v1.Capsules.Policy:output_type -> space.control.v1.PolicyText
+	1,  // 71: space.control.v1.Capsules.SetPolicy:output_type -> space.control.v1.Info
+	1,  // 72: space.control.v1.Volumes.Create:output_type -> space.control.v1.Info
+	1,  // 73: space.control.v1.Volumes.Resize:output_type -> space.control.v1.Info
+	1,  // 74: space.control.v1.Volumes.Import:output_type -> space.control.v1.Info
+	16, // 75: space.control.v1.Volumes.Export:output_type -> space.control.v1.ExportResponse
+	18, // 76: space.control.v1.Snapshots.Create:output_type -> space.control.v1.Snapshot
+	19, // 77: space.control.v1.Snapshots.List:output_type -> space.control.v1.SnapshotList
+	18, // 78: space.control.v1.Snapshots.Delete:output_type -> space.control.v1.Snapshot
+	1,  // 79: space.control.v1.Snapshots.Rollback:output_type -> space.control.v1.Info
+	1,  // 80: space.control.v1.Snapshots.Clone:output_type -> space.control.v1.Info
+	22, // 81: space.control.v1.Snapshots.Diff:output_type -> space.control.v1.DiffResponse
+	24, // 82: space.control.v1.Snapshots.Policy:output_type -> space.control.v1.SnapshotPolicy
+	24, // 83: space.control.v1.Snapshots.SetPolicy:output_type -> space.control.v1.SnapshotPolicy
+	27, // 84: space.control.v1.Maintenance.Usage:output_type -> space.control.v1.UsageResponse
+	30, // 85: space.control.v1.Maintenance.GC:output_type -> space.control.v1.GCEvent
+	33, // 86: space.control.v1.Maintenance.Verify:output_type -> space.control.v1.VerifyEvent
+	38, // 87: space.control.v1.Keys.Describe:output_type -> space.control.v1.KeysText
+	38, // 88: space.control.v1.Keys.Rotate:output_type -> space.control.v1.KeysText
+	39, // 89: space.control.v1.Keys.Export:output_type -> space.control.v1.KeyExport
+	1,  // 90: space.control.v1.Trees.Create:output_type -> space.control.v1.Info
+	1,  // 91: space.control.v1.Trees.Import:output_type -> space.control.v1.Info
+	5,  // 92: space.control.v1.Trees.Export:output_type -> space.control.v1.GetResponse
+	44, // 93: space.control.v1.Trees.List:output_type -> space.control.v1.TreeEntries
+	49, // 94: space.control.v1.Trees.Check:output_type -> space.control.v1.TreeProblem
+	46, // 95: space.control.v1.Trees.Diff:output_type -> space.control.v1.TreeChanges
+	42, // 96: space.control.v1.Trees.Quota:output_type -> space.control.v1.TreeUsage
+	53, // 97: space.control.v1.Projections.Mount:output_type -> space.control.v1.Projection
+	53, // 98: space.control.v1.Projections.List:output_type -> space.control.v1.Projection
+	56, // 99: space.control.v1.Projections.Clients:output_type -> space.control.v1.Client
+	53, // 100: space.control.v1.Projections.Unmount:output_type -> space.control.v1.Projection
+	53, // 101: space.control.v1.Projections.Wait:output_type -> space.control.v1.Projection
+	62, // 102: space.control.v1.Node.Status:output_type -> space.control.v1.StatusResponse
+	62, // 103: space.control.v1.Node.Shutdown:output_type -> space.control.v1.StatusResponse
+	63, // [63:104] is the sub-list for method output_type
+	22, // [22:63] is the sub-list for method input_type
 	22, // [22:22] is the sub-list for extension type_name
 	22, // [22:22] is the sub-list for extension extendee
 	0,  // [0:22] is the sub-list for field type_name
@@ -4573,13 +4718,14 @@ func file_control_proto_init() {
 	if File_control_proto != nil {
 		return
 	}
+	file_control_proto_msgTypes[41].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   63,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

@@ -1405,6 +1405,7 @@ const (
 	Trees_List_FullMethodName   = "/space.control.v1.Trees/List"
 	Trees_Check_FullMethodName  = "/space.control.v1.Trees/Check"
 	Trees_Diff_FullMethodName   = "/space.control.v1.Trees/Diff"
+	Trees_Quota_FullMethodName  = "/space.control.v1.Trees/Quota"
 )
 
 // TreesClient is the client API for Trees service.
@@ -1419,6 +1420,7 @@ type TreesClient interface {
 	List(ctx context.Context, in *ListTreeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TreeEntries], error)
 	Check(ctx context.Context, in *CheckTreeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TreeProblem], error)
 	Diff(ctx context.Context, in *DiffRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TreeChanges], error)
+	Quota(ctx context.Context, in *TreeQuotaRequest, opts ...grpc.CallOption) (*TreeUsage, error)
 }
 
 type treesClient struct {
@@ -1528,6 +1530,16 @@ func (c *treesClient) Diff(ctx context.Context, in *DiffRequest, opts ...grpc.Ca
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Trees_DiffClient = grpc.ServerStreamingClient[TreeChanges]
 
+func (c *treesClient) Quota(ctx context.Context, in *TreeQuotaRequest, opts ...grpc.CallOption) (*TreeUsage, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TreeUsage)
+	err := c.cc.Invoke(ctx, Trees_Quota_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // TreesServer is the server API for Trees service.
 // All implementations must embed UnimplementedTreesServer
 // for forward compatibility.
@@ -1540,6 +1552,7 @@ type TreesServer interface {
 	List(*ListTreeRequest, grpc.ServerStreamingServer[TreeEntries]) error
 	Check(*CheckTreeRequest, grpc.ServerStreamingServer[TreeProblem]) error
 	Diff(*DiffRequest, grpc.ServerStreamingServer[TreeChanges]) error
+	Quota(context.Context, *TreeQuotaRequest) (*TreeUsage, error)
 	mustEmbedUnimplementedTreesServer()
 }
 
@@ -1567,6 +1580,9 @@ func (UnimplementedTreesServer) Check(*CheckTreeRequest, grpc.ServerStreamingSer
 }
 func (UnimplementedTreesServer) Diff(*DiffRequest, grpc.ServerStreamingServer[TreeChanges]) error {
 	return status.Error(codes.Unimplemented, "method Diff not implemented")
+}
+func (UnimplementedTreesServer) Quota(context.Context, *TreeQuotaRequest) (*TreeUsage, error) {
+	return nil, status.Error(codes.Unimplemented, "method Quota not implemented")
 }
 func (UnimplementedTreesServer) mustEmbedUnimplementedTreesServer() {}
 func (UnimplementedTreesServer) testEmbeddedByValue()               {}
@@ -1658,6 +1674,24 @@ func _Trees_Diff_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Trees_DiffServer = grpc.ServerStreamingServer[TreeChanges]
 
+func _Trees_Quota_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TreeQuotaRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TreesServer).Quota(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Trees_Quota_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TreesServer).Quota(ctx, req.(*TreeQuotaRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Trees_ServiceDesc is the grpc.ServiceDesc for Trees service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1668,6 +1702,10 @@ var Trees_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Create",
 			Handler:    _Trees_Create_Handler,
+		},
+		{
+			MethodName: "Quota",
+			Handler:    _Trees_Quota_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
