@@ -1,9 +1,11 @@
 package fabric
 
 import (
+	"net"
 	"time"
 
 	"github.com/spacestore/space/fabric/admit"
+	"github.com/spacestore/space/fabric/carrier"
 	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/fabric/session"
 )
@@ -147,17 +149,24 @@ func (n *Node) admitOne(what admit.What, keys ...admit.Key) (*grant, *RefusedErr
 	return &grant{group: group, leases: []*admit.Lease{lease}, own: true}, nil
 }
 
-// organization returns whose the peer is: what it has signed for all to see or,
-// as long as that has not come here, what it said when the session began. It is
-// the node's and not the tunnel's, so that none can be charged to another one
-// each time.
-func (r *route) organization() string {
-	if rec, ok := r.n.dir.d.Node(r.p.id); ok {
-		return rec.Organization
+// certified notes whose the peer is: what its certificate says, with which this link
+// was made. Neither the node itself nor a tunnel has a say in that, so that none can be
+// charged to another one.
+func (p *peer) certified(c net.Conn) {
+	org := p.n.o.Identity.Organization() // a link to itself needs no certificate
+	if l, ok := c.(carrier.Link); ok {
+		org = l.Organization()
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.hello.Organization
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.org = org
+}
+
+// organization returns whose the peer is.
+func (p *peer) organization() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.org
 }
 
 func peerKey(id identity.NodeID) admit.Key {

@@ -2,12 +2,17 @@ package fabric
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/spacestore/space/fabric/frame"
@@ -27,16 +32,21 @@ const (
 	lastRenewRest  = time.Hour
 )
 
-// NewToken makes a join token, on the authority's node. addrs nil: where this
-// node listens.
+// NewToken makes a join token for nodes of the default organization, on the
+// authority's node. addrs nil: where this node listens.
 func (n *Node) NewToken(life time.Duration, uses int, addrs []string) (identity.Token, error) {
+	return n.NewTokenOf(identity.DefaultOrganization, life, uses, addrs)
+}
+
+// NewTokenOf is NewToken for nodes of an organization.
+func (n *Node) NewTokenOf(organization string, life time.Duration, uses int, addrs []string) (identity.Token, error) {
 	if n.o.Authority == nil {
 		return identity.Token{}, ErrNoAuthority
 	}
 	if addrs == nil {
 		addrs = n.Addrs()
 	}
-	return n.o.Authority.NewToken(life, uses, addrs)
+	return n.o.Authority.NewTokenOf(organization, life, uses, addrs)
 }
 
 // Revoke shuts a node out of the fabric, for good, on the authority's node: all
@@ -171,7 +181,7 @@ func (n *Node) answerCall(r *route, name string, request []byte) ([]byte, error)
 	case n.o.Authority == nil:
 		return nil, ErrNoAuthority
 	}
-	grant, err := n.o.Authority.Renew(r.p.id, request)
+	grant, err := n.o.Authority.Renew(r.p.id, r.p.organization(), request)
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +219,7 @@ func (n *Node) renewNow() error {
 		return err
 	}
 	if n.o.Authority != nil {
-		g, err := n.o.Authority.Renew(n.id, csr)
+		g, err := n.o.Authority.Renew(n.id, n.o.Identity.Organization(), csr)
 		if err != nil {
 			return err
 		}
@@ -217,13 +227,8 @@ func (n *Node) renewNow() error {
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, dialTime)
 	defer cancel()
-	nodes, err := n.find(ctx, authorityService)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, id := range nodes {
-		b, err := n.call(ctx, id, callRenew, csr)
+	return n.authority(ctx, func(r *route) error {
+		b, err := n.call(ctx, r.p.id, callRenew, csr)
 		var g identity.Grant
 		if err == nil {
 			err = json.Unmarshal(b, &g)
@@ -231,10 +236,169 @@ func (n *Node) renewNow() error {
 		if err == nil {
 			err = n.o.Identity.Renewed(g)
 		}
+		return err
+	})
+}
+
+// authorities is what a node knows of those that say that they are the authority's.
+// Any node can: each has to show the authority's certificate, in the handshake of one
+// that joins, before it is believed. One that has it shown by the true one, by passing
+// the handshake on, gains nothing but its turn; whoever comes again has another one's.
+type authorities struct {
+	looking gate // one looks at a time
+
+	mu       sync.Mutex
+	turn     int
+	verdicts map[identity.NodeID]verdict
+}
+
+// verdict is what came of a look at a node.
+type verdict struct {
+	proven bool
+	until  time.Time
+}
+
+// authority calls fn with a session with the authority's node, and where that fails with
+// the next one that has shown to be that, until fn returns nil. Each time it begins with
+// another one, if there are several.
+func (n *Node) authority(ctx context.Context, fn func(*route) error) error {
+	if err := n.auth.looking.take(ctx); err != nil {
+		return err
+	}
+	proven, err := n.provenAuthorities(ctx)
+	n.auth.looking.give()
+	if err != nil {
+		return fmt.Errorf("fabric: the authority's node: %w", err)
+	}
+	var errs []error
+	for _, id := range proven {
+		r, err := n.routeTo(ctx, id)
+		if err == nil {
+			err = fn(r)
+		}
 		if err == nil {
 			return nil
 		}
-		errs = append(errs, err)
+		errs = append(errs, fmt.Errorf("node %s: %w", n.nameOf(id), err))
 	}
-	return errors.Join(errs...)
+	return fmt.Errorf("fabric: the authority's node: %w", errors.Join(errs...))
+}
+
+// routeTo returns a session with a node.
+func (n *Node) routeTo(ctx context.Context, id identity.NodeID) (*route, error) {
+	p, err := n.peer(id)
+	if err != nil {
+		return nil, err
+	}
+	return p.route(ctx)
+}
+
+// provenAuthorities returns the nodes that have shown to be the authority's, of those that
+// are known or else of those that other areas know.
+func (n *Node) provenAuthorities(ctx context.Context) ([]identity.NodeID, error) {
+	k := authorityService
+	ids, err := n.find(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	proven, errs := n.prove(ctx, ids)
+	if len(proven) == 0 { // those that are near may all be false
+		n.askAfar(ctx, k)
+		more, err := n.find(ctx, k)
+		if err != nil {
+			return nil, err
+		}
+		more = slices.DeleteFunc(more, func(id identity.NodeID) bool { return slices.Contains(ids, id) })
+		var afar []error
+		proven, afar = n.prove(ctx, more)
+		errs = append(errs, afar...)
+	}
+	if len(proven) == 0 {
+		return nil, errors.Join(append(errs, errors.New("none of the nodes that say they are it has shown so"))...)
+	}
+	return proven, nil
+}
+
+// prove returns those of the nodes that have shown to be the authority's, lately or when
+// asked now, side by side. It waits for one of them, not for those that take longer.
+func (n *Node) prove(ctx context.Context, ids []identity.NodeID) (proven []identity.NodeID, errs []error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	now := time.Now()
+	n.auth.mu.Lock()
+	n.auth.turn++
+	at := n.auth.turn % len(ids)
+	ids = slices.Concat(ids[at:], ids[:at])
+	maps.DeleteFunc(n.auth.verdicts, func(_ identity.NodeID, v verdict) bool { return now.After(v.until) })
+	var ask []identity.NodeID
+	for _, id := range ids {
+		if v, known := n.auth.verdicts[id]; !known {
+			ask = append(ask, id)
+		} else if v.proven {
+			proven = append(proven, id)
+		}
+	}
+	if len(ask) == 0 && len(proven) == 0 {
+		ask = ids // better again than not at all
+	}
+	ask = ask[:min(len(ask), maxAuthorities)]
+	for _, id := range ask {
+		n.auth.verdicts[id] = verdict{until: now.Add(unprovenTime)} // not to be asked by others meanwhile
+	}
+	n.auth.mu.Unlock()
+	type look struct {
+		id  identity.NodeID
+		err error
+	}
+	looks := make(chan look, len(ask))
+	for _, id := range ask {
+		if !n.run(func() {
+			err := n.proveOne(id)
+			if err == nil {
+				n.auth.mu.Lock()
+				n.auth.verdicts[id] = verdict{true, time.Now().Add(provenTime)}
+				n.auth.mu.Unlock()
+			}
+			looks <- look{id, err}
+		}) {
+			looks <- look{id, ErrClosed}
+		}
+	}
+	for range ask {
+		if len(proven) > 0 {
+			break
+		}
+		select {
+		case l := <-looks:
+			if l.err == nil {
+				proven = append(proven, l.id)
+			} else {
+				errs = append(errs, fmt.Errorf("node %s: %w", n.nameOf(l.id), l.err))
+			}
+		case <-ctx.Done():
+			return nil, append(errs, context.Cause(ctx))
+		}
+	}
+	return proven, errs
+}
+
+// proveOne has a node show that it is the authority's.
+func (n *Node) proveOne(id identity.NodeID) error {
+	ctx, cancel := context.WithTimeout(n.ctx, proofTime)
+	defer cancel()
+	r, err := n.routeTo(ctx, id)
+	if err != nil {
+		return err
+	}
+	st, err := r.s.Open(frame.Control, joinHeader(id, netip.Addr{}))
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	c := tls.Client(passed{st}, n.o.Identity.AuthorityConfig())
+	if err := c.HandshakeContext(ctx); err != nil {
+		return err
+	}
+	return c.CloseWrite() // it says that nothing follows
 }

@@ -16,7 +16,7 @@ import (
 // The same nodes over real sockets: TLS, QUIC and HTTPS, directly and through a
 // node that passes on.
 func TestCarriers(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	before := goleak.IgnoreCurrent()
 	// Carriers keep what they have shared for a moment, until what was written
@@ -71,6 +71,19 @@ func TestCarriers(t *testing.T) {
 			}
 			if r, ok := routeTo(b, far); !ok || r.Carrier != name {
 				t.Errorf("route %+v", r)
+			}
+			if name == viaCarrier {
+				return
+			}
+			// Who is at an address shows it there.
+			if err := b.Answers(ctx, a.ID(), a.Addrs()[0]); err != nil {
+				t.Error(err)
+			}
+			if err := b.Answers(ctx, b.ID(), a.Addrs()[0]); err == nil {
+				t.Error("a node is where it is not")
+			}
+			if linked := b.Linked(); (len(linked) > 0) == (name == "https") || len(linked) > 0 && !linked[0].IsLoopback() {
+				t.Errorf("links go to %v", linked)
 			}
 		})
 	}

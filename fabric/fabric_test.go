@@ -13,16 +13,15 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/spacestore/space/fabric/carrier"
 	"github.com/spacestore/space/fabric/frame"
 	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/internal/clock"
+	"github.com/spacestore/space/internal/testenv/leak"
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // world is a fabric in a simulated network.
 type world struct {
@@ -72,7 +71,12 @@ func (w *world) identity(t testing.TB, name string) *identity.Node {
 	if id := w.ids[name]; id != nil {
 		return id
 	}
-	token, err := w.auth.NewToken(time.Hour, 1, nil)
+	return w.join(t, name, "")
+}
+
+// join makes a host's identity, of a node of an organization.
+func (w *world) join(t testing.TB, name, organization string) *identity.Node {
+	token, err := w.auth.NewTokenOf(organization, time.Hour, 1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -82,7 +82,7 @@ func (n *Node) openDirectory() error {
 
 // publish makes the own record anew and tells the neighbours.
 func (n *Node) publish() error {
-	rec := directory.Record{Name: n.o.Name, Organization: n.o.Organization, Addrs: slices.Clone(n.addrs), Relay: n.o.Relay && !n.draining.Load(),
+	rec := directory.Record{Name: n.o.Name, Addrs: slices.Clone(n.addrs), Relay: n.o.Relay && !n.draining.Load(),
 		Expires: time.Now().Add(recordLife)}
 	n.mu.Lock()
 	if !n.draining.Load() {
@@ -432,6 +432,7 @@ func (n *Node) dialSeed(k wayKey) error {
 	d := &dialing{done: make(chan struct{}), direct: true}
 	p.dialing = d
 	p.mu.Unlock()
+	p.certified(c)
 	p.dial(d, &linkConn{Conn: c, way: k, began: time.Now()})
 	return d.err
 }
@@ -579,7 +580,7 @@ func (n *Node) guess(id identity.NodeID, now time.Time) (s score) {
 func (n *Node) Nodes() []NodeState {
 	states := []NodeState{}
 	for _, rec := range n.dir.d.All() {
-		s := NodeState{Node: rec.Node, Name: rec.Name, Area: rec.Area, Addrs: []string{}, Relay: rec.Relay, Services: []ServiceState{},
+		s := NodeState{Node: rec.Node, Name: rec.Name, Area: rec.Area, Organization: rec.Organization, Addrs: []string{}, Relay: rec.Relay, Services: []ServiceState{},
 			Self: rec.Node == n.id, Expires: rec.Expires}
 		for _, a := range rec.Addrs {
 			s.Addrs = append(s.Addrs, urlOf(a))

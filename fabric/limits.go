@@ -42,6 +42,10 @@ const (
 	lastReopenRest  = 2 * time.Second
 	reopenTime      = 30 * time.Second
 
+	proofTime    = 3 * time.Second  // for the authority's node to show that it is that
+	provenTime   = time.Minute      // for which it is not asked again
+	unprovenTime = 10 * time.Second // likewise one that has not
+
 	sessionIdle = time.Minute // a session that is of no use is closed after
 	peerIdle    = 10 * time.Minute
 	helloTime   = 15 * time.Second // for the peer's hello on the control stream
@@ -67,6 +71,8 @@ const (
 	maxPassed          = 1024 // links that are passed on for one node
 	maxOnward          = 16   // of them, those for which the next node is being dialed
 	maxServed          = 64   // calls, and handshakes of links that were passed on, of one session
+	maxJoins           = 64   // nodes that join through one node at a time
+	maxAuthorities     = 8    // nodes that say that they are the authority's, and are looked at at a time
 	controlQueue       = 2048
 	controlBytes       = 8 << 20
 )

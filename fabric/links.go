@@ -335,6 +335,7 @@ func (p *peer) attempt(ctx context.Context, r *route, k wayKey, class frame.Clas
 		return nil, fmt.Errorf("%s: %w", k, err)
 	}
 	p.worked(k)
+	p.certified(c)
 	return &linkConn{Conn: c, way: k, began: time.Now(), ahead: !k.direct() && class < frame.Bulk,
 		rejected: func() { p.n.rejected(p.id) }}, nil
 }

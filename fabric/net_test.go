@@ -120,8 +120,8 @@ func (c *memCarrier) Dial(ctx context.Context, addr string, to identity.NodeID) 
 		return nil, identity.ErrRevoked
 	}
 	a, b := simnet.Line{Delay: c.w.delay}.Connect()
-	near := &memConn{Conn: a, peer: l.c.id.ID(), w: c.w, from: c.host, to: addr, carrier: c.name}
-	far := &memConn{Conn: b, peer: c.id.ID(), from: c.host, to: addr, carrier: c.name}
+	near := &memConn{Conn: a, peer: l.c.id, w: c.w, from: c.host, to: addr, carrier: c.name}
+	far := &memConn{Conn: b, peer: c.id, from: c.host, to: addr, carrier: c.name}
 	c.w.mu.Lock()
 	c.w.conns[near] = struct{}{}
 	c.w.mu.Unlock()
@@ -182,12 +182,14 @@ func (l *memListener) Close() error {
 // memConn is one end of a connection.
 type memConn struct {
 	*simnet.Conn
-	peer              identity.NodeID
+	peer              *identity.Node
 	w                 *network // of the dialer's end
 	from, to, carrier string
 }
 
-func (c *memConn) Peer() identity.NodeID { return c.peer }
+func (c *memConn) Peer() identity.NodeID { return c.peer.ID() }
+
+func (c *memConn) Organization() string { return c.peer.Organization() }
 
 func (c *memConn) Close() error {
 	if c.w != nil {

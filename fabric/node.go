@@ -31,7 +31,7 @@ type Options struct {
 
 	Name         string // for people
 	Area         string // whose nodes know all of each other
-	Organization string // that this node's own tunnels count for, unless they say
+	Organization string // that tunnels count for at this node that it opens itself, unless they say; "": its certificate's
 
 	Listen []Listen
 	Dial   []carrier.Carrier // the ways out, the best first
@@ -101,6 +101,8 @@ type Node struct {
 
 	rejectedAt, rejectedSaid atomic.Int64 // see rejected
 
+	auth authorities
+
 	mu        sync.Mutex
 	closed    bool
 	peers     map[identity.NodeID]*peer
@@ -129,12 +131,21 @@ func Start(o Options) (*Node, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	certified := o.Identity.Organization()
+	if o.Organization == "" {
+		o.Organization = certified
+	}
 	o.Limits = filled(o.Limits)
 	now := time.Now()
 	n := &Node{o: o, id: o.Identity.ID(), epoch: uint64(now.UnixNano()), started: now, signer: o.Identity.Signer(), verifier: o.Identity.Verifier(),
 		admit: admit.New(o.Limits, clock.System()), windows: session.NewBudget(o.Limits.Each[admit.NodeScope].Window), poked: make(chan struct{}, 1), peers: map[identity.NodeID]*peer{},
-		tunnels: map[tunnelKey]*Tunnel{}, services: map[serviceKey]*Provider{}, fresh: map[carrier.Link]struct{}{}}
+		tunnels: map[tunnelKey]*Tunnel{}, services: map[serviceKey]*Provider{}, fresh: map[carrier.Link]struct{}{},
+		auth: authorities{looking: make(gate, 1), verdicts: map[identity.NodeID]verdict{}}}
 	n.log = o.Log.With("node", n.id.String())
+	if o.Organization != certified {
+		n.log.Warn("tunnels of this node count for the organization of its certificate at all others, and only here for the one that the settings name",
+			"certificate", certified, "settings", o.Organization)
+	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	if o.Authority != nil {
 		o.Authority.Vouch(o.Identity)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"time"
 
@@ -185,6 +186,57 @@ func (n *Node) passedHere(r *route, st *session.Stream) {
 	}
 }
 
+// joining is the connection of a node that joins, which another node has passed on.
+type joining struct {
+	passed
+	via  identity.NodeID
+	from netip.Addr
+}
+
+// RemoteAddr implements net.Conn.
+func (c joining) RemoteAddr() net.Addr { return joinerAddr{c.via, c.from} }
+
+// joinerAddr is where a node that joins is, as the node says that passes it on.
+type joinerAddr struct {
+	via  identity.NodeID
+	from netip.Addr
+}
+
+// Network implements net.Addr.
+func (joinerAddr) Network() string { return "fabric" }
+
+// Source returns where it comes from; it is not valid where that is not known.
+func (a joinerAddr) Source() netip.Addr { return a.from }
+
+func (a joinerAddr) String() string {
+	if !a.from.IsValid() {
+		return "via " + a.via.String()
+	}
+	return a.from.String() + " via " + a.via.String()
+}
+
+// joinHere serves a node that joins through another one. They keep nobody else out: each
+// node that passes on has places of its own for them, in which the oldest of the address
+// that most come from makes way.
+func (n *Node) joinHere(r *route, h streamHead, st *session.Stream) {
+	c := joining{passed{st}, r.p.id, h.from}
+	defer r.p.joins.Enter(c)()
+	ctx, cancel := context.WithTimeout(n.ctx, dialTime)
+	defer cancel()
+	join := n.o.Join
+	if join == nil {
+		join = func(net.Conn) {} // the authority's node shows that it is that, and no more
+	}
+	l, err := carrier.Meet(ctx, c, n.o.Identity, join)
+	if err == nil && l != nil {
+		l.Close() // it is a node already, and comes where it has nothing to seek
+	}
+	if err != nil {
+		n.log.Debug("node that joins", "from", c.RemoteAddr().String(), "error", err)
+		st.Reset(codeNoWay, "the handshake failed")
+	}
+}
+
 // PassJoin takes the connection of a node that joins to the authority's node. It
 // closes the connection.
 func (n *Node) PassJoin(c net.Conn) error {
@@ -194,24 +246,17 @@ func (n *Node) PassJoin(c net.Conn) error {
 	if err := c.SetDeadline(time.Now().Add(dialTime)); err != nil {
 		return err
 	}
-	found, err := n.find(ctx, authorityService)
-	if err != nil {
-		return fmt.Errorf("fabric: the authority's node: %w", err)
+	var from netip.Addr
+	switch a := c.RemoteAddr().(type) {
+	case *net.TCPAddr:
+		from = a.AddrPort().Addr()
+	case interface{ Source() netip.Addr }:
+		from = a.Source()
 	}
-	var errs []error
-	for _, id := range found {
-		p, err := n.peer(id)
-		var r *route
-		if err == nil {
-			r, err = p.route(ctx)
-		}
-		var st *session.Stream
-		if err == nil {
-			st, err = r.s.Open(frame.Control, passHeader(id, 0))
-		}
+	return n.authority(ctx, func(r *route) error {
+		st, err := r.s.Open(frame.Control, joinHeader(r.p.id, from.Unmap().WithZone("")))
 		if err != nil {
-			errs = append(errs, err)
-			continue
+			return err
 		}
 		stop := context.AfterFunc(ctx, func() { st.Reset(session.CodeCanceled, "the node that joins takes too long") })
 		defer stop()
@@ -224,11 +269,12 @@ func (n *Node) PassJoin(c net.Conn) error {
 				st.Reset(codeNoWay, "the node that joins has ended")
 			}
 		})
-		_, err = io.Copy(c, st)
+		if _, err := io.Copy(c, st); err != nil {
+			n.log.Debug("node that joins", "through", n.nameOf(r.p.id), "error", err)
+		}
 		st.Close()
-		return err
-	}
-	return errors.Join(append(errs, fmt.Errorf("%w: the authority's node is not reached", errNoPass))...)
+		return nil // what was said is said: it comes again if that was of no use
+	})
 }
 
 // listen takes in links until the listener ends.

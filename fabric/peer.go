@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/spacestore/space/fabric/carrier"
 	"github.com/spacestore/space/fabric/frame"
 	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/fabric/session"
@@ -26,13 +27,15 @@ type peer struct {
 
 	windows *session.Budget // its share of the node's
 
-	handshakes gate // of tunnels to it
-	onward     gate // links of its that are being passed on
+	handshakes gate           // of tunnels to it
+	onward     gate           // links of its that are being passed on
+	joins      *carrier.Crowd // nodes that join through it
 	passes     atomic.Int64
 	grumbled   atomic.Int64 // when something that it did was last logged, in ns
 	unsaid     atomic.Int64 // what was not logged since
 
 	mu      sync.Mutex
+	org     string   // whose it is, see certified
 	routes  []*route // that have not ended; usually one, two where both ends have dialed at once
 	dialing *dialing
 	ways    map[wayKey]*way
@@ -73,7 +76,7 @@ func (n *Node) peer(id identity.NodeID) (*peer, error) {
 	if len(n.peers) >= maxPeers {
 		return nil, &RefusedError{Limit: fmt.Sprintf("%d nodes that this one deals with", maxPeers), Retry: peerIdle}
 	}
-	p := &peer{n: n, id: id, ways: map[wayKey]*way{}, used: time.Now(), handshakes: make(gate, maxHandshakes), onward: make(gate, maxOnward)}
+	p := &peer{n: n, id: id, ways: map[wayKey]*way{}, used: time.Now(), handshakes: make(gate, maxHandshakes), onward: make(gate, maxOnward), joins: carrier.NewCrowd(maxJoins)}
 	p.windows = n.windows.Share(n.admit.Limit(peerKey(id)).Window)
 	p.ep = session.NewEndpoint(session.Options{
 		MaxStreams: maxSessionStreams,
@@ -392,6 +395,7 @@ func (n *Node) serve(c net.Conn, from identity.NodeID, how wayKey) error {
 		c.Close()
 		return &RefusedError{Limit: fmt.Sprintf("%d links from one node", maxLinksOf), Retry: refusedRetry}
 	}
+	p.certified(c)
 	s, err := p.ep.Serve(c, from.String())
 	if err != nil || s == nil {
 		return err

@@ -169,7 +169,7 @@ func (n *Node) opened(r *route, o *openBody) openedBody {
 	}
 	t := n.newTunnel(o.Tunnel, false, ask{
 		profile: Profile{Class: o.Class, Plane: o.Plane, Classes: o.Classes, Shards: o.Shards, Failover: o.Failover},
-		pool:    o.Pool, kind: o.Kind, role: o.Role, local: p.id, org: r.organization()})
+		pool:    o.Pool, kind: o.Kind, role: o.Role, local: p.id, org: r.p.organization()})
 	t.peer = r.p.id
 	grant, refused := n.admitTunnel(t, r)
 	if refused != nil {

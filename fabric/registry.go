@@ -34,7 +34,7 @@ func addStats(sum *session.Stats, st session.Stats) {
 
 // Status returns the node's numbers.
 func (n *Node) Status() Status {
-	s := Status{Node: n.id, Fabric: n.o.Identity.Fabric(), Name: n.o.Name, Area: n.o.Area, Organization: n.o.Organization,
+	s := Status{Node: n.id, Fabric: n.o.Identity.Fabric(), Name: n.o.Name, Area: n.o.Area, Organization: n.o.Identity.Organization(),
 		Addrs: n.Addrs(), Relay: n.o.Relay, Authority: n.o.Authority != nil, Draining: n.draining.Load(), Started: n.started,
 		CertRenewal: n.o.Identity.RenewAt(), Rejected: n.lastRejected(), PassedOn: int(n.passed.Load()), Windows: n.windows.Used(), WindowLimit: n.windows.Limit(), Failovers: n.failovers.Load(), Refused: n.refused.Load()}
 	s.Nodes = len(n.Nodes())

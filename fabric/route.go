@@ -134,7 +134,7 @@ func (r *route) setControl(st *session.Stream) {
 		st.Reset(codeGarbage, "a second control stream")
 		return
 	}
-	h := hello{Life: r.n.verifier.Life(), Epoch: r.n.epoch, Name: r.n.o.Name, Area: r.n.o.Area, Organization: r.n.o.Organization, Relay: r.n.o.Relay, Revoked: r.n.revocation()}
+	h := hello{Life: r.n.verifier.Life(), Epoch: r.n.epoch, Name: r.n.o.Name, Area: r.n.o.Area, Organization: r.n.o.Identity.Organization(), Relay: r.n.o.Relay, Revoked: r.n.revocation()}
 	if r.dialed {
 		route := r.routeBody()
 		h.Route = &route
@@ -322,7 +322,7 @@ func (r *route) read(st io.Reader) error {
 	if m.kind != msgHello {
 		return fmt.Errorf("%w: message %d before hello", frame.ErrProtocol, m.kind)
 	}
-	if err := json.Unmarshal(m.body, &h); err != nil || len(h.Name) > maxName || len(h.Area) > maxName || len(h.Organization) > maxName {
+	if err := json.Unmarshal(m.body, &h); err != nil || len(h.Name) > maxName || len(h.Area) > maxName {
 		return fmt.Errorf("%w: hello: %v", frame.ErrProtocol, err)
 	}
 	if h.Route == nil == !r.dialed {
@@ -506,10 +506,13 @@ func (r *route) accept() {
 		case streamTunnel:
 			r.n.incoming(r, h, st)
 		case streamPass:
-			if h.to == r.n.id {
-				r.serve(st, func() { r.n.passedHere(r, st) })
-			} else {
+			switch {
+			case h.to != r.n.id:
 				r.n.passOn(r, h, st)
+			case h.joins:
+				r.n.run(func() { r.n.joinHere(r, h, st) })
+			default:
+				r.serve(st, func() { r.n.passedHere(r, st) })
 			}
 		case streamCall:
 			r.serve(st, func() { r.n.serveCall(r, string(h.rest), st) })

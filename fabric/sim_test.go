@@ -449,6 +449,7 @@ func TestCertificatesRenew(t *testing.T) {
 		// Certificates that were made days ago, and are due in some minutes.
 		w.late.by = identity.CertLife/3*2 - 10*time.Minute
 		a := w.node(t, "seed", "one", func(o *Options) { o.Authority = w.auth })
+		w.join(t, "b", "ops")
 		b := w.node(t, "b", "one")
 		w.late.by = 0
 		echo(t, b, "pool")
@@ -456,6 +457,13 @@ func TestCertificatesRenew(t *testing.T) {
 		for _, n := range []*Node{a, b} {
 			if next := n.Status().CertRenewal; time.Until(next) < identity.CertLife/2 {
 				t.Errorf("the certificate is to be renewed at %v, now is %v", next, time.Now())
+			}
+		}
+		for _, n := range []*Node{a, b} {
+			for _, s := range n.Nodes() {
+				if want := map[string]string{"seed": identity.DefaultOrganization, "b": "ops"}[s.Name]; s.Organization != want {
+					t.Errorf("after renewal node %s is of organization %q, not %q", s.Name, s.Organization, want)
+				}
 			}
 		}
 		tun := w.open(t, w.all["seed"], testProfile, "pool")
@@ -552,13 +560,15 @@ func TestLimits(t *testing.T) {
 				t.Errorf("%v, where %q is the limit", err, limit)
 			}
 		}
-		small := w.node(t, "c", "one", func(o *Options) { o.Organization = "small" })
+		w.join(t, "c", "small")
+		small := w.node(t, "c", "one", func(o *Options) { o.Organization = "large" })
 		second := w.open(t, small, testProfile, "pool")
 		_, err := a.Tunnel(context.Background(), Request{Profile: testProfile, Pool: "pool", Kind: "echo"})
 		refused(err, "pool pool")
 		first.Close()
 		waitFor(t, "room in the pool", func() bool { return len(b.Tunnels()) == 1 })
-		// A node counts for its own organization, whatever it says of a tunnel.
+		// A node counts for its certificate's organization, whatever it says of itself or a
+		// tunnel.
 		_, err = small.Tunnel(context.Background(), Request{Profile: testProfile, Pool: "pool", Kind: "echo", Organization: "large"})
 		refused(err, "organization small")
 

@@ -7,7 +7,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -17,6 +16,7 @@ import (
 	"github.com/spacestore/space/fabric/carrier"
 	"github.com/spacestore/space/fabric/frame"
 	"github.com/spacestore/space/internal/testenv/faultnet"
+	"github.com/spacestore/space/internal/testenv/freeport"
 	"github.com/spacestore/space/internal/testenv/seed"
 )
 
@@ -79,7 +79,7 @@ func TestSoak(t *testing.T) {
 	defer s.close()
 	s.real("seed")
 	for _, p := range soakProviders {
-		s.proxies[p] = faultnet.NewTCP(t, freePort(t))
+		s.proxies[p] = faultnet.NewTCP(t, "127.0.0.1:"+freeport.Of(t))
 		s.real(p)
 	}
 	s.client = s.real("client")
@@ -90,7 +90,7 @@ func TestSoak(t *testing.T) {
 	tunnels := make([]*Tunnel, *soakTunnels)
 	s.open(t, s.client, failing(testProfile), "pool") // when it is there, the pool is known
 	s.atOnce(len(tunnels), func(i int) error {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		var err error
 		tunnels[i], err = s.client.Tunnel(ctx, Request{Profile: failing(testProfile), Pool: "pool", Kind: "echo"})
@@ -176,7 +176,7 @@ func (s *soak) flowing(flows []*soakFlow) {
 func (s *soak) askAll(tunnels []*Tunnel) {
 	s.t.Helper()
 	s.atOnce(len(tunnels), func(i int) error {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		for {
 			st, err := openPatiently(ctx, tunnels[i], frame.Interactive)
@@ -237,7 +237,7 @@ type soakFlow struct {
 
 func (f *soakFlow) run() error {
 	for {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		st, err := openPatiently(ctx, f.tun, f.class)
 		cancel()
 		if err == nil {
@@ -334,14 +334,4 @@ func (f *soakFlow) read(st Stream, pattern []byte, wrote <-chan int64, ahead <-c
 			return err
 		}
 	}
-}
-
-// freePort returns an address of this machine that nobody listens at.
-func freePort(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }

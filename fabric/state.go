@@ -16,8 +16,8 @@ type Status struct {
 	Fabric       identity.FabricID `json:"fabric"`
 	Name         string            `json:"name"`
 	Area         string            `json:"area"`
-	Organization string            `json:"organization,omitempty"`
-	Addrs        []string          `json:"addrs"` // where it listens, as Options.Seeds has them
+	Organization string            `json:"organization"` // as its certificate says
+	Addrs        []string          `json:"addrs"`        // where it listens, as Options.Seeds has them
 	Relay        bool              `json:"relay"`
 	Authority    bool              `json:"authority"`
 	Draining     bool              `json:"draining"`
@@ -108,15 +108,17 @@ type RouteState struct {
 
 // NodeState is what the directory tells of a node.
 type NodeState struct {
-	Node     identity.NodeID `json:"node"`
-	Name     string          `json:"name"`
-	Area     string          `json:"area"`
-	Addrs    []string        `json:"addrs"`
-	Relay    bool            `json:"relay"`
-	Services []ServiceState  `json:"services"`
-	Self     bool            `json:"self"`
-	Session  bool            `json:"session"` // there is one now
-	Expires  time.Time       `json:"expires"`
+	Node identity.NodeID `json:"node"`
+	Name string          `json:"name"`
+	Area string          `json:"area"`
+	// Organization is whose it is, as its certificate says.
+	Organization string         `json:"organization"`
+	Addrs        []string       `json:"addrs"`
+	Relay        bool           `json:"relay"`
+	Services     []ServiceState `json:"services"`
+	Self         bool           `json:"self"`
+	Session      bool           `json:"session"` // there is one now
+	Expires      time.Time      `json:"expires"`
 }
 
 // ServiceState is a service that a node provides.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net/netip"
 	"time"
 
 	"github.com/spacestore/space/fabric/frame"
@@ -16,7 +17,7 @@ import (
 const (
 	streamControl = 1 // the session's one control stream: messages, see below
 	streamTunnel  = 2 // then the tunnel's ID, with its sender's side; then the header of its opener
-	streamPass    = 3 // then hops and a node: a link that is to be passed on to it
+	streamPass    = 3 // then hops and a node: a link that is to be passed on to it; of a node that joins then where it comes from
 	streamCall    = 4 // then a name: one request, and the answer
 )
 
@@ -65,13 +66,24 @@ func passHeader(to identity.NodeID, hops uint8) []byte {
 	return append([]byte{streamPass, hops}, to[:]...)
 }
 
+// joinHeader is likewise for the connection of a node that joins, which has come from an
+// address; not valid: that is not known. Older nodes leave that alone.
+func joinHeader(to identity.NodeID, from netip.Addr) []byte {
+	if !from.IsValid() {
+		from = netip.IPv6Unspecified()
+	}
+	return append(passHeader(to, 0), from.AsSlice()...)
+}
+
 // streamHead is what a stream's session header says.
 type streamHead struct {
 	what   byte
 	tunnel tunnelKey       // streamTunnel: the receiver's end
 	to     identity.NodeID // streamPass
 	hops   uint8
-	rest   []byte // streamTunnel: the opener's header; streamCall: the name
+	joins  bool       // streamPass: it is of a node that joins
+	from   netip.Addr // and has come from there; not valid: that is not known
+	rest   []byte     // streamTunnel: the opener's header; streamCall: the name
 }
 
 func parseHead(b []byte) (h streamHead, err error) {
@@ -93,6 +105,12 @@ func parseHead(b []byte) (h streamHead, err error) {
 			break
 		}
 		h.hops, h.to = b[0], identity.NodeID(b[1:17])
+		if from, ok := netip.AddrFromSlice(b[17:]); ok && h.hops == 0 {
+			h.joins = true
+			if !from.IsUnspecified() {
+				h.from = from.Unmap()
+			}
+		}
 		return h, nil
 	case streamCall:
 		if len(b) > 64 {
@@ -165,7 +183,7 @@ type hello struct {
 	Epoch uint64         `json:"epoch"`
 	Name  string         `json:"name"`
 	Area  string         `json:"area"`
-	// Organization is whose the sender is, for who has not got its record yet.
+	// Organization is whose the sender is, for older nodes, which take its word for it.
 	Organization string `json:"organization,omitempty"`
 	Relay        bool   `json:"relay"`
 	// Revoked is the number of the revocation list that the sender has.

@@ -62,6 +62,15 @@ type Compressor struct {
 // that was used, None if src would have shrunk by less than a sixteenth, and
 // whether a denser codec is likely to gain on the result.
 func (z *Compressor) Compress(dst, src []byte, c Compression) (out []byte, used Codec, again bool) {
+	out, used, again = z.compress(dst, src, c)
+	if used == None {
+		out = append(out, src...)
+	}
+	return out, used, again
+}
+
+// compress is Compress that appends nothing if it returns None.
+func (z *Compressor) compress(dst, src []byte, c Compression) (out []byte, used Codec, again bool) {
 	base := len(dst)
 	worth := len(src) - len(src)/16
 	switch c.Codec {
@@ -81,12 +90,12 @@ func (z *Compressor) Compress(dst, src []byte, c Compression) (out []byte, used 
 	case Zstd:
 		dst = encodeZstd(dst, src, c.Level)
 	default:
-		return append(dst, src...), None, false
+		return dst, None, false
 	}
 	if n := len(dst) - base; n <= worth && n < len(src) {
 		return dst, c.Codec, c.Auto
 	}
-	return append(dst[:base], src...), None, c.Auto && Entropy(src) < 7.6
+	return dst[:base], None, c.Auto && Entropy(src) < 7.6
 }
 
 // grow returns b with room for n more bytes.

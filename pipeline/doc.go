@@ -7,8 +7,9 @@
 //   - [Codec] and [Compressor] shrink it, when it shrinks.
 //   - [Cipher] seals and opens it: XAES-256-GCM, or a keyed checksum where a
 //     policy turned encryption off.
-//   - [Record] is the result: a self-describing header and the sealed payload,
-//     ready for a segment log (docs/format.md has the layout).
+//   - [Seal] makes a record: a self-describing header and the sealed payload,
+//     ready for a segment log (docs/format.md has the layout). [Open] reads it
+//     all, [OpenFrames] a part, if it is one that did not compress.
 //   - [Splitter] and [Ordered] stream: blocks of whole chunks in, work on every
 //     core, results out in order, with a fixed number of blocks in memory.
 //

@@ -313,6 +313,8 @@ func FuzzOpen(f *testing.F) {
 			f.Add(rec)
 		}
 	}
+	_, rec, _ := framed(f, keys, FrameSize+100)
+	f.Add(rec)
 	f.Fuzz(func(t *testing.T, rec []byte) {
 		p, h, err := Open(nil, bytes.Clone(rec), keys)
 		if err == nil && (len(p) != h.PlainLen || len(p) > MaxChunk) {

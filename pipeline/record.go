@@ -9,7 +9,7 @@ import (
 // A record is a sealed segment as it lies in a segment log:
 //
 //	 0  4  magic "SPSG"
-//	 4  1  format, 1
+//	 4  1  format: 1 one payload, 2 frames
 //	 5  1  codec
 //	 6  1  cipher: 0 keyed checksum alone, 1 XAES-256-GCM
 //	 7  1  flags: bit 0, a denser codec is likely to gain
@@ -21,17 +21,21 @@ import (
 //	76  4  CRC-32C of bytes 0 to 75, so that a scan can tell a header from noise
 //	80     payload, tag last
 //
-// Bytes 0 to 75 are the AEAD's associated data.
+// Bytes 0 to 75 are the AEAD's associated data. Format 2 is in frame.go.
 const (
 	HeaderSize = 80
 	// MaxRecord bounds a whole record: compressing never grows a payload.
-	MaxRecord = HeaderSize + MaxChunk + tagSize
+	MaxRecord = HeaderSize + MaxChunk + MaxChunk/FrameSize*frameExtra
 )
 
 // Magic starts every record.
 const Magic = "SPSG"
 
-const recordFormat = 1
+// Record formats.
+const (
+	formatWhole  = 1
+	formatFramed = 2
+)
 
 const flagAgain = 1
 
@@ -46,6 +50,7 @@ type Header struct {
 	Key        uint32 // data key version
 	PlainLen   int
 	PayloadLen int
+	framed     bool
 	nonce      [nonceSize]byte
 }
 
@@ -54,7 +59,10 @@ func (h *Header) RecordLen() int { return HeaderSize + h.PayloadLen }
 
 func (h *Header) put(b []byte) {
 	copy(b, Magic)
-	b[4], b[5], b[6], b[7] = recordFormat, byte(h.Codec), 0, 0
+	b[4], b[5], b[6], b[7] = formatWhole, byte(h.Codec), 0, 0
+	if h.framed {
+		b[4] = formatFramed
+	}
 	if h.Encrypted {
 		b[6] = 1
 	}
@@ -82,11 +90,22 @@ func ParseHeader(b []byte) (Header, error) {
 	h.Codec, h.Encrypted, h.Again = Codec(b[5]), b[6] == 1, b[7] == flagAgain
 	h.Key = binary.LittleEndian.Uint32(b[8:])
 	plain, payload := binary.LittleEndian.Uint32(b[12:]), binary.LittleEndian.Uint32(b[16:])
-	if b[4] != recordFormat || h.Codec > S2 || b[6] > 1 || b[7] > flagAgain ||
-		plain == 0 || plain > MaxChunk || payload <= tagSize || payload > plain+tagSize {
+	if h.Codec > S2 || b[6] > 1 || b[7] > flagAgain || plain == 0 || plain > MaxChunk {
 		return h, fmt.Errorf("%w: header fields out of range", ErrCorrupt)
 	}
-	h.PlainLen, h.PayloadLen = int(plain), int(payload)
+	h.PlainLen = int(plain)
+	ok := false
+	switch b[4] {
+	case formatWhole:
+		ok = payload > tagSize && payload <= plain+tagSize
+	case formatFramed:
+		h.framed = true
+		ok = h.framable() && int(payload) == framesLen(h.PlainLen)
+	}
+	if !ok {
+		return h, fmt.Errorf("%w: header fields out of range", ErrCorrupt)
+	}
+	h.PayloadLen = int(payload)
 	copy(h.nonce[:], b[20:44])
 	copy(h.ID[:], b[44:76])
 	return h, nil
@@ -106,7 +125,10 @@ func Seal(dst []byte, z *Compressor, id SegmentID, plain []byte, s Sealing) ([]b
 	start := len(dst)
 	dst = grow(dst, HeaderSize)[:start+HeaderSize]
 	h := Header{ID: id, Encrypted: s.Encrypt, Key: s.Key, PlainLen: len(plain)}
-	dst, h.Codec, h.Again = z.Compress(dst, plain, s.Compression)
+	dst, h.Codec, h.Again = z.compress(dst, plain, s.Compression)
+	if h.Codec == None {
+		return h.sealPlain(dst, start, plain, s.Cipher)
+	}
 	return h.seal(dst, start, s.Cipher)
 }
 
@@ -116,7 +138,19 @@ func Reseal(dst []byte, h Header, payload []byte, key uint32, c *Cipher) ([]byte
 	start := len(dst)
 	dst = grow(dst, HeaderSize+len(payload)+tagSize)[:start+HeaderSize]
 	h.Key = key
+	if h.Codec == None && len(payload) == h.PlainLen {
+		return h.sealPlain(dst, start, payload, c)
+	}
 	return h.seal(append(dst, payload...), start, c)
+}
+
+// sealPlain finishes the record that begins at start of b, so far room for the
+// header alone, with a payload that is not compressed.
+func (h Header) sealPlain(b []byte, start int, plain []byte, c *Cipher) ([]byte, Header) {
+	if h.framed = h.framable(); h.framed {
+		return h.sealFrames(b, start, plain, c)
+	}
+	return h.seal(append(b, plain...), start, c)
 }
 
 // seal finishes the record that begins at start of b: room for the header, and
@@ -149,6 +183,10 @@ func Unseal(rec []byte, keys Keys) (Header, []byte, error) {
 		return h, nil, err
 	}
 	ad, payload := rec[:76], rec[HeaderSize:h.RecordLen()]
+	if h.framed {
+		payload, err = h.unsealFrames(payload, c)
+		return h, payload, err
+	}
 	if h.Encrypted {
 		payload, err = c.open(payload[:0], h.nonce[:], payload, ad)
 		return h, payload, err
@@ -172,9 +210,13 @@ func whole(rec []byte, keys Keys) (Header, *Cipher, error) {
 	}
 	c, ok := keys.Cipher(h.Key)
 	if !ok {
-		return h, nil, fmt.Errorf("%w: sealed under data key %d, which this store does not have", ErrCorrupt, h.Key)
+		return h, nil, errNoKey(h.Key)
 	}
 	return h, c, nil
+}
+
+func errNoKey(version uint32) error {
+	return fmt.Errorf("%w: sealed under data key %d, which this store does not have", ErrCorrupt, version)
 }
 
 // Open verifies the record at the start of rec, which it overwrites, and
@@ -182,6 +224,10 @@ func whole(rec []byte, keys Keys) (Header, *Cipher, error) {
 // returned that was not sealed under one of the keys.
 func Open(dst, rec []byte, keys Keys) ([]byte, Header, error) {
 	h, c, err := whole(rec, keys)
+	if err == nil && h.framed {
+		dst, err = h.openFrames(grow(dst, h.PlainLen), rec[HeaderSize:h.RecordLen()], c)
+		return dst, h, err
+	}
 	if err == nil && h.Encrypted && h.Codec == None && h.PayloadLen == h.PlainLen+tagSize {
 		// Nothing to decompress: decrypt to where it belongs.
 		dst, err = c.open(grow(dst, h.PlainLen), h.nonce[:], rec[HeaderSize:h.RecordLen()], rec[:76])

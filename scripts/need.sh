@@ -21,5 +21,6 @@ if ! command -v apt-get >/dev/null || ! command -v "${root[@]:-true}" >/dev/null
 fi
 echo "installing ${packages[*]} (Debian packages)"
 export DEBIAN_FRONTEND=noninteractive
-"${root[@]}" apt-get update -qq >/dev/null
-"${root[@]}" apt-get install -y -qq --no-install-recommends "${packages[@]}" </dev/null >/dev/null
+apt=("${root[@]}" apt-get -qq -o Acquire::Retries=5 -o DPkg::Lock::Timeout=300) # the network fails at times, and others install, too
+"${apt[@]}" update >/dev/null
+"${apt[@]}" install -y --no-install-recommends "${packages[@]}" </dev/null >/dev/null

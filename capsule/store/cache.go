@@ -21,7 +21,8 @@ type segmentCache struct {
 	m     map[pipeline.SegmentID]*list.Element
 	free  segmentBuffers
 
-	// seen are segments read as a whole not long ago.
+	// seen are segments read not long ago: the beginning of the ID, the last
+	// byte replaced by how many sixteenths of it.
 	seen [1024]atomic.Uint64
 }
 
@@ -94,10 +95,22 @@ func (c *segmentCache) peek(id pipeline.SegmentID, fn func(p []byte)) {
 	_ = c.finish(s, fn) // one that could not be loaded is not there
 }
 
-// again reports whether it was asked about a segment not long ago.
-func (c *segmentCache) again(id pipeline.SegmentID) bool {
+// worthWhole is from how many sixteenths of a segment on that were read not
+// long ago it is decoded and kept as a whole, which costs as much as to open a
+// few of its frames.
+const worthWhole = 4
+
+// recent notes that n bytes of a segment's length are being read and returns
+// how many sixteenths of it were read not long ago.
+func (c *segmentCache) recent(id pipeline.SegmentID, n, length int64) (before int) {
 	h := binary.LittleEndian.Uint64(id[:])
-	return c.seen[h%uint64(len(c.seen))].Swap(h) == h
+	slot := &c.seen[h>>8%uint64(len(c.seen))]
+	h &^= 0xff
+	if v := slot.Load(); v&^0xff == h {
+		before = int(v & 0xff)
+	}
+	slot.Store(h | min(uint64(before)+max(16*uint64(n)/uint64(length), 1), 16))
+	return before
 }
 
 // hold notes a user of a cached segment. c.mu is held, as for what follows.

@@ -1,9 +1,10 @@
 package store
 
 import (
-	"context"
 	"encoding/binary"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spacestore/space/capsule"
@@ -97,6 +98,7 @@ func (s *Store) checkpointOnce(number uint64) (again bool, err error) {
 			g.last = s.journal.Last()
 		}
 		o.frozen, o.active = g, &generation{rows: newRows()}
+		o.moved.Broadcast()
 	}
 	o.mu.Unlock()
 	if g == nil {
@@ -207,18 +209,32 @@ func (s *Store) sealAll(jobs []*sealJob, batch int) error {
 			start, n = i+1, 0
 		}
 	}
-	i := 0
-	return pipeline.Ordered(context.Background(), runtime.GOMAXPROCS(0), 2*runtime.GOMAXPROCS(0),
-		func() ([]*sealJob, bool, error) {
-			if i == len(batches) {
-				return nil, false, nil
+	return parallel(len(batches), func(i int) error { return s.seal(batches[i]) })
+}
+
+// parallel calls fn with 0 to n-1 on all cores, the caller's first: work that
+// takes less time than it takes to wake another one is done by then. After an
+// error it begins nothing more.
+func parallel(n int, fn func(i int) error) error {
+	var next atomic.Int64
+	var failed atomic.Bool
+	var once sync.Once
+	var first error
+	work := func() {
+		for i := next.Add(1) - 1; i < int64(n) && !failed.Load(); i = next.Add(1) - 1 {
+			if err := fn(int(i)); err != nil {
+				once.Do(func() { first = err })
+				failed.Store(true)
 			}
-			i++
-			return batches[i-1], true, nil
-		},
-		func(_ int, b []*sealJob) error { return s.seal(b) },
-		func([]*sealJob) error { return nil },
-		func([]*sealJob) {})
+		}
+	}
+	var others sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), n) - 1 {
+		others.Go(work)
+	}
+	work()
+	others.Wait()
+	return first
 }
 
 // seal makes segments of what jobs have in memory, and appends those that are
@@ -232,7 +248,7 @@ func (s *Store) seal(jobs []*sealJob) error {
 			err = s.sealOne(j, c)
 		}
 	}
-	if err := s.appendSealed(c, err, s.checkSpaceToMove); err != nil {
+	if err := s.appendSealed(c, err, s.checkSpaceToMerge); err != nil {
 		return err
 	}
 	for _, j := range jobs {
@@ -289,7 +305,8 @@ func (s *Store) sealOne(j *sealJob, c *coder) error {
 }
 
 // pinMerged pins the segments of a block that is about to be sealed anew:
-// updates may be building on the block as it was (see overlay.merged).
+// updates may be building on the block as it was (see overlay.merged). One that
+// is missing stays so: the block goes on naming it (see flatten).
 func (s *Store) pinMerged(j *sealJob, b *liveBlock) error {
 	for i := range b.pieces {
 		if b.pieces[i].mem != nil {
@@ -298,9 +315,11 @@ func (s *Store) pinMerged(j *sealJob, b *liveBlock) error {
 		p, first := s.pins.acquire(b.pieces[i].id)
 		j.merged = append(j.merged, p)
 		if first && !s.findRow(p) {
+			// Nobody may take it for one that is there.
+			p.err = capsule.Errorf(capsule.Damaged, "segment %s is missing", p.id)
 			s.pins.settle(p)
 		}
-		if <-p.done; p.err != nil {
+		if <-p.done; p.err != nil && capsule.KindOf(p.err) != capsule.Damaged {
 			return p.err
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/spacestore/space/internal/testenv/seed"
 	"github.com/spacestore/space/internal/vfs"
 	"github.com/spacestore/space/internal/vfs/vfstest"
+	"github.com/spacestore/space/pipeline"
 )
 
 // listFiles returns the paths of all files below dir.
@@ -354,6 +356,52 @@ func TestDiskFull(t *testing.T) {
 		t.Fatalf("with room again: %d capsules of %d, %v", len(got), len(want), err)
 	}
 	wantClean(t, s)
+}
+
+// A put that the disk has no room for leaves it as full as it was before.
+func TestFullPutGivesBack(t *testing.T) {
+	s, err := openOn(vfstest.NewDiskFull(vfstest.NewPowerCut(), 10<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	kept := random(1, 1<<20)
+	id := put(t, s, "kept", kept).ID
+	before, err := s.logBytesTotal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := random(2, 10<<20)
+	for range 2 { // the second one finds as much room as the first
+		r := &countingReader{r: bytes.NewReader(data)}
+		_, err := s.Put(t.Context(), PutRequest{Name: "full", Size: -1}, r)
+		wantKind(t, err, capsule.NoSpace)
+		if r.n < 4<<20 {
+			t.Fatalf("the disk is full after %d bytes", r.n)
+		}
+		after, err := s.logBytesTotal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// But for what was appended to the log that has some of the other capsule.
+		if after > before+pipeline.BlockSize+2*s.logBytes {
+			t.Fatalf("segment logs of %d bytes have %d after a put that failed", before, after)
+		}
+	}
+	wantContent(t, s, id, kept)
+	wantClean(t, s)
+}
+
+// countingReader counts what was read.
+type countingReader struct {
+	r io.Reader
+	n int64
+}
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
 }
 
 func TestReadOnlyDisk(t *testing.T) {

@@ -116,7 +116,7 @@ func FuzzRecords(f *testing.F) {
 				}
 			}
 		}
-		if id, err := parseFormat(b); err == nil && !bytes.Equal(encodeFormat(id), b) {
+		if version, id, err := parseFormat(b); err == nil && !bytes.Equal(encodeFormat(version, id), b) {
 			t.Fatal("a format file was accepted that was not written by us")
 		}
 	})

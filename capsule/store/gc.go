@@ -48,6 +48,8 @@ const (
 	// muchEvery how often for so much of it that it cannot wait.
 	tidyEvery = 30 * time.Second
 	muchEvery = 5 * time.Second
+	// longestRetry bounds how long it is left alone after it failed again and again.
+	longestRetry = 10 * time.Minute
 	// muchGarbage is how much garbage there may be before its collection makes
 	// way for nobody. In a store with more than that in use it is as much.
 	muchGarbage = 1 << 30
@@ -186,6 +188,61 @@ func (s *Store) candidates(o GCOptions, rep *GCReport) (todo []candidate, err er
 // commitDurably makes all metadata changes so far durable.
 func (s *Store) commitDurably() error {
 	return s.commit(synced, func(t *tx) error { return t.b.set([]byte{keyTotals}, t.totals.encode()) })
+}
+
+// giveBack removes the logs that nothing refers to after a put that the disk had no
+// room for: what it had written is of no use to anybody any more. What lies between
+// live segments stays for garbage collection. If that is under way, it does all of it.
+func (s *Store) giveBack(ctx context.Context) {
+	select {
+	case s.moving <- struct{}{}:
+	default:
+		return
+	}
+	defer s.moving.release()
+	var rep GCReport
+	err := s.awaitReaper(ctx) // the put's pages refer to some
+	if err == nil {
+		err = s.removeDeadLogs(&rep)
+	}
+	if rep.LogsRemoved > 0 {
+		s.tally.collected(&rep)
+	}
+	if err != nil && ctx.Err() == nil && s.writable() == nil {
+		s.log.Warn("the space of a put that failed is not free yet", "error", err)
+	}
+}
+
+// removeDeadLogs removes the logs without live segments. The one that takes
+// appends takes no more if it is one of them.
+func (s *Store) removeDeadLogs(rep *GCReport) error {
+	logs, err := s.logs.Logs()
+	if err != nil {
+		return err
+	}
+	for _, log := range logs {
+		row, err := s.logRow(log)
+		if err != nil {
+			return err
+		}
+		if row.live > 0 || s.pins.holds(log) {
+			continue
+		}
+		if s.logs.Active(log) {
+			s.logs.Rotate()
+		}
+		size, err := s.logs.Size(log)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = s.removeLog(log, size, rep)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *Store) logRow(log uint64) (logRow, error) {
@@ -392,15 +449,19 @@ func (s *Store) resealMeta(ctx context.Context, rep *GCReport) error {
 	return s.ring.DropUnused(func(v uint32) bool { return v >= oldest || v == current || inUse[v] })
 }
 
-// tidy collects garbage, seals again and recompresses in the background.
+// tidy collects garbage, seals again and recompresses in the background. After
+// each failure it waits twice as long, and it says what is wrong once.
 func (s *Store) tidy() {
+	var retry time.Duration // how long to wait after a failure; 0: it was none
+	said := ""
 	for waited := time.Duration(0); ; {
 		select {
 		case <-s.clock.After(muchEvery):
 		case <-s.quit.Done():
 			return
 		}
-		if waited += muchEvery; s.writable() != nil || waited < tidyEvery && !s.garbageIsMuch() {
+		waited += muchEvery
+		if s.writable() != nil || waited < retry || waited < tidyEvery && !s.garbageIsMuch() {
 			continue
 		}
 		waited = 0
@@ -410,8 +471,16 @@ func (s *Store) tidy() {
 			}
 		}
 		_, err := s.GC(s.quit, GCOptions{MinDead: backgroundMinDead, Recompress: true, minAgain: backgroundMinAgain, background: true}, nil)
-		if err != nil && !errors.Is(err, errMakeWay) && s.quit.Err() == nil {
-			s.log.Warn("background garbage collection", "error", err)
+		switch {
+		case err == nil:
+			retry, said = 0, ""
+		case errors.Is(err, errMakeWay), s.quit.Err() != nil:
+		default:
+			retry = min(max(2*retry, tidyEvery), longestRetry)
+			if text := err.Error(); text != said {
+				s.log.Warn("background garbage collection", "error", err)
+				said = text
+			}
 		}
 	}
 }
@@ -423,13 +492,15 @@ func (s *Store) spaceIsShort() bool {
 }
 
 // garbageIsMuch reports whether there is so much garbage that it cannot wait. Then
-// there are logs of which more than half is dead.
+// there are logs of which more than half is dead. What puts and updates under way
+// have written is none.
 func (s *Store) garbageIsMuch() bool {
+	held := s.pins.heldBytes() // first: what is committed meanwhile must not count as garbage
 	size, err := s.logBytesTotal()
 	s.totalsMu.Lock()
 	stored := s.shown.stored
 	s.totalsMu.Unlock()
-	return err == nil && size-stored > max(s.muchGarbage, stored)
+	return err == nil && size-stored-held > max(s.muchGarbage, stored)
 }
 
 func (s *Store) ballastGone() bool {

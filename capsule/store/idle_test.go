@@ -1,8 +1,12 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -180,4 +184,107 @@ func TestBackgroundHurriesWhenSpaceIsShort(t *testing.T) {
 		t.Fatal("garbage waits on a disk that is nearly full")
 	}
 	wantContent(t, s, id, want)
+}
+
+// What is written and not committed yet is no garbage, however much it is.
+func TestUncommittedIsNoGarbage(t *testing.T) {
+	c := newHandClock(time.Nanosecond) // no timer ends
+	s := storeWithClock(t, c, vfstest.NewPowerCut())
+	s.muchGarbage = 1 << 20
+	v := newVolume(t, s, "v", 8<<20)
+	defer v.Close()
+	p := random(1, 8<<20)
+	for off := 0; off < len(p); off += 1 << 20 {
+		if _, err := v.WriteAt(p[off:off+1<<20], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if size, err := s.logBytesTotal(); err != nil || size < 8<<20 {
+		t.Fatalf("%d bytes are written, %v", size, err)
+	}
+	if s.garbageIsMuch() {
+		t.Fatal("what was just written counts as garbage")
+	}
+	if err := s.checkpointAll(); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.pins.heldBytes(); n != 0 {
+		t.Errorf("%d bytes are still held after the checkpoint", n)
+	}
+	for range 2 { // the first one only makes it garbage
+		if err := v.Trim(t.Context(), 0, 8<<20); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.settle(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !s.garbageIsMuch() {
+		t.Fatal("what was removed does not count as garbage")
+	}
+}
+
+// A garbage collection in the background that keeps failing is tried less and less
+// often, and logs each reason once.
+func TestBackgroundBacksOff(t *testing.T) {
+	c := newHandClock(muchEvery)
+	faults := vfstest.NewFaults(vfstest.NewPowerCut())
+	var logged bytes.Buffer
+	s, err := Open(t.Context(), Options{Dir: "/space", FS: faults, Keys: testKey, Logger: slog.New(slog.NewTextHandler(&logged, nil)),
+		LogBytes: 256 << 10, Clock: c, CommitInterval: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.muchGarbage = 1 << 10
+	if err := s.Remove(t.Context(), put(t, s, "x", random(1, 1<<20)).ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	fail := func(errno error) {
+		faults.Set(func(op vfstest.Op) error {
+			if op.Kind == vfstest.Remove && strings.HasSuffix(op.Path, ".seg") {
+				return errno
+			}
+			return nil
+		})
+	}
+	s.wg.Go(s.tidy)
+	timer := c.next(t)
+	runsOf := func() int64 {
+		counters, err := s.Counters()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return counters.GCRuns
+	}
+	wantAfter := func(ticks int, runs int64, reasons int) {
+		t.Helper()
+		before := runsOf()
+		for range ticks {
+			timer <- time.Time{}
+			timer = c.next(t)
+		}
+		if n := runsOf() - before; n != runs {
+			t.Errorf("%d garbage collections in %d rounds, not %d", n, ticks, runs)
+		}
+		if n := strings.Count(logged.String(), "background garbage collection"); n != reasons {
+			t.Errorf("%d messages, not %d:\n%s", n, reasons, logged.String())
+		}
+	}
+	fail(syscall.EIO)
+	wantAfter(1, 1, 1)
+	wantAfter(5, 0, 1)
+	wantAfter(1, 1, 1)
+	wantAfter(11, 0, 1)
+	fail(syscall.EPERM)
+	wantAfter(1, 1, 2)
+	wantAfter(1000, 9, 2) // every two minutes, four, eight, then ten
+	faults.Set(nil)
+	wantAfter(8, 1, 2)
+	if size, err := s.logBytesTotal(); err != nil || size != 0 {
+		t.Errorf("%d bytes are left, %v", size, err)
+	}
 }

@@ -39,8 +39,9 @@ type inflight struct {
 	}
 	held struct {
 		sync.Mutex
-		logs map[uint64]int // pins whose record is in the log and may have no row yet
-		keys map[uint32]int // puts that seal under a data key, and pins so sealed
+		logs  map[uint64]int // pins whose record is in the log and may have no row yet
+		keys  map[uint32]int // puts that seal under a data key, and pins so sealed
+		bytes int64          // of the records of logs
 	}
 }
 
@@ -100,7 +101,15 @@ func (t *inflight) hold(log uint64, pins ...*pin) {
 	t.held.logs[log] += len(pins)
 	for _, p := range pins {
 		t.held.keys[p.row.key]++
+		t.held.bytes += p.row.recordLen
 	}
+}
+
+// heldBytes is how much of the logs is records that may have no row yet.
+func (t *inflight) heldBytes() int64 {
+	t.held.Lock()
+	defer t.held.Unlock()
+	return t.held.bytes
 }
 
 // holds reports whether records that a log holds may yet be named by a put.
@@ -163,6 +172,7 @@ func (t *inflight) release(p *pin) {
 		defer t.held.Unlock()
 		drop(t.held.logs, p.row.log)
 		drop(t.held.keys, p.row.key)
+		t.held.bytes -= p.row.recordLen
 	}
 }
 

@@ -42,6 +42,7 @@ const failedCloseWait = 5 * time.Second
 const (
 	metaCache    = 32 << 20
 	metaMemtable = 8 << 20
+	minMemtable  = 256 << 10
 )
 
 func openKV(fsys *metafs.FS, dir string, memtable uint64, log *slog.Logger) (*kv, error) {

@@ -389,7 +389,7 @@ func (l *Live) Update(ctx context.Context, fn func(*Update) error) error {
 	if l.ReadOnly() {
 		return capsule.Errorf(capsule.ReadOnly, "a snapshot takes no changes")
 	}
-	if err := s.overlay.room(ctx, s.wakeCheckpointer); err != nil {
+	if err := s.overlay.room(ctx, s.mostUnmerged(), s.wakeCheckpointer); err != nil {
 		return err
 	}
 	number, err := func() (uint64, error) {
@@ -441,15 +441,20 @@ func (u *Update) commit() (number uint64, err error) {
 	if err := s.writable(); err != nil {
 		return 0, err
 	}
-	// The journal takes it now and the segments take it later; what only
-	// removes may use the reserve.
-	check := s.checkSpaceToMove
-	if u.data > 0 {
-		check = s.checkSpace
-	}
-	if err := check(2 * int64(len(u.record))); err != nil {
+	need := (1 + mergeCost) * int64(len(u.record))
+	if err := s.checkSpace(need); capsule.KindOf(err) == capsule.NoSpace {
+		if grows, gerr := u.grows(); gerr != nil {
+			return 0, gerr
+		} else if !grows {
+			err = s.checkSpaceToMove(need)
+		}
+		if err != nil {
+			return 0, err
+		}
+	} else if err != nil {
 		return 0, err
 	}
+	most := s.mostUnmerged()
 	o := s.overlay
 	if len(u.pins) > 0 {
 		s.named.records.Add(1)
@@ -466,7 +471,8 @@ func (u *Update) commit() (number uint64, err error) {
 			o.active.bytes += p.row.plainLen / sealedShare
 		}
 	}
-	full := o.active.bytes >= o.limit/2
+	o.active.journaled += int64(len(u.record))
+	full := o.active.bytes >= o.limit/2 || o.active.journaled >= most/2
 	o.mu.Unlock()
 	if err != nil {
 		s.fail(err)
@@ -476,6 +482,35 @@ func (u *Update) commit() (number uint64, err error) {
 		s.wakeCheckpointer()
 	}
 	return number, nil
+}
+
+// moreOfOld is by how many bytes a row may grow without being taken for one of
+// what makes a capsule grow: times and counters take more or less.
+const moreOfOld = 64
+
+// grows reports whether there is more in a tree or volume after the update than
+// before: rows, content, or long values. What does not grow may use the reserve.
+func (u *Update) grows() (bool, error) {
+	if u.v == nil { // pruning
+		return false, nil
+	}
+	var rows, bytes, content int64
+	var err error
+	u.local.Scan(func(r row) bool {
+		var old row
+		if old, _, err = u.l.s.version(u.v, []byte(r.key[:len(r.key)-nodeSize])); err != nil {
+			return false
+		}
+		for sign, r := range map[int64]*row{1: &r, -1: &old} {
+			if r.there() {
+				rows += sign
+				bytes += sign * int64(len(r.value))
+				content += sign * r.block.allocated()
+			}
+		}
+		return true
+	})
+	return u.data > 0 || rows > 0 || bytes > moreOfOld || content > 0, err
 }
 
 // Operations in the journal: one byte, the row's key with its length, and what
@@ -678,7 +713,7 @@ func (u *Update) writeBlocks(file uint64, off int64, p []byte) (grew int64, err 
 	key := s.keys.current().version
 	s.pins.useKey(key)
 	defer s.pins.unuseKey(key)
-	err = s.sealAll(jobs, 4*BlockSize)
+	err = s.sealAll(jobs, 2*BlockSize)
 	for _, j := range jobs {
 		u.pins = append(u.pins, j.pins...)
 	}

@@ -85,10 +85,11 @@ func newRows() *btree.BTreeG[row] {
 
 // generation is the changes of a stretch of the journal, newest value each.
 type generation struct {
-	rows  *btree.BTreeG[row]
-	bytes int64
-	last  uint64 // the journal's number of its last change, once it is frozen
-	pins  []*pin // segments that its rows name and the metadata may not know yet
+	rows      *btree.BTreeG[row]
+	bytes     int64
+	journaled int64  // bytes of its changes in the journal
+	last      uint64 // the journal's number of its last change, once it is frozen
+	pins      []*pin // segments that its rows name and the metadata may not know yet
 }
 
 // overlay is what has changed since the metadata was last brought up to date:
@@ -100,7 +101,7 @@ type overlay struct {
 	updating sync.RWMutex
 
 	mu     sync.RWMutex
-	moved  *sync.Cond // on mu: frozen has become nil, or stuck has changed
+	moved  *sync.Cond // on mu: frozen or stuck has changed
 	active *generation
 	frozen *generation // nil: none
 	stuck  error       // why frozen does not get to disk
@@ -129,10 +130,22 @@ func (o *overlay) memory() int64 {
 	return n
 }
 
-// room waits until there is room for more changes. more tells the checkpointer.
-func (o *overlay) room(ctx context.Context, more func()) error {
+// journaled is how many bytes of the journal the changes take.
+func (o *overlay) journaled() int64 {
 	o.mu.RLock()
-	ok := o.active.bytes < o.limit
+	defer o.mu.RUnlock()
+	n := o.active.journaled
+	if o.frozen != nil {
+		n += o.frozen.journaled
+	}
+	return n
+}
+
+// room waits until there is room for more changes, which may take so many bytes
+// of the journal for each generation. more tells the checkpointer.
+func (o *overlay) room(ctx context.Context, journal int64, more func()) error {
+	o.mu.RLock()
+	ok := o.active.bytes < o.limit && o.active.journaled < journal
 	o.mu.RUnlock()
 	if ok {
 		return nil
@@ -144,7 +157,7 @@ func (o *overlay) room(ctx context.Context, more func()) error {
 	})()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for o.active.bytes >= o.limit {
+	for o.active.bytes >= o.limit || o.active.journaled >= journal {
 		more()
 		if o.stuck != nil {
 			return o.stuck

@@ -156,7 +156,7 @@ func (s *Store) pruneFamily(ctx context.Context, id uint64) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := s.overlay.room(ctx, s.wakeCheckpointer); err != nil {
+		if err := s.overlay.room(ctx, s.mostUnmerged(), s.wakeCheckpointer); err != nil {
 			return err
 		}
 		if next, err = s.pruneRows(f, next); err != nil {

@@ -104,7 +104,11 @@ func (s *Store) put(ctx context.Context, req PutRequest, r io.Reader) (capsule.I
 	if err == nil {
 		err = s.commit(synced, p.apply)
 	}
-	return p.end(err)
+	info, err := p.end(err)
+	if err != nil && ioKind(err) == capsule.NoSpace {
+		s.giveBack(ctx)
+	}
+	return info, err
 }
 
 // putPolicy returns the policy under which a put's bytes are sealed, and fails

@@ -204,24 +204,58 @@ func (e *segmentError) Error() string {
 }
 func (e *segmentError) Unwrap() error { return e.err }
 
-// readSegment fills p with an extent's plain bytes from off on. A whole one is
-// decoded in place, and kept only if it is read again soon: so whoever reads
-// much in order does not empty the cache for others, and saves a copy.
+// readSegment fills p with an extent's plain bytes from off on. What is read
+// for the first time is decoded in place, a few bytes of a segment without the
+// rest if it has frames; what is read again soon is kept, as a whole. So whoever
+// reads much once does not empty the cache for others, and saves a copy.
 func (s *Store) readSegment(x extent, off int64, p []byte) error {
-	if int64(len(p)) < x.len || s.cache.again(x.id) {
-		return s.segment(x, func(q []byte) { copy(p, q[off:]) })
-	}
 	done := false
 	s.cache.peek(x.id, func(q []byte) {
-		if done = len(q) == len(p); done {
-			copy(p, q)
+		if done = int64(len(q)) == x.len; done {
+			copy(p, q[off:])
 		}
 	})
 	if done {
 		return nil
 	}
-	_, err := s.decode(p[:0:len(p)], x)
+	before := s.cache.recent(x.id, int64(len(p)), x.len)
+	again := before >= worthWhole
+	if !again && int64(len(p)) == x.len {
+		_, err := s.decode(p[:0:len(p)], x)
+		return err
+	}
+	if !again && s.readFrames(x, off, p, before > 0) {
+		return nil
+	}
+	err := s.segment(x, func(q []byte) { copy(p, q[off:]) })
+	if err != nil && again && s.readFrames(x, off, p, false) {
+		return nil // the damage is elsewhere in the segment
+	}
 	return err
+}
+
+// readFrames fills p with an extent's plain bytes from off on, reading nothing
+// else, and reports whether it did: the segment may have no frames, be on the
+// move or be damaged, which reading it as a whole tells apart. With more, the
+// kernel is asked for the rest of the segment, which is likely to be read next.
+func (s *Store) readFrames(x extent, off int64, p []byte, more bool) bool {
+	row, err := s.segmentRow(x.id)
+	n := int(x.len)
+	if err != nil || row.plainLen != x.len || row.recordLen != int64(pipeline.FramedLen(n)) {
+		return false
+	}
+	buf := records.Get().(*[]byte)
+	defer records.Put(buf)
+	from, to := pipeline.Frames(n, int(off), len(p))
+	*buf = resize(*buf, to-from)
+	if err := s.logs.ReadAt(row.log, *buf, row.off+int64(from)); err != nil {
+		return false
+	}
+	if more {
+		s.logs.Prefetch(row.log, row.off, row.recordLen)
+	}
+	h := pipeline.Header{ID: x.id, Again: row.again, Key: row.key, PlainLen: n}
+	return pipeline.OpenFrames(p, *buf, h, int(off), s.keys) == nil
 }
 
 // segment calls fn with an extent's plain bytes, from the cache if they are

@@ -86,6 +86,11 @@ func (s *Store) settle(ctx context.Context) error {
 			s.log.Warn("changes stay in the journal for now", "error", err)
 		}
 	}
+	return s.awaitReaper(ctx)
+}
+
+// awaitReaper waits until the reaper has gone once over all garbage from now on.
+func (s *Store) awaitReaper(ctx context.Context) error {
 	p := &s.passes
 	wake := func() {
 		p.Lock()

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"strings"
 	"sync"
@@ -107,11 +108,13 @@ type Store struct {
 	checkpointWake chan struct{}
 	pruner         pruner
 
-	failure     atomic.Pointer[error]
-	space       spaceGauge // for content
-	spaceToMove spaceGauge // for the rest
-	tally       tally
-	watchers    *notify.Queue[Change]
+	failure      atomic.Pointer[error]
+	space        spaceGauge   // for what makes the store grow
+	spaceToMove  spaceGauge   // for the rest
+	spaceToMerge spaceGauge   // for what was promised room
+	free         atomic.Int64 // bytes that were left for what makes the store grow, when the kernel was asked last
+	tally        tally
+	watchers     *notify.Queue[Change]
 
 	life     life
 	idle     idleness
@@ -144,9 +147,6 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if o.CacheBytes == 0 {
 		o.CacheBytes = defaultCache
 	}
-	if o.memtable == 0 {
-		o.memtable = metaMemtable
-	}
 	if o.LiveBytes == 0 {
 		o.LiveBytes = defaultLive
 	}
@@ -155,6 +155,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		s.commitInterval = defaultCommitInterval
 	}
 	s.overlay, s.checkpointWake = newOverlay(o.LiveBytes), make(chan struct{}, 1)
+	s.free.Store(math.MaxInt64) // until the first change asks
 	s.pins.init()
 	s.watchers = notify.New(maxChanges, Change{All: true})
 	s.lineages.open, s.lineages.families = map[lineageKey]*lineage{}, map[uint64]*family{}
@@ -173,13 +174,19 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if err := s.fs.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, err
 	}
-	s.logBytes = o.LogBytes
-	if s.logBytes == 0 {
+	if s.logBytes = o.LogBytes; s.logBytes == 0 {
 		s.logBytes = defaultLog
-		if u, err := s.fs.GetDiskUsage(s.dir); err == nil {
-			// On a full disk a log must fit into what is reserved, to be rewritten.
-			s.logBytes = min(defaultLog, max(minLog, int64(u.TotalBytes/64)))
+	}
+	if o.memtable == 0 {
+		o.memtable = metaMemtable
+	}
+	if u, err := s.fs.GetDiskUsage(s.dir); err == nil {
+		// On a full disk a log must fit into what is reserved, to be rewritten, and
+		// what the metadata engine has in its own log, to be put into tables.
+		if o.LogBytes == 0 {
+			s.logBytes = min(s.logBytes, max(minLog, int64(u.TotalBytes/64)))
 		}
+		o.memtable = min(o.memtable, max(minMemtable, u.TotalBytes/64))
 	}
 	if s.lock, err = s.fs.Lock(s.path("lock")); err != nil {
 		// What opening the lock file says is a PathError; the rest is about
@@ -232,24 +239,26 @@ func (s *Store) path(elem ...string) string {
 // Format versions of the whole directory:
 //
 //	1  the first (docs/format.md)
-const formatVersion = 1
+//	2  records in frames
+const formatVersion = 2
 
-const formatName = "format"
+// FormatName is the file in a store's directory that says it is one.
+const FormatName = "format"
 
 // openFormat checks the format file and opens the key ring, or creates both.
 // The format file is written last: without it there is no store yet, so a
 // creation that was cut short is done again.
 func (s *Store) openFormat(src keyring.Source) error {
-	b, err := vfs.ReadFile(s.fs, s.path(formatName))
+	b, err := vfs.ReadFile(s.fs, s.path(FormatName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return s.create(src)
 	}
 	if err != nil {
 		return err
 	}
-	id, err := parseFormat(b)
+	version, id, err := parseFormat(b)
 	if err != nil {
-		return capsule.Wrap(capsule.Damaged, err, "%s", s.path(formatName))
+		return capsule.Wrap(capsule.Damaged, err, "%s", s.path(FormatName))
 	}
 	if s.ring, err = keyring.Open(s.fs, s.dir, src, s.log); err != nil {
 		if capsule.KindOf(err) == capsule.NotFound {
@@ -259,15 +268,31 @@ func (s *Store) openFormat(src keyring.Source) error {
 		return err
 	}
 	if s.ring.StoreID() != id {
-		return capsule.Errorf(capsule.Damaged, "%s and the key ring belong to different stores", s.path(formatName))
+		return capsule.Errorf(capsule.Damaged, "%s and the key ring belong to different stores", s.path(FormatName))
+	}
+	if version < formatVersion {
+		return s.raiseFormat(id)
 	}
 	return nil
+}
+
+// raiseFormat notes in a store of an older format that it has this one, before
+// anything is written that older programs would take for damage. What is there
+// stays as it is.
+func (s *Store) raiseFormat(id [16]byte) error {
+	b := encodeFormat(formatVersion, id)
+	err := vfs.WriteFileAtomic(s.fs, s.path(FormatName), b)
+	if ioKind(err) == capsule.NoSpace {
+		s.fullDisk()
+		err = vfs.WriteFileAtomic(s.fs, s.path(FormatName), b)
+	}
+	return err
 }
 
 func (s *Store) create(src keyring.Source) error {
 	for _, name := range []string{"meta", "segments"} {
 		if names, err := s.fs.List(s.path(name)); err == nil && len(names) > 0 {
-			return capsule.Errorf(capsule.Damaged, "the file %q is missing but %s is not empty; restore it from a backup", formatName, s.path(name))
+			return capsule.Errorf(capsule.Damaged, "the file %q is missing but %s is not empty; restore it from a backup", FormatName, s.path(name))
 		}
 	}
 	var err error
@@ -293,32 +318,31 @@ func (s *Store) create(src keyring.Source) error {
 			return err
 		}
 	}
-	return vfs.WriteFileAtomic(s.fs, s.path(formatName), encodeFormat(s.ring.StoreID()))
+	return vfs.WriteFileAtomic(s.fs, s.path(FormatName), encodeFormat(formatVersion, s.ring.StoreID()))
 }
 
-func encodeFormat(id [16]byte) []byte {
-	line := fmt.Sprintf("space-store format=%d id=%s", formatVersion, hex.EncodeToString(id[:]))
+func encodeFormat(version int, id [16]byte) []byte {
+	line := fmt.Sprintf("space-store format=%d id=%s", version, hex.EncodeToString(id[:]))
 	return fmt.Appendf(nil, "%s crc=%08x\n", line, checksum(line))
 }
 
-func parseFormat(b []byte) (id [16]byte, err error) {
-	var version int
+func parseFormat(b []byte) (version int, id [16]byte, err error) {
 	var hexID string
 	var crc uint32
 	if n, _ := fmt.Sscanf(string(b), "space-store format=%d id=%32s crc=%08x\n", &version, &hexID, &crc); n < 1 {
-		return id, errors.New("this is not the format file of a SPACE store")
+		return 0, id, errors.New("this is not the format file of a SPACE store")
 	}
 	if version > formatVersion {
-		return id, fmt.Errorf("the store has format %d, this program knows formats up to %d: use a newer spacectl", version, formatVersion)
+		return 0, id, fmt.Errorf("the store has format %d, this program knows formats up to %d: use a newer spacectl", version, formatVersion)
 	}
 	raw, herr := hex.DecodeString(hexID)
 	if herr == nil {
 		copy(id[:], raw)
 	}
-	if string(encodeFormat(id)) != string(b) {
-		return id, errors.New("the format file is damaged; restore it from a backup, or write it again from the store ID in keys/keyring")
+	if version < 1 || string(encodeFormat(version, id)) != string(b) {
+		return 0, id, errors.New("the format file is damaged; restore it from a backup, or write it again from the store ID in keys/keyring")
 	}
-	return id, nil
+	return version, id, nil
 }
 
 // recover brings the metadata to where nothing is half done: contents that
@@ -538,17 +562,39 @@ func (s *Store) reserve(total uint64) uint64 {
 	return min(total/8, uint64(max(minReserve, s.logBytes+s.logBytes/4)))
 }
 
-// checkSpace fails with NoSpace if n more bytes of content would eat into the
-// reserve.
+// mergeCost is how many bytes on disk a byte of the journal may take before it is
+// part of the metadata and the segments: there, in the engine's log, in its tables.
+const mergeCost = 3
+
+// checkSpace fails with NoSpace if n more bytes would eat into the reserve, or
+// into what the changes in the journal need to get out of it.
 func (s *Store) checkSpace(n int64) error {
-	return s.space.take(s, n, 256<<20, s.reserve)
+	return s.space.take(s, n, 256<<20, func(total uint64) uint64 { return s.reserve(total) + s.unmergedCost() })
 }
 
-// checkSpaceToMove is checkSpace for garbage collection and for changes without
-// content, which may go into the reserve but leave metadata its part.
+// checkSpaceToMove is checkSpace for garbage collection and for changes that only
+// remove, which may go into the reserve but leave metadata its part.
 func (s *Store) checkSpaceToMove(n int64) error {
-	return s.spaceToMove.take(s, n, 4<<20, func(total uint64) uint64 { return min(minReserve/4, total/64) })
+	return s.spaceToMove.take(s, n, 4<<20, func(total uint64) uint64 { return smallReserve(total) + s.unmergedCost() })
 }
+
+// checkSpaceToMerge is checkSpace for changes on their way out of the journal.
+func (s *Store) checkSpaceToMerge(n int64) error {
+	return s.spaceToMerge.take(s, n, 4<<20, smallReserve)
+}
+
+func smallReserve(total uint64) uint64 { return min(minReserve/4, total/16) }
+
+// unmergedCost is what is needed on disk to empty the journal.
+func (s *Store) unmergedCost() uint64 { return mergeCost * uint64(s.overlay.journaled()) }
+
+// minUnmerged is how many bytes of changes may be in the journal, however full the disk is.
+const minUnmerged = 128 << 10
+
+// mostUnmerged is how many bytes of changes may be in the journal for each
+// generation before those that make more wait for it to be emptied: few on a
+// disk that is nearly full.
+func (s *Store) mostUnmerged() int64 { return max(minUnmerged, s.free.Load()/(4*mergeCost)) }
 
 // take takes n bytes of what the disk has beyond what is to be kept, which
 // depends on its size. The kernel is asked once a second, and once for each
@@ -560,6 +606,9 @@ func (g *spaceGauge) take(s *Store, n, most int64, keep func(total uint64) uint6
 		u, err := s.fs.GetDiskUsage(s.dir)
 		if err != nil {
 			return nil // no such information here; the write itself will tell
+		}
+		if g == &s.space {
+			s.free.Store(int64(min(u.AvailBytes, math.MaxInt64)) - int64(s.reserve(u.TotalBytes)))
 		}
 		keep := keep(u.TotalBytes)
 		if u.AvailBytes < keep+uint64(n) {
@@ -580,7 +629,7 @@ func noSpace(avail, keep uint64) error {
 
 // spaceIsGone forgets what was known of free space, after a write found none.
 func (s *Store) spaceIsGone() {
-	for _, g := range []*spaceGauge{&s.space, &s.spaceToMove} {
+	for _, g := range []*spaceGauge{&s.space, &s.spaceToMove, &s.spaceToMerge} {
 		g.Lock()
 		g.budget = 0
 		g.Unlock()

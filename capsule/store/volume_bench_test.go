@@ -114,8 +114,8 @@ func BenchmarkVolumeSyncedWrite(b *testing.B) {
 				b.SetParallelism(1)
 			}
 			var next atomic.Int64
+			p := random(4, 4096)
 			write := func() {
-				p := random(4, 4096)
 				i := next.Add(1)
 				if _, err := v.WriteAt(p, i%(benchSpan/4096)*4096); err != nil {
 					b.Error(err)

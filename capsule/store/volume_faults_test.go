@@ -321,6 +321,52 @@ func TestSyncAfterKill(t *testing.T) {
 	}
 }
 
+// A block of many pieces is to be merged, and the metadata has lost one of them.
+// Who stores the same content again has it.
+func TestMergeOfDamagedBlock(t *testing.T) {
+	s, err := openSmall(vfstest.NewPowerCut(), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	v := newVolume(t, s, "v", 1<<20)
+	lost := random(1, 4096)
+	if _, err := v.WriteAt(lost, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.checkpointAll(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.commit(synced, func(t *tx) error {
+		return s.kv.scan([]byte{keySegment}, []byte{keySegment + 1}, func(k, _ []byte) (bool, error) {
+			return true, t.b.delete(bytes.Clone(k))
+		})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		if _, err := v.WriteAt([]byte("new"), int64(i*200)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.checkpoint(); err == nil {
+		t.Fatal("a checkpoint drops references that are not there")
+	}
+	info, err := s.Put(t.Context(), PutRequest{Name: "o", Size: -1}, bytes.NewReader(lost))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.Open(t.Context(), info.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	got := make([]byte, len(lost))
+	if _, err := r.ReadAt(got, 0); err != nil || !bytes.Equal(got, lost) {
+		t.Errorf("what was stored after the damage: %v", err)
+	}
+}
+
 // openPushed opens a store that hands changes to the kernel, which makes nothing
 // durable unless it is told to.
 func openPushed(fsys vfs.FS) (*Store, error) {

@@ -13,6 +13,7 @@ const (
 	MaxLinks  = 1 << 30  // links to an inode; a directory has one for each subdirectory
 	MaxOpen   = 1 << 20  // open files
 	maxWrite  = 1 << 20  // content written by one update
+	blockSize = 4096     // the unit in which content takes space
 	maxCache  = 32 << 10 // inodes in memory that nobody holds open
 	permBits  = 0o7777   // what chmod can change
 	setUID    = 0o4000   //

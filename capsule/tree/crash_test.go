@@ -198,9 +198,20 @@ func TestQuota(t *testing.T) {
 	mkdir(t, fs, Root, "d")
 	_, err = fs.Mkdir(ctx, nil, Root, "e", New{})
 	kind(t, err, capsule.Quota, "a fourth inode")
-	if n, err := f.WriteAt(ctx, make([]byte, 4*blockSize), 0); n != 0 || capsule.KindOf(err) != capsule.Quota {
-		t.Fatal(n, err)
+	for _, w := range []struct{ len, off, written int }{
+		{4 * blockSize, 0, 3 * blockSize},
+		{5000, 3*blockSize - 100, 100},    // the rest of what is there already
+		{100, 3 * blockSize, 0},           // nothing of it
+		{7 * blockSize, 0, 3 * blockSize}, // over what is there
+	} {
+		if n, err := f.WriteAt(ctx, make([]byte, w.len), int64(w.off)); n != w.written || capsule.KindOf(err) != capsule.Quota {
+			t.Errorf("%d of %d bytes written at %d, want %d: %v", n, w.len, w.off, w.written, err)
+		}
+		if a := attr(t, fs, f.Ino()); a.Size != 3*blockSize {
+			t.Errorf("then the file has %d bytes", a.Size)
+		}
 	}
+	kind(t, f.Truncate(ctx, 0), fine, "truncate")
 	_, err = f.WriteAt(ctx, make([]byte, 3*blockSize), 1<<30)
 	kind(t, err, fine, "write of as much as there is")
 	_, err = f.WriteAt(ctx, make([]byte, blockSize), 0)

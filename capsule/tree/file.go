@@ -141,7 +141,8 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 }
 
 // WriteAt writes to the file. A large write takes several updates; an error in
-// between leaves the first ones, and n tells how much.
+// between leaves the first ones, and n tells how much. Of what is more than the
+// quota allows as much is written as fits.
 func (f *File) WriteAt(ctx context.Context, p []byte, off int64) (n int, err error) {
 	f.node.data.Lock()
 	defer f.node.data.Unlock()
@@ -180,9 +181,10 @@ func (f *File) write(ctx context.Context, p []byte, off int64) (n int, err error
 	if err := f.growTo(ctx, off, int64(len(p))); err != nil {
 		return 0, err
 	}
+	most := int64(maxWrite)
 	for n < len(p) {
 		at := off + int64(n)
-		piece := p[n:min(len(p), n+maxWrite-int(at%maxWrite))] // to a multiple, as the store's blocks are
+		piece := p[n:min(len(p), n+int(most-at%most))] // to a multiple, as the store's blocks are
 		err := f.fs.update(ctx, func(t *txn) error {
 			grew, err := t.tx.Write(f.node.ino, at, piece)
 			if err != nil {
@@ -190,10 +192,16 @@ func (f *File) write(ctx context.Context, p []byte, off int64) (n int, err error
 			}
 			return f.wrote(t, at, int64(len(piece)), grew)
 		})
-		if err != nil {
+		switch end := at + int64(len(piece)) - 1; {
+		case err == nil:
+			n += len(piece)
+		case capsule.KindOf(err) == capsule.Quota && at/blockSize < end/blockSize:
+			// What there is room for is written, as POSIX has it.
+			for most /= 2; most > blockSize && most > end-at; most /= 2 {
+			}
+		default:
 			return n, err
 		}
-		n += len(piece)
 	}
 	return n, nil
 }

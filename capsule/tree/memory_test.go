@@ -160,8 +160,6 @@ func (t *treap) scan(lo, hi string, fn func(key string, value []byte) (bool, err
 	return true, nil
 }
 
-const blockSize = 4096
-
 // Blocks of content are under a byte that no row begins with.
 func blockKey(file uint64, block int64) string {
 	b := binary.BigEndian.AppendUint64([]byte{0xff}, file)

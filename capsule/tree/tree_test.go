@@ -99,6 +99,41 @@ func TestTimes(t *testing.T) {
 	}
 }
 
+// A clock that steps back takes times back with it, and hides no change.
+func TestClockStepsBack(t *testing.T) {
+	m := newMemory()
+	kind(t, Format(ctx, m, New{Mode: 0o755}, time.Unix(1e9, 5)), fine, "format")
+	clock := &manual{time.Unix(2e9, 7)}
+	fs := must(Open(ctx, m, Options{Clock: clock}))(t)
+	defer fs.Close()
+	a := mkfile(t, fs, Root, "f", "content")
+	seen := attr(t, fs, a.Ino)
+	for _, step := range []time.Duration{-time.Second, -time.Hour, -50000 * time.Hour, time.Minute, -time.Nanosecond} {
+		old := openTree(t, m.snapshot())
+		clock.t = seen.Mtime.Add(step - time.Second)
+		f := must(fs.Open(ctx, nil, a.Ino, OpenRead|OpenWrite))(t)
+		must(f.WriteAt(ctx, []byte("changed"), 0))(t)
+		f.Close()
+		now := attr(t, fs, a.Ino)
+		if want := seen.Mtime.Add(step); !now.Mtime.Equal(want) || !now.Ctime.Equal(want) {
+			t.Errorf("a step of %s: mtime %s, ctime %s, want %s", step, now.Mtime, now.Ctime, want)
+		}
+		if now.Change <= seen.Change {
+			t.Errorf("a step of %s: the change counter went from %d to %d", step, seen.Change, now.Change)
+		}
+		var found []string
+		kind(t, Diff(ctx, old, fs, func(d Difference) error {
+			found = append(found, d.Kind.String()+d.Path)
+			return nil
+		}), fine, "diff")
+		if len(found) != 1 || found[0] != "modified/f" {
+			t.Errorf("a step of %s: the differences are %q", step, found)
+		}
+		seen = now
+	}
+	clean(t, m)
+}
+
 func TestRename(t *testing.T) {
 	for _, c := range []struct {
 		from, to string

@@ -113,7 +113,8 @@ func (c *cli) command(args ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(context.Background(), testTime)
 	c.t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, binary, args...)
-	cmd.Env = append(append(os.Environ(), "SPACE_HOME="+c.home), c.env...)
+	// A node that is slow to answer, or to end, is waited for.
+	cmd.Env = append(append(os.Environ(), "SPACE_HOME="+c.home, "SPACE_LOCK_TIMEOUT=2m"), c.env...)
 	return cmd
 }
 
@@ -607,6 +608,49 @@ func TestPutOfWhatSaysItIsEmpty(t *testing.T) {
 	if got := c.ok("get", "v"); got != string(want) {
 		t.Errorf("%q was stored of %q", got, want)
 	}
+	c.ok("put", "-r", "/proc/sys/kernel/random", "--name", "d")
+	if want, err = os.ReadFile("/proc/sys/kernel/random/boot_id"); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.ok("get", "d/boot_id"); got != string(want) {
+		t.Errorf("in a directory, %q was stored of %q", got, want)
+	}
+}
+
+// Root would leave files in a user's store that the user can't open.
+func TestRootKeepsOutOfOthersStores(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("takes root")
+	}
+	c := newCLI(t)
+	c.put([]byte("content"), "--name", "n")
+	const nobody = 65534
+	if err := filepath.WalkDir(c.home, func(path string, _ fs.DirEntry, err error) error {
+		return errors.Join(err, os.Lchown(path, nobody, nobody))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"list"}, {"put", os.DevNull, "--name", "x"}, {"serve"}, {"fsck"}} {
+		if r := c.run(args...); r.code == 0 || !strings.Contains(r.stderr, "belongs to") || !strings.Contains(r.stderr, "sudo -u") {
+			t.Errorf("spacectl %q in another user's store: %+v", args, r)
+		}
+	}
+	filepath.WalkDir(c.home, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info, err := d.Info(); err != nil || info.Sys().(*syscall.Stat_t).Uid != nobody {
+			t.Errorf("%s is not its user's any more: %v", path, err)
+		}
+		return nil
+	})
+	// A directory of somebody else's, as a container may be given one, can hold root's store.
+	c.home = filepath.Join(t.TempDir(), "given")
+	if err := errors.Join(os.Mkdir(c.home, 0o700), os.Chown(c.home, nobody, nobody)); err != nil {
+		t.Fatal(err)
+	}
+	c.put([]byte("content"), "--name", "n")
+	same(t, "n", c.get("n"), []byte("content"))
 }
 
 func TestInterruptedPutStoresNothing(t *testing.T) {

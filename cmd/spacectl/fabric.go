@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spacestore/space/capsule"
+	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/internal/control"
 	"github.com/spacestore/space/internal/control/transfer"
 	"github.com/spacestore/space/internal/node"
@@ -37,7 +38,7 @@ docs/fabric.md has more.`,
 	}
 	for _, c := range []func(*app) *cobra.Command{newFabricInit, newFabricToken, newFabricJoin, newFabricRevoke, newFabricServe, newFabricRelay,
 		newFabricStatus, newFabricNodes, newFabricTunnels, newFabricRoutes, newFabricLimits, newFabricTop,
-		newFabricExpose, newFabricForward, newFabricVPN, newFabricSend, newFabricReceive} {
+		newFabricExpose, newFabricForward, newFabricVPN, newFabricSend, newFabricReceive, newFabricAccept, newFabricTransfers} {
 		cmd.AddCommand(c(a))
 	}
 	return cmd
@@ -60,12 +61,12 @@ func (a *app) printMember(m node.Member) error {
 	if a.json() {
 		return a.printJSON(m)
 	}
-	a.fields("Fabric", m.Fabric, "Node", m.Node, "Name", m.Name, "Area", m.Area, "Authority", yesNo(m.Authority))
+	a.fields("Fabric", m.Fabric, "Node", m.Node, "Name", m.Name, "Area", m.Area, "Organization", m.Organization, "Authority", yesNo(m.Authority))
 	return nil
 }
 
 func newFabricInit(a *app) *cobra.Command {
-	var name, area string
+	var name, area, organization string
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Begin a fabric: make its authority and this machine's identity",
@@ -75,7 +76,7 @@ the directory "fabric" of SPACE_HOME. Who has the authority's key can let anybod
 in: keep a copy of the directory in a safe place.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			m, err := node.InitFabric(a.target.Home, name, area)
+			m, err := node.InitFabricOf(a.target.Home, name, area, organization)
 			if err != nil {
 				return capsule.Wrap(capsule.Other, err, "fabric init")
 			}
@@ -87,6 +88,7 @@ in: keep a copy of the directory in a safe place.`,
 		},
 	}
 	addMemberFlags(cmd, &name, &area)
+	cmd.Flags().StringVar(&organization, "organization", "", "whose node this one is, for limits (default "+identity.DefaultOrganization+")")
 	return cmd
 }
 
@@ -102,7 +104,8 @@ func newFabricToken(a *app) *cobra.Command {
 		Short: "Make a join token and print it",
 		Long: `Print a token with which --uses nodes can join until --expires has passed. It is a
 secret, it says where the fabric can be joined, and by it the node that joins
-knows the authority. The authority's node has to run when it is used.`,
+knows the authority. The authority's node has to run when it is used. Nodes that
+join with it are of --organization for good: limits count by that.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if req.Uses < 1 || req.Life <= 0 {
@@ -121,6 +124,7 @@ knows the authority. The authority's node has to run when it is used.`,
 	}
 	cmd.Flags().IntVar(&req.Uses, "uses", 1, "how many nodes may join with it")
 	cmd.Flags().DurationVar(&req.Life, "expires", time.Hour, "how long it is good")
+	cmd.Flags().StringVar(&req.Organization, "organization", "", "whose nodes may join with it, for limits (default "+identity.DefaultOrganization+")")
 	cmd.Flags().StringSliceVar(&req.Addresses, "address", nil, "where the fabric can be joined, such as tls://10.0.0.1:7420 (default: where the node listens)")
 	return cmd
 }
@@ -194,7 +198,7 @@ func addFabricFlags(cmd *cobra.Command) {
 		{"seeds", "nodes to begin with, such as tls://10.0.0.1:7420, beside those that the token had"},
 		{"name", "this node's name, for people (default: as init or join was told)"},
 		{"area", "the area, whose nodes know all of each other (default: as init or join was told)"},
-		{"organization", "for whom this node's tunnels count"},
+		{"organization", "for whom tunnels count at this node that it opens itself (default: the one of its certificate)"},
 		{"https_web", "the servers of https:// seeds show certificates that this system trusts, not the fabric's: true or false (default false)"},
 		{"relay", "pass on the links of nodes that cannot reach each other: true or false (default false)"},
 	} {

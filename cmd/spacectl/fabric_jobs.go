@@ -181,23 +181,70 @@ func rateFlag(text string) (int64, error) {
 	return parseSize("--rate", text)
 }
 
-// transferDone is what send and receive print with -o json.
-type transferDone struct {
-	Name string `json:"name"`
-	Path string `json:"path"`
-	control.JobProgress
+// transferLine is a line that transfers print with -o json.
+type transferLine struct {
+	Event string `json:"event"` // progress; done, with the result; ended, where that was not to come
+	control.TransferState
 	Seconds float64 `json:"seconds"`
+}
+
+// follower shows how far a transfer is.
+type follower struct {
+	a     *app
+	b     *bar
+	start time.Time
+	last  control.TransferState
+}
+
+func (a *app) follow(what string) *follower {
+	return &follower{a: a, b: a.newBar(what, -1), start: time.Now(), last: control.TransferState{Total: -1}}
+}
+
+// see takes in what a transfer says.
+func (f *follower) see(st control.TransferState) error {
+	f.last = st
+	f.b.set(st.Bytes, st.Total)
+	if !f.a.json() || st.State == control.TransferDone {
+		return nil
+	}
+	if err := f.print("progress"); err != nil {
+		return err
+	}
+	return f.a.stdout.Flush()
+}
+
+func (f *follower) print(event string) error {
+	return f.a.printJSONLine(transferLine{event, f.last, time.Since(f.start).Seconds()})
+}
+
+// end takes the bar off the screen and prints the last line of one that has not failed.
+func (f *follower) end(err error) error {
+	f.b.finish()
+	if err != nil || !f.a.json() {
+		return err
+	}
+	if f.last.State == control.TransferDone {
+		return f.print("done")
+	}
+	return f.print("ended")
 }
 
 func newFabricSend(a *app) *cobra.Command {
 	var r control.SendRequest
+	var limit string
 	cmd := &cobra.Command{
 		Use:   "send PATH",
-		Short: "Offer a file or directory to other nodes, for `fabric receive`",
+		Short: "Offer a file or directory to other nodes, or send it to one",
 		Long: `Offer a file or directory to the other nodes of the fabric under its own name, or
---name. Prints the name when others can find it. It is offered until --times
-nodes have received it whole, by default one; with --times 0 until Ctrl-C. Nodes
-that offer the same content under one name are mirrors of each other.`,
+--name, for "fabric receive". Prints the name when others can find it. It is
+offered until --times nodes have received it whole, by default one; with --times
+0 until Ctrl-C. Nodes that offer the same content under one name are mirrors of
+each other.
+
+With --to it is sent to one node, which has to have agreed beforehand: by
+"fabric accept" there, or by its space.yaml. The command ends when all of it is
+there. What has arrived stays if the command, either node or the network fails:
+the same command goes on from there.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if r.Path, err = absolute(args[0]); err != nil {
@@ -206,37 +253,121 @@ that offer the same content under one name are mirrors of each other.`,
 			if r.Name == "" {
 				r.Name = filepath.Base(r.Path)
 			}
+			if r.Rate, err = rateFlag(limit); err != nil {
+				return err
+			}
+			if r.To == "" && r.Background {
+				return capsule.Errorf(capsule.Invalid, "fabric send: --background is for --to; otherwise who receives it says so")
+			}
+			if r.To != "" && cmd.Flags().Changed("times") {
+				return capsule.Errorf(capsule.Invalid, "fabric send: --times is for what is offered; --to sends it once")
+			}
 			if _, err := os.Lstat(r.Path); err != nil {
 				return transfer.FileError(err, "fabric send")
 			}
-			last := control.JobProgress{Total: -1}
-			b := a.newBar("send "+r.Name, -1)
-			start := time.Now()
+			f := a.follow("send " + r.Name)
 			err = a.runService(cmd.Context(), "send "+show(args[0]), func(c *control.FabricClient, tell func(control.JobEvent) error) error {
 				return c.Send(cmd.Context(), r, func(e control.JobEvent) error {
-					if e.Progress != nil {
-						last = *e.Progress
-						b.set(last.Done, last.Total)
+					if e.Transfer != nil {
+						if err := f.see(*e.Transfer); err != nil {
+							return err
+						}
 					}
 					return tell(e)
 				})
 			}, func(at string) error {
-				if !a.json() {
+				if !a.json() && r.To == "" {
 					a.printf("%s\n", at)
 				}
 				return nil
 			})
-			b.finish()
-			if err == nil && a.json() {
-				return a.printJSON(transferDone{Name: r.Name, Path: r.Path, JobProgress: last, Seconds: time.Since(start).Seconds()})
+			if r.To != "" && cmd.Context().Err() != nil && f.last.State != control.TransferDone { // it is not there
+				f.b.finish()
+				a.interrupted = "interrupted; what has arrived is kept, and the same command goes on from there"
+				return context.Cause(cmd.Context())
 			}
-			return err
+			if err := f.end(err); err != nil {
+				return err
+			}
+			if r.To != "" {
+				f.fact()
+			}
+			return nil
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&r.Name, "name", "", "the name under which it is offered (default: the last part of PATH)")
-	f.BoolVar(&r.SkipUnreadable, "skip-unreadable", false, "leave out what can't be read, instead of sending nothing")
-	f.IntVar(&r.Times, "times", 1, "end when so many nodes have received it whole; 0: never")
+	fl := cmd.Flags()
+	fl.StringVar(&r.Name, "name", "", "the name under which it is offered, or made (default: the last part of PATH)")
+	fl.BoolVar(&r.SkipUnreadable, "skip-unreadable", false, "leave out what can't be read, instead of sending nothing")
+	fl.IntVar(&r.Times, "times", 1, "end when so many nodes have received it whole; 0: never")
+	fl.StringVar(&r.To, "to", "", "the node, by ID or name, to send it to (default: whoever asks for it)")
+	fl.StringVar(&limit, "rate", "", "bytes a second at most, such as 50MB (default: as fast as it goes)")
+	fl.BoolVar(&r.Background, "background", false, "with --to: let all other traffic go first")
+	addWait(cmd, &r.Wait)
+	return cmd
+}
+
+// fact tells people how it went.
+func (f *follower) fact() {
+	took := time.Since(f.start)
+	f.a.fact("%s in %s (%s)", size(f.last.Bytes), took.Round(time.Millisecond), rate(f.last.Bytes-f.last.Resumed, took))
+}
+
+func newFabricAccept(a *app) *cobra.Command {
+	var r control.AcceptRequest
+	var most string
+	cmd := &cobra.Command{
+		Use:   "accept DIR --from NODE",
+		Short: "Take what some nodes send to this one, as long as the command runs",
+		Long: `Have the nodes that --from names (by ID, as "fabric nodes" shows it: a name will
+not do, for a node chooses it itself) send files and directories to this one,
+with "fabric send --to". They are made in DIR under the names that the senders
+give. Nothing that is there is replaced, and nothing is made elsewhere: names
+with slashes, or a dot at the beginning, are refused. Prints the path of each
+when it is whole.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if r.Into, err = absolute(args[0]); err != nil {
+				return err
+			}
+			if most != "" {
+				if r.MaxSize, err = parseSize("--max-size", most); err != nil {
+					return err
+				}
+			}
+			start := time.Now()
+			return a.runService(cmd.Context(), "accept "+show(args[0]), func(c *control.FabricClient, tell func(control.JobEvent) error) error {
+				return c.Accept(cmd.Context(), r, func(e control.JobEvent) error {
+					if st := e.Transfer; st != nil {
+						f := &follower{a: a, b: &bar{}, start: start}
+						if err := f.see(*st); err != nil {
+							return err
+						}
+						if st.State == control.TransferDone {
+							if a.json() {
+								if err := f.print("done"); err != nil {
+									return err
+								}
+							} else {
+								a.printf("%s\n", st.Path)
+							}
+							return a.stdout.Flush()
+						}
+					}
+					return tell(e)
+				})
+			}, func(at string) error {
+				if a.json() {
+					return a.printJSONLine(map[string]string{"event": "ready", "path": at})
+				}
+				a.fact("What comes goes to %s.", at)
+				return nil
+			})
+		},
+	}
+	fl := cmd.Flags()
+	fl.StringSliceVar(&r.From, "from", nil, "the nodes, by ID, that may send something")
+	fl.StringVar(&most, "max-size", "", "refuse what is larger, such as 100GB (default: anything that fits)")
+	fl.IntVar(&r.Times, "times", 0, "end when so many have come; 0: never")
 	return cmd
 }
 
@@ -262,9 +393,7 @@ The file appears under its name when it is whole.`,
 			if r.Rate, err = rateFlag(limit); err != nil {
 				return err
 			}
-			last := control.JobProgress{Total: -1}
-			b := a.newBar("receive "+r.Name, -1)
-			start := time.Now()
+			f := a.follow("receive " + r.Name)
 			ctx := cmd.Context()
 			if deadline > 0 {
 				var cancel context.CancelFunc
@@ -276,16 +405,14 @@ The file appears under its name when it is whole.`,
 					if e.Note != "" {
 						a.note("%s", e.Note)
 					}
-					if e.Progress != nil {
-						last = *e.Progress
-						b.set(last.Done, last.Total)
+					if e.Transfer != nil {
+						return f.see(*e.Transfer)
 					}
 					return nil
 				})
 			})
-			b.finish()
-			if err != nil {
-				if last.Done > 0 {
+			if err := f.end(err); err != nil {
+				if f.last.Bytes > 0 {
 					a.interrupted = "interrupted; what has arrived is kept, and the same command goes on from there"
 				}
 				if cmd.Context().Err() == nil && ctx.Err() != nil {
@@ -293,17 +420,13 @@ The file appears under its name when it is whole.`,
 				}
 				return err
 			}
-			took := time.Since(start)
-			if a.json() {
-				return a.printJSON(transferDone{Name: r.Name, Path: r.Target, JobProgress: last, Seconds: took.Seconds()})
-			}
-			a.fact("%s in %s (%s)", size(last.Done), took.Round(time.Millisecond), rate(last.Done-last.Resumed, took))
+			f.fact()
 			return nil
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&out, "out", "", "file or directory to make (default: NAME)")
-	f.StringVar(&limit, "rate", "", "bytes a second at most, such as 50MB (default: as fast as it goes)")
+	f.StringVar(&limit, "rate", "", "bytes a second at most, such as 50MB (default: as before, or as fast as it goes)")
 	addWait(cmd, &r.Wait)
 	f.BoolVar(&r.Background, "background", false, "let all other traffic go first")
 	f.DurationVar(&deadline, "deadline", 0, "end after so long, such as 2h; what has arrived is kept (default: never)")

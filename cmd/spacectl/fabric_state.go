@@ -45,11 +45,8 @@ func (a *app) printFabricStatus(st fabric.Status) error {
 	if st.Relay {
 		role = append(role, "relay")
 	}
-	pairs := []string{"Node", st.Node.String(), "Name", st.Name, "Area", st.Area, "Fabric", st.Fabric.String(),
+	pairs := []string{"Node", st.Node.String(), "Name", st.Name, "Area", st.Area, "Organization", st.Organization, "Fabric", st.Fabric.String(),
 		"Listens at", dash(strings.Join(st.Addrs, " ")), "Roles", dash(strings.Join(role, ", "))}
-	if st.Organization != "" {
-		pairs = append(pairs, "Organization", st.Organization)
-	}
 	if st.Draining {
 		pairs = append(pairs, "Draining", "yes")
 	}
@@ -117,7 +114,7 @@ func newFabricNodes(a *app) *cobra.Command {
 		`List the nodes that this one knows: all of its own area, and of other areas those
 that pass links on. A star marks this node, a plus those that it has a session
 with.`, (*control.FabricClient).Nodes, func(w io.Writer, nodes []fabric.NodeState) {
-			fmt.Fprintf(w, "NODE\tNAME\tAREA\tADDRESSES\tPROVIDES\n")
+			fmt.Fprintf(w, "NODE\tNAME\tAREA\tORGANIZATION\tADDRESSES\tPROVIDES\n")
 			for _, n := range nodes {
 				mark := " "
 				switch {
@@ -133,7 +130,7 @@ with.`, (*control.FabricClient).Nodes, func(w io.Writer, nodes []fabric.NodeStat
 				if n.Relay {
 					services = append(services, "(relay)")
 				}
-				fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\t%s\n", n.Node, mark, printable(dash(n.Name)), printable(dash(n.Area)),
+				fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\t%s\t%s\n", n.Node, mark, printable(dash(n.Name)), printable(dash(n.Area)), printable(dash(n.Organization)),
 					printable(dash(strings.Join(n.Addrs, " "))), printable(dash(strings.Join(services, " "))))
 			}
 		})

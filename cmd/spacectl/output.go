@@ -76,6 +76,13 @@ func (a *app) printJSON(v any) error {
 	return e.Encode(v)
 }
 
+// printJSONLine prints one value as JSON on a line of its own.
+func (a *app) printJSONLine(v any) error {
+	e := json.NewEncoder(a.stdout)
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}
+
 func (a *app) printJSONError(err error, code int) {
 	e := json.NewEncoder(a.stderr)
 	e.SetEscapeHTML(false)

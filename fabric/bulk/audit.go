@@ -202,6 +202,7 @@ const maxAudits = 2 * maxMirrors
 func (t *Transfer) checkRoot(ctx context.Context) (again bool, _ error) {
 	t.mu.Lock()
 	got := t.info.root(t.hash)
+	t.root = got
 	t.audits++
 	if t.audits > maxAudits {
 		defer t.mu.Unlock()
@@ -306,7 +307,7 @@ func (t *Transfer) askRoot(ctx context.Context, got Hash) (equal bool, _ error) 
 			left = left[1:]
 			under++
 			go func() {
-				root, err := rootFrom(ctx, m, t.o.Name)
+				root, err := Root(ctx, m, t.o.Name)
 				answers <- answer{m, root, err}
 			}()
 			ask.Reset(hedge)
@@ -340,25 +341,43 @@ func (t *Transfer) askRoot(ctx context.Context, got Hash) (equal bool, _ error) 
 	return false, nil
 }
 
-// rootFrom asks a mirror for the final hash.
-func rootFrom(ctx context.Context, m Mirror, name string) (h Hash, err error) {
+// Root asks a mirror for a payload's final hash.
+func Root(ctx context.Context, m Mirror, name string) (h Hash, err error) {
+	err = ask(ctx, m, name, func(l *link, _ info) error {
+		if err := errors.Join(l.send(msgRoot), l.flush()); err != nil {
+			return err
+		}
+		b, err := l.expect(msgFinal, len(h))
+		if err == nil && copy(h[:], b) != len(h) {
+			err = errProtocol
+		}
+		return err
+	})
+	return h, err
+}
+
+// Form asks a mirror how many bytes a payload and each of its chunks have.
+func Form(ctx context.Context, m Mirror, name string) (size int64, chunk int, err error) {
+	err = ask(ctx, m, name, func(_ *link, i info) error {
+		size, chunk = i.Size, i.Chunk
+		return nil
+	})
+	return size, chunk, err
+}
+
+// ask has a conversation with a mirror about a payload.
+func ask(ctx context.Context, m Mirror, name string, fn func(*link, info) error) error {
 	s, err := m.Open(ctx)
 	if err != nil {
-		return h, err
+		return err
 	}
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()
 	defer s.Close()
 	l := newLink(s)
-	if _, err := l.open(name); err != nil {
-		return h, err
+	i, err := l.open(name)
+	if err != nil {
+		return err
 	}
-	if err := errors.Join(l.send(msgRoot), l.flush()); err != nil {
-		return h, err
-	}
-	b, err := l.expect(msgFinal, len(h))
-	if err == nil && copy(h[:], b) != len(h) {
-		err = errProtocol
-	}
-	return h, err
+	return fn(l, i)
 }

@@ -232,7 +232,7 @@ func (refusing) Open(context.Context) (io.ReadWriteCloser, error) {
 	near, far := net.Pipe()
 	go Serve(context.Background(), far, func(string) (*Offer, error) {
 		return nil, &RemoteError{CodeUnreadable, "permission denied"}
-	})
+	}, nil)
 	return newBuffered(near), nil
 }
 

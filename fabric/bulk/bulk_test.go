@@ -85,7 +85,7 @@ func (s *site) Open(ctx context.Context) (io.ReadWriteCloser, error) {
 				return nil, &RemoteError{CodeNotFound, "no such payload"}
 			}
 			return s.offer, nil
-		})
+		}, nil)
 	})
 	if s.way != nil {
 		return s.way(near), nil
@@ -599,7 +599,7 @@ func FuzzServe(f *testing.F) {
 			near.Write(b)
 			near.Close()
 		}()
-		_ = Serve(t.Context(), far, func(string) (*Offer, error) { return o, nil }) // any error will do
+		_ = Serve(t.Context(), far, func(string) (*Offer, error) { return o, nil }, nil) // any error will do
 	})
 }
 

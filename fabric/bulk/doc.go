@@ -4,8 +4,8 @@
 //   - [Source] is a payload to give; [Serve] gives it over one stream.
 //   - [Mirror] opens streams to a place that has the payload; [Sink] takes it.
 //   - [Transfer] fetches: several streams, several mirrors at once. It can be
-//     paused, slowed, drained and cancelled, and tells how far it is. Mirrors may
-//     come while it goes on.
+//     paused, slowed, drained, cancelled and given other streams, and tells how far
+//     it is. Mirrors may come while it goes on.
 //   - [Journal] remembers which chunks are there, over crashes.
 //
 // Streams are any io.ReadWriteCloser, one conversation each; wire.go has the

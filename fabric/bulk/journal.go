@@ -187,6 +187,38 @@ func (j *Journal) begin(i info) (have map[int]Hash, err error) {
 	return have, nil
 }
 
+// Verified returns the size of a chunk and the chunks that were noted, with their
+// hashes; none when there is no journal.
+func (j *Journal) Verified() (chunk int, have map[int]Hash) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	have = make(map[int]Hash, len(j.have))
+	for c, n := range j.have {
+		have[c] = n.hash
+	}
+	return j.info.Chunk, have
+}
+
+// Write makes the journal, durably, that of a payload of which these chunks are
+// durable in the sink. Close it.
+func (j *Journal) Write(size int64, chunk int, have map[int]Hash) error {
+	j.mu.Lock()
+	i := info{Size: size, Chunk: chunk}
+	err := i.check()
+	if err == nil {
+		j.info, j.have, j.notes = i, map[int]note{}, 0
+		for c, h := range have {
+			j.put(c, h)
+		}
+		j.sync = j.notes
+	}
+	j.mu.Unlock()
+	if err == nil {
+		_, err = j.begin(i)
+	}
+	return err
+}
+
 // note says that a chunk was written to the sink.
 func (j *Journal) note(chunk int, h Hash) error {
 	j.mu.Lock()

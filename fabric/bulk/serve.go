@@ -175,13 +175,18 @@ func (o *Offer) unchanged() error {
 }
 
 // Serve gives payloads over one stream until the receiver ends it. find
-// returns the payload of a name, or an error, which may be a *RemoteError.
-func Serve(ctx context.Context, s io.ReadWriteCloser, find func(name string) (*Offer, error)) error {
+// returns the payload of a name, or an error, which may be a *RemoteError. given is
+// called before the last message of each chunk, and before the final hash; nil: nobody
+// wants to know.
+func Serve(ctx context.Context, s io.ReadWriteCloser, find func(name string) (*Offer, error), given func()) error {
+	if given == nil {
+		given = func() {}
+	}
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()
 	defer s.Close()
 	l := newLink(s)
-	err := serve(ctx, l, find)
+	err := serve(ctx, l, find, given)
 	if err == io.EOF {
 		return nil
 	}
@@ -198,7 +203,7 @@ func Serve(ctx context.Context, s io.ReadWriteCloser, find func(name string) (*O
 	return err
 }
 
-func serve(ctx context.Context, l *link, find func(string) (*Offer, error)) error {
+func serve(ctx context.Context, l *link, find func(string) (*Offer, error), given func()) error {
 	m, n, err := l.next()
 	if err != nil {
 		return err
@@ -239,9 +244,9 @@ func serve(ctx context.Context, l *link, find func(string) (*Offer, error)) erro
 		case m == msgSums && n == 8:
 			err = o.sendSums(ctx, l, binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:]), buf)
 		case m == msgChunk && n == 8:
-			err = o.sendChunk(l, binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:]), buf)
+			err = o.sendChunk(l, binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:]), buf, given)
 		case m == msgRoot && n == 0:
-			err = o.sendRoot(ctx, l)
+			err = o.sendRoot(ctx, l, given)
 		default:
 			err = fmt.Errorf("%w: message %d of %d bytes", errProtocol, m, n)
 		}
@@ -282,7 +287,7 @@ func (o *Offer) sendSums(ctx context.Context, l *link, first, count uint32, buf 
 	return nil
 }
 
-func (o *Offer) sendChunk(l *link, n, from uint32, buf []byte) error {
+func (o *Offer) sendChunk(l *link, n, from uint32, buf []byte, given func()) error {
 	if int64(n) >= int64(o.info.chunks()) || int64(from) > int64(o.info.length(int(n))) {
 		return fmt.Errorf("%w: chunk %d from byte %d", errProtocol, n, from)
 	}
@@ -296,10 +301,11 @@ func (o *Offer) sendChunk(l *link, n, from uint32, buf []byte) error {
 	if err != nil {
 		return err
 	}
+	given()
 	return sendSum(l, c, h)
 }
 
-func (o *Offer) sendRoot(ctx context.Context, l *link) error {
+func (o *Offer) sendRoot(ctx context.Context, l *link, given func()) error {
 	r, err := o.Root(ctx)
 	if err == nil {
 		err = o.unchanged() // at the end: reading may have taken long
@@ -307,5 +313,6 @@ func (o *Offer) sendRoot(ctx context.Context, l *link) error {
 	if err != nil {
 		return err
 	}
+	given()
 	return l.send(msgFinal, r[:])
 }

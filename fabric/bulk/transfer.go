@@ -58,6 +58,7 @@ type Options struct {
 	Want        *Hash  // the root, where it is known beforehand
 	Streams     int    // for each mirror; 0: 2
 	Rate        int64  // bytes a second at most; 0: as fast as it goes
+	Paused      bool   // it begins as after Pause
 	// Stall is how long a mirror may give nothing before another one goes on
 	// in its place; 0: 600 ms. Where there is no other, it is a minute.
 	Stall time.Duration
@@ -113,6 +114,7 @@ type Transfer struct {
 	finished bool
 	paused   bool
 	draining bool
+	reopened int // times
 	rate     int64
 	issueAt  time.Time // when the rate allows the next chunk
 	info     *info
@@ -133,6 +135,7 @@ type Transfer struct {
 
 	// What the hashes are held against.
 	authority *mirror      // whose hashes count; nil: nobody has answered
+	root      Hash         // of what is there, when all of it is
 	several   bool         // they are of more than one authority
 	auditing  bool         // they are asked for: always, where the root is not known
 	proven    bool         // they make the root that was asked for
@@ -188,7 +191,7 @@ func newTransfer(o Options) *Transfer {
 	if o.GiveUp == 0 {
 		o.GiveUp = 2 * time.Minute
 	}
-	t := &Transfer{o: o, done: make(chan struct{}), changed: make(chan struct{}), rate: o.Rate, lastNews: time.Now(),
+	t := &Transfer{o: o, done: make(chan struct{}), changed: make(chan struct{}), rate: o.Rate, paused: o.Paused, lastNews: time.Now(),
 		sums: map[int]Hash{}, auditing: o.Want == nil, progress: Progress{Size: -1}}
 	for _, m := range o.Mirrors {
 		t.AddMirror(m)
@@ -217,11 +220,39 @@ func (t *Transfer) Wait() error {
 	return t.err
 }
 
+// Root returns the payload's final hash, after Wait has returned nil.
+func (t *Transfer) Root() Hash {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.root
+}
+
 // Pause lets the chunks under way come in and asks for no more.
 func (t *Transfer) Pause() { t.set(func() { t.paused = true }) }
 
 // Resume goes on after Pause.
 func (t *Transfer) Resume() { t.set(func() { t.paused = false; t.lastNews = time.Now() }) }
+
+// Reopen has all streams end and be opened again, such as in another class. What has
+// come of the chunks under way is kept.
+func (t *Transfer) Reopen() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.reopened++
+	for _, w := range t.workers {
+		if w.stream != nil {
+			w.takeAway()
+			w.reopening = true
+		}
+	}
+}
+
+// reopens returns how often Reopen was called.
+func (t *Transfer) reopens() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.reopened
+}
 
 // Drain lets the chunks under way come in and ends the transfer, with
 // context.Canceled if something is missing.
@@ -354,10 +385,8 @@ func (t *Transfer) watch(now time.Time) {
 			}
 		}
 		if now.Sub(w.news) > limit {
+			w.takeAway()
 			w.stalled = true
-			stream := w.stream
-			w.stream = nil
-			go stream.Close() // it may take as long as the mirror does
 		}
 	}
 }
@@ -439,8 +468,12 @@ func (t *Transfer) begin(w *worker, i info) error {
 	defer t.mu.Unlock()
 	m := w.m
 	if t.info == nil {
-		if t.o.Size != nil && i.Size != *t.o.Size || t.o.MaxSize > 0 && i.Size > t.o.MaxSize {
+		if t.o.Size != nil && i.Size != *t.o.Size {
 			t.out(m, fmt.Sprintf("its payload has %d bytes, which can't be", i.Size))
+			return errOut
+		}
+		if t.o.MaxSize > 0 && i.Size > t.o.MaxSize {
+			t.out(m, fmt.Sprintf("its payload has %d bytes, and at most %d are taken", i.Size, t.o.MaxSize))
 			return errOut
 		}
 		if err := t.adopt(i); err != nil {

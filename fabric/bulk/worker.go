@@ -19,6 +19,15 @@ type worker struct {
 	busy    int       // jobs under way
 	news    time.Time // when something came last
 	stalled bool
+	// reopening: the stream was taken away for another one, which is no failure.
+	reopening bool
+}
+
+// takeAway ends the stream. Called with the lock held.
+func (w *worker) takeAway() {
+	stream := w.stream
+	w.stream = nil
+	go stream.Close() // it may take as long as the mirror does
 }
 
 func (w *worker) run(ctx context.Context) {
@@ -27,19 +36,23 @@ func (w *worker) run(ctx context.Context) {
 		err := w.converse(ctx)
 		w.t.mu.Lock()
 		w.stream, w.opened, w.busy = nil, false, 0
-		if ctx.Err() == nil {
+		reopening := w.reopening && err != nil
+		if ctx.Err() == nil && !reopening {
 			w.t.notice(w.m, err)
 		}
 		over := err == nil || ctx.Err() != nil || w.t.isOver(w.m)
 		if w.stalled {
 			backoff = max(backoff, time.Second) // others have its work now
 		}
-		w.stalled = false
+		w.stalled, w.reopening = false, false
 		w.t.wake()
 		changed := w.t.changed
 		w.t.mu.Unlock()
 		if over {
 			return
+		}
+		if reopening {
+			continue
 		}
 		until := time.NewTimer(backoff)
 		for waiting := true; waiting; {
@@ -66,6 +79,7 @@ func (w *worker) converse(ctx context.Context) error {
 	if w.t.over(w.m) {
 		return nil
 	}
+	reopened := w.t.reopens()
 	s, err := w.m.Open(ctx)
 	if err != nil {
 		return err
@@ -75,6 +89,10 @@ func (w *worker) converse(ctx context.Context) error {
 	defer s.Close()
 	w.t.mu.Lock()
 	w.stream, w.news = s, time.Now()
+	if w.t.reopened != reopened { // it is opened as it should not be any more
+		w.takeAway()
+		w.reopening = true
+	}
 	w.t.mu.Unlock()
 	l := newLink(s)
 	i, err := l.open(w.t.o.Name)

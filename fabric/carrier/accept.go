@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -29,9 +30,10 @@ type acceptor struct {
 	join   func(net.Conn) // nil: nobody joins here
 	pass   func(net.Conn) // instead: it takes them elsewhere, unseen
 
+	joining *Crowd
+
 	mu        sync.Mutex
 	strangers []net.Conn // the oldest first
-	joining   []net.Conn // likewise
 	closed    bool
 	wg        sync.WaitGroup
 
@@ -41,7 +43,7 @@ type acceptor struct {
 
 // newAcceptor returns an acceptor of links; config and joins say who may come.
 func newAcceptor(id *identity.Node, config *tls.Config, joins Joins) *acceptor {
-	a := &acceptor{config: config, ready: make(chan Link, maxWaiting), join: joins.Admit, pass: joins.Pass}
+	a := &acceptor{config: config, ready: make(chan Link, maxWaiting), join: joins.Admit, pass: joins.Pass, joining: NewCrowd(maxJoins)}
 	a.ctx, a.quit = context.WithCancel(context.Background())
 	a.done = func(c *tls.Conn) {
 		if l, err := newLink(c, c.ConnectionState(), id); err == nil {
@@ -112,17 +114,53 @@ func excess(conns []net.Conn) int {
 	return first[most]
 }
 
-// sourceOf returns whom an address belongs to: a host, or an IPv6 network. A
-// relayed connection says nothing of where it comes from.
+// sourceOf returns whom an address belongs to: a host, or an IPv6 network. That of a
+// connection that others pass on says where they have it from.
 func sourceOf(addr net.Addr) string {
-	a, ok := addr.(*net.TCPAddr)
-	if !ok {
+	var ip netip.Addr
+	switch a := addr.(type) {
+	case *net.TCPAddr:
+		ip, _ = netip.AddrFromSlice(a.IP)
+	case interface{ Source() netip.Addr }:
+		ip = a.Source()
+	}
+	switch ip = ip.Unmap().WithZone(""); {
+	case !ip.IsValid():
 		return ""
+	case ip.Is4():
+		return ip.String()
 	}
-	if a.IP.To4() != nil {
-		return a.IP.String()
+	return netip.PrefixFrom(ip, 64).Masked().Addr().String()
+}
+
+// Crowd is connections of strangers, so many at most. It may be used from many
+// goroutines.
+type Crowd struct {
+	most int
+
+	mu    sync.Mutex
+	conns []net.Conn // the oldest first
+}
+
+// NewCrowd returns a crowd of up to most connections.
+func NewCrowd(most int) *Crowd { return &Crowd{most: most} }
+
+// Enter takes in a connection, until leave is called. Where there are too many, the
+// oldest of the source that has the most makes way: it is closed.
+func (k *Crowd) Enter(c net.Conn) (leave func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.conns) >= k.most {
+		i := excess(k.conns)
+		go k.conns[i].Close() // it may take a while: TLS says goodbye
+		k.conns = slices.Delete(k.conns, i, i+1)
 	}
-	return a.IP.Mask(net.CIDRMask(64, 128)).String()
+	k.conns = append(k.conns, c)
+	return func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.conns = without(k.conns, c)
+	}
 }
 
 func (a *acceptor) meet(c net.Conn) {
@@ -149,6 +187,9 @@ func (a *acceptor) meet(c net.Conn) {
 		a.admit(conn, a.join)
 		return
 	}
+	if k, ok := c.(interface{ Know() }); ok { // relayed
+		k.Know()
+	}
 	a.done(conn)
 }
 
@@ -164,23 +205,7 @@ func without(conns []net.Conn, c net.Conn) []net.Conn {
 // nothing keep nobody else out.
 func (a *acceptor) admit(c net.Conn, join func(net.Conn)) {
 	defer c.Close()
-	a.mu.Lock()
-	if a.closed {
-		a.mu.Unlock()
-		return
-	}
-	if len(a.joining) >= maxJoins {
-		i := excess(a.joining)
-		go a.joining[i].Close() // it may take a while: TLS says goodbye
-		a.joining = slices.Delete(a.joining, i, i+1)
-	}
-	a.joining = append(a.joining, c)
-	a.mu.Unlock()
-	defer func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		a.joining = without(a.joining, c)
-	}()
+	defer a.joining.Enter(c)()
 	defer context.AfterFunc(a.ctx, func() { c.Close() })()
 	join(c)
 }

@@ -1,6 +1,7 @@
 package carrier
 
 import (
+	"context"
 	"net"
 	"testing"
 )
@@ -43,13 +44,13 @@ func TestExcess(t *testing.T) {
 // TestExchangesOfACrowd: requests come from everywhere while one place holds all the
 // connections that there may be; who comes to join is no exception.
 func TestExchangesOfACrowd(t *testing.T) {
-	for most, strange := range map[int]bool{maxExchanges: false, maxStrange: true} {
-		e := &exchanges{}
+	for rank, most := range map[int]int{member: maxExchanges, silent: maxStrange} {
+		e := newExchanges(nil, nil, false, nil)
 		come := func(host byte) (c net.Conn, ok bool) {
 			here, there := net.Pipe()
 			t.Cleanup(func() { there.Close() })
 			c = from{here, &net.TCPAddr{IP: net.IPv4(192, 0, 2, host)}}
-			return c, e.add(c, strange)
+			return c, e.add(c, rank)
 		}
 		var crowd []net.Conn
 		for range most {
@@ -59,8 +60,8 @@ func TestExchangesOfACrowd(t *testing.T) {
 			}
 			crowd = append(crowd, c)
 		}
-		if _, ok := come(1); ok {
-			t.Error("one of the crowd makes another one of it go")
+		if _, ok := come(1); ok != (rank != member) { // of strangers one may be a member
+			t.Errorf("one more of the crowd: %v", ok)
 		}
 		if _, ok := come(2); !ok {
 			t.Error("there is no room for another one")
@@ -68,21 +69,58 @@ func TestExchangesOfACrowd(t *testing.T) {
 		if n, err := crowd[0].Read(make([]byte, 1)); err == nil { // it waits for the close
 			t.Errorf("the oldest one of the crowd read %d bytes", n)
 		}
-		if len(e.served) != most || strange && len(e.strange) != most {
-			t.Errorf("%d connections, %d of them to join", len(e.served), len(e.strange))
+		if len(e.conns[rank]) != most {
+			t.Errorf("%d connections", len(e.conns[rank]))
 		}
 		for range maxStrange {
 			come(2)
 		}
 		count := map[string]int{}
-		for _, c := range e.served {
+		for _, c := range e.conns[rank] {
 			count[sourceOf(c.RemoteAddr())]++
 		}
-		if len(count) != 2 || count["192.0.2.1"] != max(most/2, most-1-maxStrange) {
+		if len(count) != 2 || count["192.0.2.1"] < most/2-1 {
 			t.Errorf("the places have %v", count)
 		}
-		for _, c := range e.served {
+		for _, c := range e.conns[rank] {
 			c.Close()
 		}
+	}
+}
+
+// TestKnownExchanges: a connection makes no way for strangers once exchanges for a
+// member's link have come on it, and silent ones make way before those that are not.
+func TestKnownExchanges(t *testing.T) {
+	e := newExchanges(nil, nil, true, nil)
+	come := func(host byte) net.Conn {
+		here, there := net.Pipe()
+		t.Cleanup(func() { there.Close(); here.Close() })
+		c := from{here, &net.TCPAddr{IP: net.IPv4(192, 0, 2, host)}}
+		if !e.add(c, silent) {
+			t.Fatal("a stranger finds no place")
+		}
+		return c
+	}
+	heard := func(c net.Conn, known bool) {
+		e.heard(context.WithValue(t.Context(), exchangeKey{}, c), known)
+	}
+	first, second, quiet := come(1), come(1), come(1)
+	heard(first, false)
+	heard(second, false)
+	heard(first, true)
+	for range maxStrangeWeb {
+		come(1)
+	}
+	for c, want := range map[net.Conn]int{first: member, second: strange} {
+		if rank, ok := e.rank[c]; !ok || rank != want {
+			t.Errorf("it is counted %v, as %d, not %d", ok, rank, want)
+		}
+	}
+	if n, err := quiet.Read(make([]byte, 1)); err == nil { // it waits for the close
+		t.Errorf("the silent one read %d bytes", n)
+	}
+	heard(quiet, true) // too late
+	if len(e.rank) != 1+maxStrangeWeb || len(e.conns[member]) != 1 {
+		t.Errorf("%d connections, %d of members", len(e.rank), len(e.conns[member]))
 	}
 }

@@ -17,6 +17,8 @@ import (
 type Link interface {
 	net.Conn
 	Peer() identity.NodeID
+	// Organization is whose node the peer is, as its certificate says.
+	Organization() string
 }
 
 // Carrier makes links. It may be used from many goroutines.
@@ -86,6 +88,7 @@ type link struct {
 	net.Conn
 	records *records // under its TLS; nil: it has none
 	peer    identity.NodeID
+	org     string
 	writes  atomic.Int64 // two for each that holds what it writes back; odd: the link is closed
 	once    sync.Once
 	ends    time.Time
@@ -108,12 +111,15 @@ func newLink(conn net.Conn, state tls.ConnectionState, id *identity.Node) (*link
 		conn.Close()
 		return nil, fmt.Errorf("carrier: %w", err)
 	}
-	l.peer, l.ends, l.watch = peer, time.Now().Add(lasts), stop
+	l.peer, l.org, l.ends, l.watch = peer, identity.PeerOrganization(state), time.Now().Add(lasts), stop
 	return l, nil
 }
 
 // Peer implements Link.
 func (l *link) Peer() identity.NodeID { return l.peer }
+
+// Organization implements Link.
+func (l *link) Organization() string { return l.org }
 
 // Expires implements session.Expiring.
 func (l *link) Expires() time.Time { return l.ends }

@@ -17,6 +17,12 @@
 // Who has shown itself has no more than maxQUICConns connections of QUIC; of those on
 // which requests come, the place that holds most makes room for the others.
 //
+// Over HTTPS a connection on which requests come is a stranger's, too, until it has shown
+// a certificate of the fabric or carries a link of a node that has. Strangers have a share
+// there of their own, in which the oldest makes way, and those that have said nothing
+// before those that have. A relayed connection counts for the address that its exchanges
+// come from: behind a proxy, that is the proxy's.
+//
 // # Revocation and expiry
 //
 // A link is cut as soon as this node knows that its peer was revoked, and when the

@@ -95,7 +95,7 @@ func renew(t *testing.T, f *fabric, n *identity.Node) {
 		t.Error(err)
 		return
 	}
-	g, err := f.Renew(n.ID(), csr)
+	g, err := f.Renew(n.ID(), n.Organization(), csr)
 	if err == nil {
 		err = n.Renewed(g)
 	}

@@ -37,11 +37,12 @@ type HTTPSOptions struct {
 }
 
 const (
-	maxExchanges = 1024            // connections of one listener on which requests come
-	maxStrange   = 64              // of these, of nodes that join, and show nothing
-	requestTime  = time.Minute     // for a request to come in whole
-	httpIdle     = 2 * time.Minute // between two requests on one connection
-	httpsLinger  = 2 * time.Second // a relay client without links ends after
+	maxExchanges  = 1024            // connections of one listener on which members' requests come
+	maxStrange    = 64              // besides, of nodes that join, and show nothing
+	maxStrangeWeb = 512             // likewise where nobody shows anything: of all that are not known yet
+	requestTime   = time.Minute     // for a request to come in whole
+	httpIdle      = 2 * time.Minute // between two requests on one connection
+	httpsLinger   = 2 * time.Second // a relay client without links ends after
 )
 
 // httpsCarrier is TLS between two nodes, moved by single HTTPS exchanges, for
@@ -194,11 +195,12 @@ func (h *httpsCarrier) Listen(ctx context.Context, addr string) (Listener, error
 	if h.o.Cert != nil {
 		config = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{*h.o.Cert}, NextProtos: []string{"http/1.1"}}
 	}
-	s := &httpsListener{l: l, relay: relay.NewServer(relay.ServerOptions{Name: "https://" + l.Addr().String()}),
-		outer: newAcceptor(h.id, config, Joins{}), inner: newAcceptor(h.id, h.id.ServerConfig(h.o.Joins.Admit != nil), h.o.Joins)}
-	s.conns = &exchanges{id: h.id, addr: l.Addr(), ready: make(chan net.Conn), done: s.outer.ctx.Done()}
+	s := &httpsListener{l: l, outer: newAcceptor(h.id, config, Joins{}), inner: newAcceptor(h.id, h.id.ServerConfig(h.o.Joins.Admit != nil), h.o.Joins)}
+	s.conns = newExchanges(h.id, l.Addr(), h.o.Cert != nil, s.outer.ctx.Done())
 	s.outer.done = s.conns.put
+	s.relay = relay.NewServer(relay.ServerOptions{Name: "https://" + l.Addr().String(), MaxSessions: maxExchanges, MaxStrange: maxStrangeWeb, Heard: s.conns.heard})
 	s.http = &http.Server{Handler: s.relay, ReadTimeout: requestTime, ReadHeaderTimeout: handshakeTime, IdleTimeout: httpIdle,
+		ConnContext:    func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, exchangeKey{}, c) },
 		MaxHeaderBytes: 16 << 10, ErrorLog: log.New(io.Discard, "", 0)} // strangers' mistakes would fill the log
 	s.outer.wg.Go(func() { s.outer.serve(l) })
 	s.outer.wg.Go(func() { s.http.Serve(s.conns) }) // until it is closed
@@ -230,54 +232,92 @@ func (l *httpsListener) Close() error {
 	return err
 }
 
-// exchanges hands connections to the HTTP server.
+// How much is known of who is at the other end of a connection on which requests come.
+const (
+	silent  = iota // nothing: no exchange has come
+	strange        // exchanges, for relayed connections of nobody that is known
+	member         // a node of the fabric
+	ranks
+)
+
+// exchanges hands connections to the HTTP server. Strangers have a share of their own,
+// so that however many they are, members find a place.
 type exchanges struct {
 	id    *identity.Node
 	addr  net.Addr
+	web   bool // no certificate says who comes
+	most  int  // connections of strangers
 	ready chan net.Conn
 	done  <-chan struct{}
 
-	mu      sync.Mutex
-	served  []net.Conn // the oldest first
-	strange []net.Conn // of these, of nodes that join
+	mu    sync.Mutex
+	conns [ranks][]net.Conn // the oldest first
+	rank  map[net.Conn]int  // of each
 }
+
+func newExchanges(id *identity.Node, addr net.Addr, web bool, done <-chan struct{}) *exchanges {
+	most := maxStrange
+	if web {
+		most = maxStrangeWeb
+	}
+	return &exchanges{id: id, addr: addr, web: web, most: most, ready: make(chan net.Conn), done: done, rank: map[net.Conn]int{}}
+}
+
+// exchangeKey is of the connection that a request has come on, in its context.
+type exchangeKey struct{}
 
 // put has a connection served. Where there are too many, it or another one is closed.
 func (e *exchanges) put(c *tls.Conn) {
-	counted := &exchange{Conn: c, e: e, stop: func() {}}
+	x := &exchange{Conn: c, e: e, stop: func() {}}
 	state := c.ConnectionState()
 	if len(state.PeerCertificates) > 0 {
 		// Links end by themselves; nobody is to make new ones over it either.
 		if _, _, stop, err := e.id.WatchPeer(state, func() { c.NetConn().Close() }); err == nil {
-			counted.stop = stop
+			x.stop = stop
 		}
 	}
-	if !e.add(counted, state.NegotiatedProtocol == identity.JoinProtocol) {
-		counted.Close()
+	rank := member
+	if e.web || state.NegotiatedProtocol == identity.JoinProtocol {
+		rank = silent
+	}
+	if !e.add(x, rank) {
+		x.Close()
 		return
 	}
 	select {
-	case e.ready <- counted:
+	case e.ready <- x:
 	case <-e.done:
-		counted.Close()
+		x.Close()
 	}
 }
 
-// add counts a connection. If there are too many, the place that most of them come
+// add counts a connection. If it is a member's too much, the place that most of them come
 // from makes room, if fewer come from where this one does; else it is too much itself.
-func (e *exchanges) add(c net.Conn, strange bool) bool {
+// Of strangers the oldest of such a place makes room, before others one of those that
+// are silent.
+func (e *exchanges) add(c net.Conn, rank int) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	var full []net.Conn
-	if len(e.served) >= maxExchanges {
-		full = e.served
-	} else if strange && len(e.strange) >= maxStrange {
-		full = e.strange
+	if rank == member {
+		return e.admit(c)
 	}
-	if len(full) > 0 {
-		old := full[excess(full)]
+	if len(e.conns[silent])+len(e.conns[strange]) >= e.most {
+		from := silent
+		if len(e.conns[silent]) == 0 {
+			from = strange
+		}
+		e.oust(e.conns[from][excess(e.conns[from])])
+	}
+	e.keep(c, rank)
+	return true
+}
+
+// admit is add for a member's. e.mu is held.
+func (e *exchanges) admit(c net.Conn) bool {
+	if all := e.conns[member]; len(all) >= maxExchanges {
+		old := all[excess(all)]
 		crowd, here := 0, 1
-		for _, o := range full {
+		for _, o := range all {
 			switch sourceOf(o.RemoteAddr()) {
 			case sourceOf(old.RemoteAddr()):
 				crowd++
@@ -288,19 +328,48 @@ func (e *exchanges) add(c net.Conn, strange bool) bool {
 		if crowd <= here || sourceOf(old.RemoteAddr()) == sourceOf(c.RemoteAddr()) {
 			return false
 		}
-		e.drop(old)
-		go old.Close() // it may take a while: TLS says goodbye
+		e.oust(old)
 	}
-	e.served = append(e.served, c)
-	if strange {
-		e.strange = append(e.strange, c)
-	}
+	e.keep(c, member)
 	return true
 }
 
-// drop counts a connection no more.
+func (e *exchanges) keep(c net.Conn, rank int) {
+	e.conns[rank] = append(e.conns[rank], c)
+	e.rank[c] = rank
+}
+
+// drop counts a connection no more, if it does still.
 func (e *exchanges) drop(c net.Conn) {
-	e.served, e.strange = without(e.served, c), without(e.strange, c)
+	if rank, ok := e.rank[c]; ok {
+		e.conns[rank] = without(e.conns[rank], c)
+		delete(e.rank, c)
+	}
+}
+
+// oust closes a connection to make room. e.mu is held.
+func (e *exchanges) oust(c net.Conn) {
+	e.drop(c)
+	go c.Close() // it may take a while: TLS says goodbye
+}
+
+// heard takes note of an exchange; known: for a member's relayed connection.
+func (e *exchanges) heard(ctx context.Context, known bool) {
+	c, _ := ctx.Value(exchangeKey{}).(net.Conn)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	rank, ok := e.rank[c]
+	switch {
+	case !ok || rank == member: // the former has made way, and is being closed
+	case known:
+		e.drop(c)
+		if !e.admit(c) {
+			go c.Close() // it may take a while: TLS says goodbye
+		}
+	case rank == silent:
+		e.drop(c)
+		e.keep(c, strange)
+	}
 }
 
 // Accept implements net.Listener.

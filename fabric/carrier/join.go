@@ -1,6 +1,7 @@
 package carrier
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -22,6 +23,9 @@ import (
 // big-endian), then JSON.
 
 const (
+	joinTries = 4                 // at one address: behind a relay another node may answer
+	joinTime  = 3 * handshakeTime // at one address
+
 	maxJoin = 64 << 10 // bytes of a message; a revocation list is the most of it
 	maxList = 4 << 20  // bytes of the answer, in which that list is
 )
@@ -66,17 +70,19 @@ func JoinVia(ctx context.Context, token identity.Token, csr []byte) (Joined, err
 func joinVia(ctx context.Context, token identity.Token, csr []byte, roots *x509.CertPool) (j Joined, err error) {
 	var errs []error
 	for _, addr := range token.Addrs {
+		j = Joined{}
 		switch carrier, at, _ := strings.Cut(addr, "://"); {
 		case at == "" || carrier == "tls":
-			j.Grant, err = joinAt(ctx, strings.TrimPrefix(addr, "tls://"), token, csr)
+			j.Grant, _, err = joinAt(ctx, strings.TrimPrefix(addr, "tls://"), token, csr)
 		case carrier == "https":
 			// The server shows a certificate of the fabric or one of the web. Neither
 			// is what the token's secret is shown to: that is at the end of the link
 			// inside.
-			if j.Grant, err = joinOver(ctx, addr, token, csr, token.RelayConfig(clock.System())); err != nil && !errors.Is(err, identity.ErrToken) {
+			var reached bool
+			if j.Grant, reached, err = joinOver(ctx, addr, token, csr, token.RelayConfig(clock.System())); !reached {
 				var web error
-				if j.Grant, web = joinOver(ctx, addr, token, csr, webConfig(roots)); web == nil || errors.Is(web, identity.ErrToken) {
-					j.Web, err = true, web
+				if j.Grant, j.Web, web = joinOver(ctx, addr, token, csr, webConfig(roots)); j.Web {
+					err = web
 				} else {
 					err = fmt.Errorf("%w; as a server of the web: %w", err, web)
 				}
@@ -98,40 +104,48 @@ func joinVia(ctx context.Context, token identity.Token, csr []byte, roots *x509.
 	return Joined{}, errors.Join(errs...)
 }
 
-// joinOver asks over a relay.
-func joinOver(ctx context.Context, addr string, token identity.Token, csr []byte, config *tls.Config) (g identity.Grant, err error) {
+// joinOver asks over a relay; reached: it let the connection through.
+func joinOver(ctx context.Context, addr string, token identity.Token, csr []byte, config *tls.Config) (g identity.Grant, reached bool, err error) {
 	if err := checkURL(addr); err != nil {
-		return g, err
+		return g, false, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*handshakeTime)
-	defer cancel()
 	r := newRelayClient(addr, config, http.ProxyFromEnvironment, nil)
 	defer r.close()
-	conn, err := r.Dial(ctx)
-	if err != nil {
-		return g, err
-	}
-	return ask(ctx, conn, token, csr)
+	return askThere(ctx, func(ctx context.Context) (net.Conn, error) { return r.Dial(ctx) }, token, csr)
 }
 
-func joinAt(ctx context.Context, addr string, token identity.Token, csr []byte) (g identity.Grant, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*handshakeTime)
+func joinAt(ctx context.Context, addr string, token identity.Token, csr []byte) (g identity.Grant, reached bool, err error) {
+	return askThere(ctx, func(ctx context.Context) (net.Conn, error) { return dialTCP(ctx, addr) }, token, csr)
+}
+
+// askThere asks over connections to one address. Where what is at the other end does not
+// show that it is the authority, it asks again: a node that passes on takes another one
+// each time, of those that say they are. The authority's own answer is the last word.
+func askThere(ctx context.Context, dial func(context.Context) (net.Conn, error), token identity.Token, csr []byte) (g identity.Grant, reached bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTime)
 	defer cancel()
-	conn, err := dialTCP(ctx, addr)
-	if err != nil {
-		return g, err
+	for range joinTries {
+		conn, derr := dial(ctx)
+		if derr != nil {
+			return g, reached, cmp.Or(err, derr) // the first one says more, if there is one
+		}
+		reached = true
+		c := tls.Client(conn, token.ClientConfig(clock.System()))
+		if err = handshake(ctx, c); err == nil {
+			g, err = ask(ctx, c, token, csr)
+			return g, true, err
+		}
+		if ctx.Err() != nil {
+			break
+		}
 	}
-	return ask(ctx, conn, token, csr)
+	return g, reached, err
 }
 
 // ask asks the authority at the other end of a connection, which it closes.
-func ask(ctx context.Context, conn net.Conn, token identity.Token, csr []byte) (g identity.Grant, err error) {
-	c := tls.Client(conn, token.ClientConfig(clock.System()))
-	if err := handshake(ctx, c); err != nil {
-		return g, err
-	}
+func ask(ctx context.Context, c *tls.Conn, token identity.Token, csr []byte) (g identity.Grant, err error) {
 	defer c.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	defer context.AfterFunc(ctx, func() { c.NetConn().Close() })()
 	if err := writeMessage(c, token.JoinRequest(csr)); err != nil {
 		return g, err
 	}
@@ -149,7 +163,8 @@ func ask(ctx context.Context, conn net.Conn, token identity.Token, csr []byte) (
 }
 
 // ServeJoin answers the one request of a node that joins. The connection is one
-// that has agreed on identity.JoinProtocol; the caller closes it.
+// that has agreed on identity.JoinProtocol; the caller closes it. The error is io.EOF
+// where nothing was asked.
 func ServeJoin(c net.Conn, authority Admitter) error {
 	if err := c.SetDeadline(time.Now().Add(handshakeTime)); err != nil {
 		return err

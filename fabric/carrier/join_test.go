@@ -267,3 +267,50 @@ func FuzzServeJoin(f *testing.F) {
 		readMessage(bytes.NewReader(b), maxList, &a)
 	})
 }
+
+// TestJoinTriesAgain has a node pass on who joins to others that are not the authority's
+// before it comes to the one that is: who joins asks again until then, and no more when the
+// authority has said that the token is not good.
+func TestJoinTriesAgain(t *testing.T) {
+	t.Parallel()
+	f := newFabric(t)
+	gate, liar, between := f.node(), f.node(), f.node()
+	f.Vouch(gate)
+	doors := []Listener{
+		listen(t, NewTLS(liar, TLSOptions{Joins: Joins{Admit: func(c net.Conn) { writeMessage(c, joinAnswer{Token: true}) }}})),
+		listen(t, NewTLS(liar, TLSOptions{})),
+		listen(t, NewTLS(gate, TLSOptions{Joins: Joins{Admit: func(c net.Conn) { ServeJoin(c, f) }}})),
+	}
+	var came atomic.Int64
+	pass := Joins{Pass: func(c net.Conn) {
+		defer c.Close()
+		to, err := net.Dial("tcp", doors[min(came.Add(1)-1, 2)].Addr())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer to.Close()
+		go func() {
+			io.Copy(to, c)
+			to.Close()
+		}()
+		io.Copy(c, to)
+	}}
+	cert, pool := webCert(t)
+	for name, l := range map[string]Listener{
+		"tls":               listen(t, NewTLS(between, TLSOptions{Joins: pass})),
+		"https":             listen(t, NewHTTPS(between, HTTPSOptions{Joins: pass})),
+		"https, of the web": listen(t, NewHTTPS(between, HTTPSOptions{Joins: pass, Cert: &cert})),
+	} {
+		_, csr := identitytest.Request(t)
+		token := f.Token(t, l.Addr())
+		came.Store(0)
+		j, err := joinVia(timeout(t), token, csr, pool)
+		if n := came.Load(); err != nil || n != 3 || j.Web != strings.HasSuffix(name, "web") {
+			t.Errorf("%s: %d connections were made, web %v, %v", name, n, j.Web, err)
+		}
+		if _, err := joinVia(timeout(t), token, csr, pool); !errors.Is(err, identity.ErrToken) || came.Load() != 4 {
+			t.Errorf("%s: a token twice: %v, over %d connections", name, err, came.Load()-3)
+		}
+	}
+}

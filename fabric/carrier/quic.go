@@ -349,6 +349,11 @@ func (l *quicLink) Expires() time.Time { return l.ends }
 // Peer implements Link.
 func (l *quicLink) Peer() identity.NodeID { return l.peer }
 
+// Organization implements Link.
+func (l *quicLink) Organization() string {
+	return identity.PeerOrganization(l.conn.ConnectionState().TLS)
+}
+
 // LocalAddr implements net.Conn.
 func (l *quicLink) LocalAddr() net.Addr { return l.conn.LocalAddr() }
 

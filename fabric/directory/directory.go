@@ -144,6 +144,7 @@ func (d *Directory) say(it item, now time.Time) error {
 	}
 	// What others read is what this node has.
 	it.Addrs, it.Services = slices.Clone(it.Addrs), slices.Clone(it.Services)
+	it.Organization = d.id.Organization()
 	e := &entry{item: it, signed: d.id.SignRecord(it.encode()), expires: it.Expires}
 	if len(e.signed) > MaxItem {
 		return fmt.Errorf("directory: the own record has %d bytes; the limit is %d", len(e.signed), MaxItem)
@@ -406,25 +407,26 @@ func (d *Directory) merge(signed []byte) (news bool, err error) {
 	if !d.wants(it) { // what is no news is not worth a signature's check
 		return d.skip()
 	}
-	from, _, until, err := d.id.CheckRecord(signed)
+	record, err := d.id.CheckRecord(signed)
 	var invalid x509.CertificateInvalidError
 	switch {
 	case errors.Is(err, identity.ErrRevoked) || errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return d.skip() // whoever sent it may not know yet
 	case err != nil:
 		return false, err
-	case from != it.Node:
-		return false, fmt.Errorf("%w: node %s has signed a record of node %s", ErrMalformed, from, it.Node)
+	case record.From != it.Node:
+		return false, fmt.Errorf("%w: node %s has signed a record of node %s", ErrMalformed, record.From, it.Node)
 	}
+	it.Organization = record.Organization
 	e := &entry{item: it, signed: slices.Clone(signed), expires: it.Expires}
-	if until.Before(e.expires) {
-		e.expires = until
+	if record.Until.Before(e.expires) {
+		e.expires = record.Until
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := d.clock.Now()
 	switch {
-	case from == d.id.ID():
+	case record.From == d.id.ID():
 		return d.outdo(it, now), nil
 	case d.knows(it):
 		return false, nil

@@ -227,9 +227,13 @@ func TestForgedRecordsAreRefused(t *testing.T) {
 	if news, err := a.Merge(of(later)); news || err != nil {
 		t.Errorf("an unknown kind: %v, %v", news, err)
 	}
-	later.kind = kindRecord
+	later.kind, later.Organization = kindRecord, "another one's"
 	if news, err := a.Merge(one(evil.SignRecord(append(later.encode(), "more"...)))); !news || err != nil {
 		t.Errorf("a record with more in it: %v, %v", news, err)
+	}
+	// Whose a node is its certificate says, whatever the record does.
+	if rec, ok := a.Node(evil.ID()); !ok || rec.Organization != identity.DefaultOrganization {
+		t.Errorf("%+v", rec)
 	}
 }
 

@@ -60,7 +60,8 @@ type Record struct {
 	Node identity.NodeID `json:"node"`
 	Name string          `json:"name"` // for people
 	Area string          `json:"area"`
-	// Organization is whose the node is.
+	// Organization is whose the node is, as its certificate says; older nodes go by the
+	// record's own word.
 	Organization string    `json:"organization,omitempty"`
 	Addrs        []Addr    `json:"addrs"`
 	Services     []Service `json:"services"`

@@ -118,10 +118,11 @@ func TestKilledWhenDone(t *testing.T) {
 		}
 		return r.part
 	}
-	m, err := markOf(dst, 0o555)
+	at, err := markOf(dst)
 	if err != nil {
 		t.Fatal(err)
 	}
+	m := mark{inodeMark: at, perm: 0o555, root: bulk.Hash{1, 2}, name: "contents/x"}
 	if err := os.Chmod(dst, 0o755); err != nil { // as it is renamed
 		t.Fatal(err)
 	}
@@ -131,25 +132,29 @@ func TestKilledWhenDone(t *testing.T) {
 	}
 	same(t, dst, src)
 	leave(map[string]string{lockFile: "", markFile: m.String()})
-	if done, err := Received(dst); !done || err != nil {
-		t.Fatal(done, err)
+	own, err := Received(dst)
+	if err != nil || own == nil || own.Hash() != m.root {
+		t.Fatal(own, err)
+	}
+	if err := own.Close(); err != nil {
+		t.Fatal(err)
 	}
 	same(t, dst, src)
-	if done, err := Received(dst); done || !errors.Is(err, ErrExists) {
-		t.Errorf("when nothing is left: %v, %v", done, err)
+	if own, err := Received(dst); own != nil || !errors.Is(err, ErrExists) {
+		t.Errorf("when nothing is left: %v, %v", own, err)
 	}
 	// Something else of that name is not taken for it, and a transfer to it is kept.
 	other := m
 	other.ino++
 	part := leave(map[string]string{markFile: other.String(), manifestFile: "x"})
-	if done, err := Received(dst); done || !errors.Is(err, ErrExists) {
-		t.Errorf("something else: %v, %v", done, err)
+	if own, err := Received(dst); own != nil || !errors.Is(err, ErrExists) {
+		t.Errorf("something else: %v, %v", own, err)
 	}
 	if _, err := os.Stat(filepath.Join(part, manifestFile)); err != nil {
 		t.Error(err)
 	}
-	if done, err := Received(filepath.Join(dir, "another")); done || err != nil {
-		t.Errorf("nothing: %v, %v", done, err)
+	if own, err := Received(filepath.Join(dir, "another")); own != nil || err != nil {
+		t.Errorf("nothing: %v, %v", own, err)
 	}
 }
 

@@ -1,7 +1,6 @@
 package files
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -21,6 +21,7 @@ import (
 	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/bulk"
 	"github.com/spacestore/space/fabric/frame"
+	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/fabric/session"
 	"github.com/spacestore/space/fabric/tunneltest"
 )
@@ -172,7 +173,7 @@ func TestDirectory(t *testing.T) {
 	since := syscall.NsecToTimespec(1e18)
 	utimes(filepath.Join(src, "a"), since)
 	thanked := make(chan struct{}, 1)
-	s, near := share(t, src, ShareOptions{Done: func() { thanked <- struct{}{} }})
+	s, near := share(t, src, ShareOptions{Done: func(identity.NodeID) { thanked <- struct{}{} }})
 	if _, _, skipped := s.Size(); skipped != 1 {
 		t.Errorf("%d things were left out, want the pipe", skipped)
 	}
@@ -434,7 +435,7 @@ func TestOneAtATime(t *testing.T) {
 // hostile is a giver whose manifest is what a test says.
 func hostile(t *testing.T, b []byte) fabric.Opener {
 	near, far := tunneltest.Pair(t, session.Options{})
-	o, err := bulk.NewOffer(&text{bytes.NewReader(b), "v"}, 0)
+	o, err := bulk.NewOffer(&text{strings.NewReader(string(b)), "v"}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -444,7 +445,7 @@ func hostile(t *testing.T, b []byte) fabric.Opener {
 			if err != nil {
 				return
 			}
-			go bulk.Serve(context.Background(), st, func(string) (*bulk.Offer, error) { return o, nil })
+			go bulk.Serve(context.Background(), st, func(string) (*bulk.Offer, error) { return o, nil }, nil)
 		}
 	}()
 	return near
@@ -474,8 +475,8 @@ func TestHostileManifests(t *testing.T) {
 		"directory with size": {top, {path: "a", kind: directory, size: 5}},
 	} {
 		dir := t.TempDir()
-		m := &manifest{entries: entries}
-		err := Receive(timeout(t), ReceiveOptions{Target: filepath.Join(dir, "dst"), Mirrors: []Mirror{{hostile(t, m.encode()), "m"}}})
+		m := newManifest(entries)
+		err := Receive(timeout(t), ReceiveOptions{Target: filepath.Join(dir, "dst"), Mirrors: []Mirror{{hostile(t, []byte(m.text)), "m"}}})
 		if !errors.Is(err, ErrManifest) {
 			t.Errorf("%s: %v", what, err)
 		}
@@ -486,19 +487,26 @@ func TestHostileManifests(t *testing.T) {
 }
 
 func FuzzManifest(f *testing.F) {
-	m := &manifest{entries: []entry{{kind: directory, perm: 0o755}, {path: "a", kind: regular, size: 5, perm: 0o1644}, {path: "b", kind: directory},
-		{path: "b/c", kind: symlink, target: "../a"}, {path: "b/d", kind: regular, size: 7}}}
-	f.Add(m.encode())
+	m := newManifest([]entry{{kind: directory, perm: 0o755}, {path: "a", kind: regular, size: 5, perm: 0o1644}, {path: "b", kind: directory},
+		{path: "b/c", kind: symlink, target: "../a"}, {path: "b/d", kind: regular, size: 7}})
+	f.Add([]byte(m.text))
 	f.Add([]byte(manifestMagic))
-	f.Add((&manifest{entries: []entry{{kind: regular, size: 1}}}).encode())
+	f.Add([]byte(newManifest([]entry{{kind: regular, size: 1}}).text))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := decodeManifest(string(b))
 		if err != nil {
 			return
 		}
-		if !bytes.Equal(m.encode(), b) {
+		var entries []entry
+		for i := range m.count() {
+			if k, ok := m.find(m.entry(i).path); !ok || k != i {
+				t.Fatalf("entry %d is found at %d, %v", i, k, ok)
+			}
+			entries = append(entries, *m.entry(i))
+		}
+		if text := newManifest(entries).text; text != string(b) {
 			// Bits that are not carried are dropped; then it is the same.
-			again, err := decodeManifest(string(m.encode()))
+			again, err := decodeManifest(text)
 			if err != nil || !again.sameLayout(m) {
 				t.Fatalf("read again: %v", err)
 			}
@@ -507,7 +515,7 @@ func FuzzManifest(f *testing.F) {
 		n := int(min(m.size, 4096))
 		covered := 0
 		if err := m.each(m.size-int64(n), n, func(i int, at int64, from, to int) error {
-			if e := &m.entries[i]; from != covered || at < 0 || at+int64(to-from) > e.size || e.offset+at != m.size-int64(n)+int64(from) {
+			if e := m.entry(i); from != covered || at < 0 || at+int64(to-from) > e.size || e.offset+at != m.size-int64(n)+int64(from) {
 				t.Fatalf("bytes %d to %d are at %d of %+v", from, to, at, e)
 			}
 			covered = to

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/session"
 	"github.com/spacestore/space/fabric/tunneltest"
 )
@@ -18,7 +19,7 @@ import (
 const (
 	envGiver  = "FILES_TEST_GIVER"  // makes TestKill the receiver: the giver's address
 	envTarget = "FILES_TEST_TARGET" // the receiver's
-	envDie    = "FILES_TEST_DIE"    // the receiver kills itself before it finishes
+	envDie    = "FILES_TEST_DIE"    // the receiver kills itself before it finishes (1), or before it thanks
 )
 
 // lethal is a connection that calls kill when so many bytes were written.
@@ -128,9 +129,12 @@ func killed(t *testing.T, addr string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	near := tunneltest.End(t, c, true, session.Options{})
+	var near fabric.Opener = tunneltest.End(t, c, true, session.Options{})
+	if os.Getenv(envDie) == "thanks" {
+		near = lastWord{near}
+	}
 	err = Receive(timeout(t), ReceiveOptions{Target: os.Getenv(envTarget), Mirrors: []Mirror{{near, "m"}}, Progress: func(p Progress) {
-		if p.Bytes.Done == p.Bytes.Size && os.Getenv(envDie) != "" {
+		if p.Bytes.Done == p.Bytes.Size && os.Getenv(envDie) == "1" {
 			syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		}
 	}})

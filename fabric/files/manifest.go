@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"path"
 	"slices"
 	"strings"
@@ -16,11 +15,15 @@ import (
 
 // Limits of a share.
 const (
-	MaxEntries  = 4 << 20
-	maxManifest = 256 << 20 // bytes
+	// maxManifest is how many bytes of memory a manifest may take, its index included:
+	// more than half a million files with paths of 60 bytes.
+	maxManifest = 64 << 20
 	maxPath     = 4096
 	maxSize     = 1 << 57 // bytes of all contents
 )
+
+// errTooMany is of a share, of anybody's, that is beyond that.
+var errTooMany = fmt.Errorf("files: the list of its files takes more than %d MiB; share parts of it, or an archive", maxManifest>>20)
 
 const manifestMagic = "space-files/2\n"
 
@@ -51,35 +54,91 @@ type entry struct {
 }
 
 // manifest is what a share consists of: the share itself, then, where it is a
-// directory, what is in it, each after its directory and in the order of paths.
+// directory, what is in it, each after its directory and in the order of paths. It may
+// be large, and be somebody else's: what is held is its text, and where in that the
+// entries are.
 type manifest struct {
-	entries []entry
-	size    int64 // of all contents
-	files   int64
+	text   string
+	begins []uint32 // in text, of each entry
+	offset []int64  // of each entry's contents; one without has that of what follows
+	size   int64    // of all contents
+	files  int64
 }
 
-// encode returns the manifest's bytes: the magic, then for each entry kind and
-// flags (u8), permissions (u16), mtime (i64), size (u64), lengths of path, target
-// and extended attributes (u16), these three. Numbers are big-endian.
-func (m *manifest) encode() []byte {
-	b := []byte(manifestMagic)
-	for i := range m.entries {
-		e := &m.entries[i]
+// indexSize is what an entry takes in memory beside its text.
+const indexSize = 4 + 8
+
+// newManifest returns the manifest of these entries.
+//
+// Its text is the magic, then for each entry kind and flags (u8), permissions (u16),
+// mtime (i64), size (u64), lengths of path, target and extended attributes (u16), these
+// three. Numbers are big-endian.
+func newManifest(entries []entry) *manifest {
+	n := len(manifestMagic)
+	for i := range entries {
+		n += entries[i].length()
+	}
+	var t strings.Builder
+	t.Grow(n)
+	t.WriteString(manifestMagic)
+	m := &manifest{begins: make([]uint32, 0, len(entries)), offset: make([]int64, 0, len(entries))}
+	var b []byte
+	for i := range entries {
+		e := &entries[i]
+		m.add(t.Len(), e)
 		flags := byte(0)
 		if e.sparse {
 			flags |= flagSparse
 		}
-		b = append(b, byte(e.kind), flags)
+		b = append(b[:0], byte(e.kind), flags)
 		b = binary.BigEndian.AppendUint16(b, uint16(permBits(e.perm)))
 		b = binary.BigEndian.AppendUint64(b, uint64(e.mtime))
 		b = binary.BigEndian.AppendUint64(b, uint64(e.size))
 		b = binary.BigEndian.AppendUint16(b, uint16(len(e.path)))
 		b = binary.BigEndian.AppendUint16(b, uint16(len(e.target)))
 		b = binary.BigEndian.AppendUint16(b, uint16(len(e.xattrs)))
-		b = append(append(append(b, e.path...), e.target...), e.xattrs...)
+		t.Write(append(append(append(b, e.path...), e.target...), e.xattrs...))
 	}
-	return b
+	m.text = t.String()
+	return m
 }
+
+// add puts the next entry, whose text begins at a byte, into the index.
+func (m *manifest) add(at int, e *entry) {
+	m.begins = append(m.begins, uint32(at))
+	m.offset = append(m.offset, m.size)
+	if e.kind == regular {
+		m.size += e.size
+		m.files++
+	}
+}
+
+// count returns how many entries there are.
+func (m *manifest) count() int { return len(m.begins) }
+
+// entry returns an entry.
+func (m *manifest) entry(i int) *entry {
+	e, _, err := decodeEntry(m.text[m.begins[i]:])
+	if err != nil {
+		panic(err) // it was read before
+	}
+	e.offset = m.offset[i]
+	return &e
+}
+
+// find returns the entry of a path.
+func (m *manifest) find(path string) (i int, ok bool) {
+	return slices.BinarySearchFunc(m.begins, path, func(at uint32, path string) int {
+		e, _, err := decodeEntry(m.text[at:])
+		if err != nil {
+			panic(err)
+		}
+		return strings.Compare(e.path, path)
+	})
+}
+
+// length returns how many bytes an entry has in a manifest's text.
+func (e *entry) length() int { return entryHead + len(e.path) + len(e.target) + len(e.xattrs) }
 
 // maxXattrs is how many bytes the extended attributes of an entry may have.
 const maxXattrs = 1<<16 - 1
@@ -141,43 +200,45 @@ var ErrManifest = errors.New("files: the manifest is not valid")
 // decodeManifest reads a manifest of somebody else's, and checks that what it
 // says can be made below one directory.
 func decodeManifest(text string) (*manifest, error) {
-	rest, ok := strings.CutPrefix(text, manifestMagic)
-	if !ok {
+	if !strings.HasPrefix(text, manifestMagic) {
 		return nil, fmt.Errorf("%w: it does not begin as one", ErrManifest)
 	}
-	m := &manifest{}
-	dirs := map[string]bool{}
-	for last := ""; rest != ""; {
-		e, n, err := decodeEntry(rest)
-		if err != nil || len(m.entries) == MaxEntries {
-			return nil, fmt.Errorf("%w: entry %d", ErrManifest, len(m.entries))
+	m := &manifest{text: text}
+	last, dir := "", "" // dir: the parent of the one before, which is there
+	for at := len(manifestMagic); at < len(text); {
+		e, n, err := decodeEntry(text[at:])
+		if err != nil {
+			return nil, fmt.Errorf("%w: entry %d", ErrManifest, m.count())
 		}
-		rest = rest[n:]
-		first := len(m.entries) == 0
+		if len(text)+(m.count()+1)*indexSize > maxManifest {
+			return nil, fmt.Errorf("%w: %w", ErrManifest, errTooMany)
+		}
+		first := m.count() == 0
+		up := parent(e.path)
 		switch {
-		case first != (e.path == ""), !first && !validPath(e.path), !first && e.path <= last, !first && !dirs[parent(e.path)],
-			len(e.path) > maxPath, len(e.target) > maxPath:
+		case first != (e.path == ""), !first && !validPath(e.path), !first && e.path <= last,
+			!first && !(up == dir && m.count() > 1) && !m.isDirectory(up), len(e.path) > maxPath, len(e.target) > maxPath:
 			return nil, fmt.Errorf("%w: path %.80q", ErrManifest, e.path)
 		case !m.possible(&e):
 			return nil, fmt.Errorf("%w: %.80q: kind %d, %d bytes", ErrManifest, e.path, e.kind, e.size)
 		}
-		last = e.path
-		if e.kind == directory {
-			dirs[e.path] = true
+		last, dir = e.path, up
+		m.add(at, &e)
+		if m.size > maxSize {
+			return nil, fmt.Errorf("%w: it is too large", ErrManifest)
 		}
-		if e.offset = m.size; e.kind == regular {
-			m.size += e.size
-			m.files++
-			if m.size > maxSize {
-				return nil, fmt.Errorf("%w: it is too large", ErrManifest)
-			}
-		}
-		m.entries = append(m.entries, e)
+		at += n
 	}
-	if len(m.entries) == 0 {
+	if m.count() == 0 {
 		return nil, fmt.Errorf("%w: it is empty", ErrManifest)
 	}
 	return m, nil
+}
+
+// isDirectory reports whether a path is one of a directory.
+func (m *manifest) isDirectory(path string) bool {
+	i, ok := m.find(path)
+	return ok && m.entry(i).kind == directory
 }
 
 // decodeEntry reads an entry, and says how many bytes it has.
@@ -209,8 +270,8 @@ func (m *manifest) possible(e *entry) bool {
 	case symlink:
 		return e.size == 0 && e.target != "" && !strings.ContainsRune(e.target, 0) && e.xattrs == "" && !e.sparse
 	case hardlink:
-		i, ok := slices.BinarySearchFunc(m.entries, e.target, func(a entry, path string) int { return strings.Compare(a.path, path) })
-		return e.size == 0 && ok && m.entries[i].kind == regular && e.xattrs == "" && !e.sparse
+		i, ok := m.find(e.target)
+		return e.size == 0 && ok && m.entry(i).kind == regular && e.xattrs == "" && !e.sparse
 	}
 	return false
 }
@@ -240,11 +301,11 @@ func parent(p string) string {
 // sameLayout reports whether the contents of two shares have the same form, so
 // that what has arrived of one can be part of the other.
 func (m *manifest) sameLayout(o *manifest) bool {
-	if len(m.entries) != len(o.entries) || m.size != o.size {
+	if m.count() != o.count() || m.size != o.size {
 		return false
 	}
-	for i := range m.entries {
-		a, b := &m.entries[i], &o.entries[i]
+	for i := range m.count() {
+		a, b := m.entry(i), o.entry(i)
 		if a.path != b.path || a.kind != b.kind || a.size != b.size || a.target != b.target {
 			return false
 		}
@@ -256,8 +317,8 @@ func (m *manifest) sameLayout(o *manifest) bool {
 // form. So nobody takes the contents of one for those of another.
 func (m *manifest) contentsName() string {
 	h := blake3.New()
-	for i := range m.entries {
-		e := &m.entries[i]
+	for i := range m.count() {
+		e := m.entry(i)
 		b := append([]byte{byte(e.kind)}, e.path...)
 		b = append(append(append(b, 0), e.target...), 0)
 		h.Write(binary.BigEndian.AppendUint64(b, uint64(e.size)))
@@ -268,43 +329,29 @@ func (m *manifest) contentsName() string {
 // at returns the index of the regular file that has the byte at offset off of the
 // contents.
 func (m *manifest) at(off int64) int {
-	lo, hi := 0, len(m.entries)
+	lo, hi := 0, m.count()
 	for lo < hi { // the last entry that begins at off or before, and is no empty one
 		mid := (lo + hi) / 2
-		if m.begin(mid) <= off {
+		if m.offset[mid] <= off {
 			lo = mid + 1
 		} else {
 			hi = mid
 		}
 	}
 	for lo--; lo >= 0; lo-- {
-		if e := &m.entries[lo]; e.kind == regular && e.size > 0 {
+		if m.length(lo) > 0 {
 			return lo
 		}
 	}
 	return -1
 }
 
-// begin returns where an entry's contents begin, or would.
-func (m *manifest) begin(i int) int64 {
-	if i >= len(m.entries) {
-		return math.MaxInt64
+// length returns how many bytes an entry's contents have.
+func (m *manifest) length(i int) int64 {
+	if i == m.count()-1 {
+		return m.size - m.offset[i]
 	}
-	return m.entries[i].offset
-}
-
-// number sets the offsets. Entries without contents have that of what follows, so
-// that they are in order.
-func (m *manifest) number() {
-	m.size, m.files = 0, 0
-	for i := range m.entries {
-		e := &m.entries[i]
-		e.offset = m.size
-		if e.kind == regular {
-			m.size += e.size
-			m.files++
-		}
-	}
+	return m.offset[i+1] - m.offset[i]
 }
 
 // each calls fn for the parts of files that n bytes at off of the contents are.
@@ -313,16 +360,16 @@ func (m *manifest) each(off int64, n int, fn func(i int, at int64, from, to int)
 		return nil
 	}
 	done := 0
-	for i := m.at(off); i >= 0 && i < len(m.entries) && done < n; i++ {
-		e := &m.entries[i]
-		if e.kind != regular || e.size == 0 {
+	for i := m.at(off); i >= 0 && i < m.count() && done < n; i++ {
+		size := m.length(i)
+		if size == 0 {
 			continue
 		}
-		at := off + int64(done) - e.offset
-		if at < 0 || at >= e.size {
+		at := off + int64(done) - m.offset[i]
+		if at < 0 || at >= size {
 			break
 		}
-		part := int(min(e.size-at, int64(n-done)))
+		part := int(min(size-at, int64(n-done)))
 		if err := fn(i, at, done, done+part); err != nil {
 			return err
 		}

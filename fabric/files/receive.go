@@ -2,12 +2,14 @@ package files
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -43,12 +45,19 @@ type ReceiveOptions struct {
 	// Trusted: mirrors come in the order of trust. Where two have different contents,
 	// the one before the other is right. Otherwise the error is bulk.ErrDisputed.
 	Trusted bool
-	Class   frame.Class
-	Rate    int64 // bytes a second at most; 0: as fast as it goes
-	// Started is called with what can be told to a transfer that runs; nil: nothing is.
-	Started func(Control)
-	// Progress is called now and then; nil: nobody wants to know.
+	Class   frame.Class // Bulk or Background; 0: as was set before for this target, or Bulk
+	Rate    int64       // bytes a second at most; 0: as was set before, or as fast as it goes
+	MaxSize int64       // of the contents; 0: any
+	// Insist keeps what is needed to tell the mirrors that all is here, where none has
+	// heard of it: see Received.
+	Insist bool
+	// Control is what changes it while it runs; nil: nothing does.
+	Control *Control
+	// Progress is called now and then, and with Hash in the end; nil: nobody wants to know.
 	Progress func(Progress)
+	// Note is called, from any goroutine, with what is worth knowing and no failure; nil:
+	// nobody wants to know.
+	Note func(string)
 }
 
 // Progress is how far a transfer is.
@@ -56,13 +65,7 @@ type Progress struct {
 	Bytes   bulk.Progress // of the contents
 	Files   int64         // in the share
 	Restart string        // why it had to begin again; "": it had not
-}
-
-// Control is what can be told to a transfer that runs.
-type Control interface {
-	Pause()
-	Resume()
-	SetRate(bytesPerSecond int64)
+	Hash    *bulk.Hash    // the contents' final hash, when the target is whole; nil: it is not
 }
 
 const (
@@ -80,32 +83,40 @@ const (
 	manifestFile = "manifest"
 	treeName     = "tree"
 	markFile     = "done" // what tree becomes the target as; see mark
+	settingsFile = "settings"
 )
 
 // Receive fetches a share. When it returns nil the target is whole and durable.
 // Otherwise what has arrived is kept, unless the share has changed, and the same
 // call goes on from there.
 func Receive(ctx context.Context, o ReceiveOptions) error {
-	if o.Progress == nil {
-		o.Progress = func(Progress) {}
-	}
-	if o.Class == 0 {
-		o.Class = frame.Bulk
-	}
 	r := newReceiver(o)
 	done, err := r.begin()
 	if err != nil {
 		return err
 	}
-	defer r.lock.Close()
-	if done {
-		return nil
+	if done != nil {
+		own := &Own{r, *done}
+		if !own.Thank(ctx, o.Mirrors) && o.Insist {
+			r.lock.Close()
+			return fmt.Errorf("%w: %s", ErrExists, o.Target)
+		}
+		r.o.Progress(Progress{Hash: &done.root})
+		return own.Close()
 	}
+	defer r.lock.Close()
+	if err := r.o.Control.begin(filepath.Join(r.part, settingsFile), Settings{Rate: o.Rate, Class: o.Class}); err != nil {
+		return err
+	}
+	defer r.o.Control.end()
 	for start := 1; ; start++ {
 		err := r.receive(ctx)
 		var remote *bulk.RemoteError
 		again := errors.Is(err, errLost) || errors.As(err, &remote) && remote.Code == bulk.CodeChanged
 		if !again || start == maxStarts || ctx.Err() != nil {
+			if err != nil && r.empty() {
+				err = errors.Join(err, os.RemoveAll(r.part))
+			}
 			return err
 		}
 		r.restart = err.Error()
@@ -117,18 +128,51 @@ func Receive(ctx context.Context, o ReceiveOptions) error {
 	}
 }
 
-// Received finishes what a Receive for the same target has left that was killed when
-// all was there, and reports whether it did. ErrExists: the target is something else.
-func Received(target string) (done bool, err error) {
+// Received finishes what a Receive for the same target has left that was killed, or
+// could not tell anybody, when all was there; nil: there is none. ErrExists: the target
+// is something else. Close what it returns.
+func Received(target string) (*Own, error) {
 	r := newReceiver(ReceiveOptions{Target: target})
 	if _, err := os.Lstat(target); errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return nil, nil
 	}
-	done, err = r.begin()
-	if err == nil {
-		err = r.lock.Close()
+	done, err := r.begin()
+	if err != nil {
+		return nil, err
 	}
-	return done, err
+	if done == nil { // the target has gone meanwhile
+		return nil, r.lock.Close()
+	}
+	return &Own{r, *done}, nil
+}
+
+// Own is a target that an earlier Receive has made whole, of which perhaps nobody has
+// heard.
+type Own struct {
+	r *receiver
+	m mark
+}
+
+// Hash returns the contents' final hash.
+func (o *Own) Hash() bulk.Hash { return o.m.root }
+
+// Thank tells those mirrors that have the same that all of it is here, and reports
+// whether one has heard.
+func (o *Own) Thank(ctx context.Context, mirrors []Mirror) bool {
+	heard := false
+	for _, m := range mirrors {
+		// It counts there for one who has asked for something.
+		if root, err := bulk.Root(ctx, o.r.mirror(m), o.m.name); err == nil && root == o.m.root {
+			heard = thank(ctx, m, o.m.name) || heard
+		}
+	}
+	return heard
+}
+
+// Close removes what was left beside the target.
+func (o *Own) Close() error {
+	defer o.r.lock.Close()
+	return o.r.forget()
 }
 
 // receiver is a transfer to one target.
@@ -137,9 +181,19 @@ type receiver struct {
 	part    string // the hidden directory
 	lock    *os.File
 	restart string
+	root    bulk.Hash // of the contents, when they are there
 }
 
 func newReceiver(o ReceiveOptions) *receiver {
+	if o.Progress == nil {
+		o.Progress = func(Progress) {}
+	}
+	if o.Note == nil {
+		o.Note = func(string) {}
+	}
+	if o.Control == nil {
+		o.Control = &Control{}
+	}
 	return &receiver{o: o, part: filepath.Join(filepath.Dir(o.Target), "."+filepath.Base(o.Target)+partSuffix)}
 }
 
@@ -159,27 +213,27 @@ func (r *receiver) free() error {
 }
 
 // begin makes the hidden directory, or takes it over. done: all had come already, and
-// now the target is there.
-func (r *receiver) begin() (done bool, err error) {
+// now the target is there; nil: not yet.
+func (r *receiver) begin() (done *mark, err error) {
 	exists := r.free()
 	if exists != nil && !errors.Is(exists, ErrExists) {
-		return false, exists
+		return nil, exists
 	}
 	if _, err := os.Lstat(r.part); exists != nil && errors.Is(err, fs.ErrNotExist) {
-		return false, exists // nothing is left of a Receive
+		return nil, exists // nothing is left of a Receive
 	}
 	if err := r.acquire(); err != nil {
-		return false, err
+		return nil, err
 	}
 	if exists == nil {
-		return false, nil
+		return nil, nil
 	}
 	m, err := r.mark()
 	if err == nil && m != nil {
-		var now mark
-		if now, err = markOf(r.o.Target, m.perm); err == nil && now == *m {
+		var now inodeMark
+		if now, err = markOf(r.o.Target); err == nil && now == m.inodeMark {
 			if err = r.complete(*m); err == nil {
-				return true, nil
+				return m, nil
 			}
 		}
 	}
@@ -190,9 +244,9 @@ func (r *receiver) begin() (done bool, err error) {
 	}
 	r.lock.Close()
 	if err != nil {
-		return false, fmt.Errorf("files: %w", err)
+		return nil, fmt.Errorf("files: %w", err)
 	}
-	return false, exists
+	return nil, exists
 }
 
 // acquire makes the hidden directory and its lock ours.
@@ -233,7 +287,7 @@ func (r *receiver) acquire() error {
 // clear forgets what has arrived. The order matters: without its manifest a
 // journal counts for nothing.
 func (r *receiver) clear() error {
-	for _, name := range []string{markFile, manifestFile, journalFile, treeName} {
+	for _, name := range []string{markFile, manifestFile + nextSuffix, manifestFile, journalFile + nextSuffix, journalFile, treeName + nextSuffix, treeName} {
 		if err := removeAll(filepath.Join(r.part, name)); err != nil {
 			return fmt.Errorf("files: %w", err)
 		}
@@ -259,13 +313,26 @@ func removeAll(path string) error {
 	return os.RemoveAll(path)
 }
 
+// empty reports whether nothing has come or was set that would be of use another time.
+func (r *receiver) empty() bool {
+	for _, name := range []string{manifestFile, manifestFile + nextSuffix, settingsFile, markFile} {
+		if _, err := os.Lstat(filepath.Join(r.part, name)); !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+	}
+	return true
+}
+
 // receive is one try.
 func (r *receiver) receive(ctx context.Context) error {
 	m, text, from, err := r.manifest(ctx)
 	if err != nil {
 		return err
 	}
-	if err := r.adopt(m, text); err != nil {
+	if r.o.MaxSize > 0 && m.size > r.o.MaxSize {
+		return fmt.Errorf("%w: it has %d bytes, and at most %d are taken", ErrUnwanted, m.size, r.o.MaxSize)
+	}
+	if err := r.adopt(ctx, m, text, r.o.Mirrors[from]); err != nil {
 		return err
 	}
 	root, err := os.OpenRoot(r.part)
@@ -278,21 +345,33 @@ func (r *receiver) receive(ctx context.Context) error {
 		return err
 	}
 	defer s.dir.Close()
-	err = r.contents(ctx, m, s, from)
+	s.note = r.o.Note
+	last, err := r.contents(ctx, m, s, from)
 	if cerr := s.close(); err == nil {
 		err = cerr
 	}
 	if err == nil {
 		err = s.finish()
 	}
+	done := mark{perm: m.entry(0).perm, root: r.root, name: m.contentsName()}
 	if err == nil {
-		err = r.publish(&m.entries[0])
+		err = r.publish(done)
 	}
 	if err != nil {
 		return err
 	}
-	r.thank(ctx, m)
-	return nil
+	// The target is there. Whoever waits for that has to hear of it, also where the one
+	// who wanted it is just going.
+	heard := false
+	for _, mirror := range r.o.Mirrors {
+		heard = thank(ctx, mirror, done.name) || heard
+	}
+	last.Hash = &done.root
+	r.o.Progress(last)
+	if r.o.Insist && !heard {
+		return nil
+	}
+	return r.forget()
 }
 
 // manifest fetches what the share consists of: from the first mirror that gives it,
@@ -330,7 +409,7 @@ func (r *receiver) manifest(ctx context.Context) (*manifest, string, int, error)
 				slow.Reset(mirrorWait)
 			}
 			go func() {
-				m, text, err := r.manifestOf(ctx, r.o.Mirrors[from])
+				m, text, err := r.manifestOf(ctx, from)
 				answers <- answer{m, text, from, err}
 			}()
 		case a := <-answers:
@@ -351,36 +430,88 @@ func (r *receiver) manifest(ctx context.Context) (*manifest, string, int, error)
 // maxManifests is how many manifests are fetched at once.
 const maxManifests = 2
 
-func (r *receiver) manifestOf(ctx context.Context, from Mirror) (*manifest, string, error) {
-	var w whole
-	err := bulk.Start(ctx, bulk.Options{Name: manifestName, Mirrors: []bulk.Mirror{r.mirror(from)}, Sink: &w, MaxSize: maxManifest, Streams: 1, GiveUp: time.Minute}).Wait()
+// manifestOf fetches a mirror's manifest, by way of the disk: in memory it is there once.
+func (r *receiver) manifestOf(ctx context.Context, from int) (*manifest, string, error) {
+	mirror := r.o.Mirrors[from]
+	path := filepath.Join(r.part, fmt.Sprintf("%s.from%d", manifestFile, from))
+	f, err := os.Create(path)
+	if err != nil {
+		return nil, "", fmt.Errorf("files: %w", sinkError(err))
+	}
+	defer os.Remove(path)
+	defer f.Close()
+	err = bulk.Start(ctx, bulk.Options{Name: manifestName, Mirrors: []bulk.Mirror{r.mirror(mirror)}, Sink: unsynced{f}, MaxSize: maxManifest, Streams: 1, GiveUp: time.Minute}).Wait()
+	if err != nil {
+		return nil, "", fmt.Errorf("the list of files: %w", err)
+	}
+	text, err := readText(f)
 	if err != nil {
 		return nil, "", err
 	}
-	text := string(w.b) // the manifest's paths are parts of this one copy
-	w.b = nil
 	m, err := decodeManifest(text)
 	if err != nil {
-		return nil, "", fmt.Errorf("%s: %w", from.Name, err)
+		return nil, "", fmt.Errorf("%s: %w", mirror.Name, err)
 	}
 	return m, text, nil
 }
 
+// unsynced is a sink whose bytes nobody needs after a crash.
+type unsynced struct{ *os.File }
+
+// Sync implements bulk.Sink.
+func (unsynced) Sync() error { return nil }
+
+// readText reads the text of a manifest.
+func readText(f *os.File) (string, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return "", fmt.Errorf("files: %w", err)
+	}
+	if fi.Size() > maxManifest {
+		return "", fmt.Errorf("%w: %w", ErrManifest, errTooMany)
+	}
+	var b strings.Builder
+	b.Grow(int(fi.Size()))
+	if _, err := io.Copy(&b, io.NewSectionReader(f, 0, fi.Size())); err != nil {
+		return "", fmt.Errorf("files: %w", err)
+	}
+	return b.String(), nil
+}
+
+// readManifest reads the text of the manifest in the hidden directory.
+func (r *receiver) readManifest() (string, error) {
+	f, err := os.Open(filepath.Join(r.part, manifestFile))
+	if err != nil {
+		return "", fmt.Errorf("files: %w", err)
+	}
+	defer f.Close()
+	return readText(f)
+}
+
 // adopt sees that what is in the hidden directory is of this share.
-func (r *receiver) adopt(m *manifest, text string) error {
-	path := filepath.Join(r.part, manifestFile)
-	old, err := os.ReadFile(path)
+func (r *receiver) adopt(ctx context.Context, m *manifest, text string, from Mirror) error {
+	if err := r.commit(); err != nil {
+		return err
+	}
+	old, err := r.readManifest()
 	// Without its tree, which has perhaps become the target, the journal lies.
 	if _, lost := os.Lstat(filepath.Join(r.part, treeName)); err == nil && !errors.Is(lost, fs.ErrNotExist) {
-		if was, derr := decodeManifest(string(old)); derr == nil && was.sameLayout(m) {
-			if string(old) == text {
+		was, derr := decodeManifest(old)
+		if derr == nil && was.sameLayout(m) {
+			if old == text {
 				return nil
 			}
 			return r.write(manifestFile, text) // such as: other times
 		}
 		r.restart = "something else is shared now under this name"
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("files: %w", err)
+		if derr == nil {
+			if kept, err := r.carry(ctx, was, m, text, from); kept > 0 || err != nil {
+				r.restart += fmt.Sprintf("; %d bytes that have arrived are of use for it", kept)
+				return err
+			}
+		}
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrManifest) {
+		return err
 	}
 	if err := r.clear(); err != nil {
 		return err
@@ -398,24 +529,22 @@ func (r *receiver) write(name, text string) error {
 
 // contents fetches the contents of all files. Mirrors that share something else under
 // this name do not have them under theirs.
-func (r *receiver) contents(ctx context.Context, m *manifest, s *sink, from int) error {
-	boot, err := bootID()
+func (r *receiver) contents(ctx context.Context, m *manifest, s *sink, from int) (last Progress, _ error) {
+	j, err := r.journal(journalFile)
 	if err != nil {
-		return err
+		return last, err
 	}
-	j, err := bulk.OpenJournal(vfs.OS(), filepath.Join(r.part, journalFile), boot)
-	if err != nil {
-		return err
-	}
-	o := bulk.Options{Name: m.contentsName(), Sink: s, Journal: j, KeepJournal: true, Size: &m.size, Trusted: r.o.Trusted, Streams: streams, Rate: r.o.Rate}
+	now := r.o.Control.Settings()
+	o := bulk.Options{Name: m.contentsName(), Sink: s, Journal: j, KeepJournal: true, Size: &m.size, Trusted: r.o.Trusted, Streams: streams, Rate: now.Rate, Paused: now.Paused}
 	for _, mirror := range r.o.Mirrors {
 		o.Mirrors = append(o.Mirrors, r.mirror(mirror))
 	}
 	t := bulk.Start(ctx, o)
-	if r.o.Started != nil {
-		r.o.Started(t)
+	r.o.Control.attach(t)
+	show := func() {
+		last = Progress{t.Progress(), m.files, r.restart, nil}
+		r.o.Progress(last)
 	}
-	show := func() { r.o.Progress(Progress{t.Progress(), m.files, r.restart}) }
 	more := r.o.More
 	done := make(chan error, 1)
 	go func() { done <- t.Wait() }()
@@ -428,7 +557,8 @@ func (r *receiver) contents(ctx context.Context, m *manifest, s *sink, from int)
 			if errors.Is(err, bulk.ErrNoMirror) && t.Progress().Mirrors[from].Changed {
 				err = errors.Join(err, &bulk.RemoteError{Code: bulk.CodeChanged, Text: "what is shared has changed"})
 			}
-			return err
+			r.root = t.Root()
+			return last, err
 		case <-tick.C:
 			show()
 		case mirror, ok := <-more:
@@ -442,11 +572,19 @@ func (r *receiver) contents(ctx context.Context, m *manifest, s *sink, from int)
 	}
 }
 
-// publish gives what is whole its name.
-func (r *receiver) publish(top *entry) error {
-	from := filepath.Join(r.part, treeName)
-	m, err := markOf(from, top.perm)
+// journal opens a journal in the hidden directory.
+func (r *receiver) journal(name string) (*bulk.Journal, error) {
+	boot, err := bootID()
 	if err != nil {
+		return nil, err
+	}
+	return bulk.OpenJournal(vfs.OS(), filepath.Join(r.part, name), boot)
+}
+
+// publish gives what is whole its name.
+func (r *receiver) publish(m mark) (err error) {
+	from := filepath.Join(r.part, treeName)
+	if m.inodeMark, err = markOf(from); err != nil {
 		return fmt.Errorf("files: %w", err)
 	}
 	if err := r.write(markFile, m.String()); err != nil {
@@ -488,14 +626,16 @@ func (r *receiver) complete(m mark) error {
 	if err != nil {
 		return fmt.Errorf("files: %w", err)
 	}
-	// The target is there; what is left is of no use to anybody. The mark goes last.
-	for _, name := range []string{journalFile, manifestFile, markFile} {
+	return nil
+}
+
+// forget removes the hidden directory: what it has is of no use to anybody any more.
+// The mark goes last.
+func (r *receiver) forget() (err error) {
+	for _, name := range []string{journalFile, manifestFile, markFile, ""} {
 		if err == nil {
 			err = os.RemoveAll(filepath.Join(r.part, name))
 		}
-	}
-	if err == nil {
-		err = os.RemoveAll(r.part)
 	}
 	if err != nil {
 		return fmt.Errorf("files: %s is whole, but: %w", r.o.Target, err)
@@ -504,23 +644,32 @@ func (r *receiver) complete(m mark) error {
 }
 
 // mark is what the tree is, by which it is known again when it has become the target,
-// by one that was killed after it had renamed it.
+// by one that was killed after it had renamed it, and what has come.
 type mark struct {
+	inodeMark
+	perm fs.FileMode
+	root bulk.Hash // of the contents
+	name string    // of the contents
+}
+
+// inodeMark is by what a file or directory is known again.
+type inodeMark struct {
 	dev, ino uint64
 	born     int64 // 0: not known
-	perm     fs.FileMode
 }
+
+const markFormat = "space-files-done/2 %d %d %d %d %s %s\n"
 
 func (m mark) String() string {
-	return fmt.Sprintf("space-files-done/1 %d %d %d %d\n", m.dev, m.ino, m.born, permBits(m.perm))
+	return fmt.Sprintf(markFormat, m.dev, m.ino, m.born, permBits(m.perm), hex.EncodeToString(m.root[:]), m.name)
 }
 
-func markOf(path string, perm fs.FileMode) (m mark, err error) {
+func markOf(path string) (m inodeMark, err error) {
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
 		return m, &os.PathError{Op: "statx", Path: path, Err: err}
 	}
-	m = mark{dev: unix.Mkdev(st.Dev_major, st.Dev_minor), ino: st.Ino, perm: perm}
+	m = inodeMark{dev: unix.Mkdev(st.Dev_major, st.Dev_minor), ino: st.Ino}
 	if st.Mask&unix.STATX_BTIME != 0 {
 		m.born = st.Btime.Sec*1e9 + int64(st.Btime.Nsec)
 	}
@@ -538,63 +687,51 @@ func (r *receiver) mark() (*mark, error) {
 	}
 	var m mark
 	var perm uint16
-	if _, err := fmt.Sscanf(string(b), "space-files-done/1 %d %d %d %d\n", &m.dev, &m.ino, &m.born, &perm); err != nil {
+	var root string
+	if _, err := fmt.Sscanf(string(b), markFormat, &m.dev, &m.ino, &m.born, &perm, &root, &m.name); err != nil {
+		return nil, nil
+	}
+	if n, err := hex.Decode(m.root[:], []byte(root[:min(len(root), 2*len(m.root))])); err != nil || n != len(m.root) {
 		return nil, nil
 	}
 	m.perm = permOf(perm)
 	return &m, nil
 }
 
-// thank tells the mirrors that have it that all of it is here. It is only a courtesy.
-func (r *receiver) thank(ctx context.Context, m *manifest) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+// thankTime bounds how long a mirror may take to hear that all is here.
+const thankTime = 5 * time.Second
+
+// thank tells a mirror that all of it is here, and reports whether it has heard, and
+// counts that.
+func thank(ctx context.Context, m Mirror, name string) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), thankTime)
 	defer cancel()
-	header := append([]byte{forDone}, m.contentsName()...)
-	for _, mirror := range r.o.Mirrors {
-		st, err := mirror.Open(ctx, frame.Interactive, header)
-		if err != nil {
-			continue
-		}
-		st.CloseWrite()
-		st.SetReadDeadline(time.Now().Add(5 * time.Second))
-		io.Copy(io.Discard, st) // until it has heard
-		st.Close()
+	st, err := m.Open(ctx, frame.Interactive, append([]byte{forDone}, name...))
+	if err != nil {
+		return false
 	}
+	defer st.Close()
+	st.CloseWrite()
+	st.SetReadDeadline(time.Now().Add(thankTime))
+	_, err = io.Copy(io.Discard, st)
+	return err == nil
 }
 
-func (r *receiver) mirror(m Mirror) bulk.Mirror { return mirrorOf{m, r.o.Class} }
+func (r *receiver) mirror(m Mirror) bulk.Mirror { return mirrorOf{m, r.o.Control} }
 
 // mirrorOf is a Mirror as bulk has it.
 type mirrorOf struct {
 	Mirror
-	class frame.Class
+	control *Control
 }
 
 // Open implements bulk.Mirror.
 func (m mirrorOf) Open(ctx context.Context) (io.ReadWriteCloser, error) {
-	return m.Opener.Open(ctx, m.class, []byte{forPayload, version})
+	return m.Opener.Open(ctx, m.control.class(), []byte{forPayload, version})
 }
 
 // String implements bulk.Mirror.
 func (m mirrorOf) String() string { return m.Name }
-
-// whole is a sink in memory, for a manifest.
-type whole struct{ b []byte }
-
-// WriteAt implements bulk.Sink.
-func (w *whole) WriteAt(p []byte, off int64) (int, error) {
-	end := off + int64(len(p))
-	if end > maxManifest {
-		return 0, fmt.Errorf("%w: it is larger than %d bytes", ErrManifest, maxManifest)
-	}
-	if int64(len(w.b)) < end {
-		w.b = append(w.b, make([]byte, end-int64(len(w.b)))...)
-	}
-	return copy(w.b[off:], p), nil
-}
-
-// Sync implements bulk.Sink.
-func (*whole) Sync() error { return nil }
 
 // bootID is this life of the machine.
 func bootID() (bulk.BootID, error) {

@@ -61,20 +61,20 @@ func TestSyncDuringWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	s, err := newSink(root, &manifest{entries: []entry{{kind: regular, size: 3}}, size: 3})
+	s, err := newSink(root, newManifest([]entry{{kind: regular, size: 3}}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.dir.Close()
 	defer s.close()
 	s.handles.open = func(i int) (*os.File, error) {
-		s.dirty = map[int]bool{} // as Sync takes it
+		s.dirty = newSet(1) // as Sync takes it
 		return s.open(i)
 	}
 	if _, err := s.WriteAt([]byte("abc"), 0); err != nil {
 		t.Fatal(err)
 	}
-	if !s.dirty[0] {
+	if !s.dirty.has(0) {
 		t.Error("what was written will not be synced")
 	}
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/bulk"
+	"github.com/spacestore/space/fabric/identity"
 )
 
 // What a stream is for, the first byte of its header.
@@ -47,17 +48,24 @@ type Share struct {
 	path string
 	o    ShareOptions
 	sent atomic.Int64
+	rate pace
 
 	mu     sync.Mutex
 	now    *offer // what is there, as it was when it was looked at
 	closed bool
-	told   string // what Failed was called with last
+	// given is of which contents each node was given something, and has not said since
+	// that it has all of it.
+	given map[identity.NodeID]string
+	// expected are closed when a node has said so.
+	expected map[identity.NodeID][]chan struct{}
+	told     string // what Failed was called with last
 }
 
 // ShareOptions are for NewShare; the zero value is usable.
 type ShareOptions struct {
-	// Done is called when somebody has received it whole.
-	Done func()
+	// Done is called when a node says that it has received it whole, which counts
+	// once for each time that it has fetched something of it.
+	Done func(identity.NodeID)
 	// SkipUnreadable leaves out what can't be read, instead of sharing nothing.
 	SkipUnreadable bool
 	// Failed is called when somebody can't be given something, and why.
@@ -86,9 +94,9 @@ func (e *UnreadableError) Unwrap() error { return e.Err }
 // NewShare offers what is at path. Close it. All of it has to be readable, or the
 // error is an *UnreadableError, if nothing else is said.
 func NewShare(path string, o ShareOptions) (*Share, error) {
-	s := &Share{path: path, o: o}
+	s := &Share{path: path, o: o, given: map[identity.NodeID]string{}, expected: map[identity.NodeID][]chan struct{}{}}
 	if s.o.Done == nil {
-		s.o.Done = func() {}
+		s.o.Done = func(identity.NodeID) {}
 	}
 	if s.o.Failed == nil {
 		s.o.Failed = func(error) {}
@@ -112,6 +120,18 @@ func (s *Share) Close() error {
 
 // Sent returns how many bytes of payload were sent so far.
 func (s *Share) Sent() int64 { return s.sent.Load() }
+
+// SetRate has at most so many bytes a second be sent; 0: as many as go.
+func (s *Share) SetRate(bytesPerSecond int64) { s.rate.set(bytesPerSecond) }
+
+// Hash returns the contents' final hash. It reads what nobody was given.
+func (s *Share) Hash(ctx context.Context) (bulk.Hash, error) {
+	o, err := s.offer(false)
+	if err != nil {
+		return bulk.Hash{}, err
+	}
+	return o.contents.Root(ctx)
+}
 
 // Size returns how many bytes and files the share has, and how many things in it
 // are left out because they are no file, directory or symbolic link.
@@ -161,8 +181,14 @@ func (s *Share) offer(fresh bool) (*offer, error) {
 	return next, nil
 }
 
+// Taker is the end of a tunnel to a node that may fetch a share.
+type Taker interface {
+	fabric.Accepter
+	Peer() identity.NodeID
+}
+
 // Serve gives the share to the other end of a tunnel, until ctx ends or the tunnel.
-func (s *Share) Serve(ctx context.Context, t fabric.Accepter) error {
+func (s *Share) Serve(ctx context.Context, t Taker) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var streams sync.WaitGroup
 	defer streams.Wait()
@@ -182,22 +208,28 @@ func (s *Share) Serve(ctx context.Context, t fabric.Accepter) error {
 		streams.Add(1)
 		go func() {
 			defer func() { <-slots; streams.Done() }()
-			s.serve(ctx, st)
+			s.serve(ctx, st, t.Peer())
 		}()
 	}
 }
 
-func (s *Share) serve(ctx context.Context, st fabric.Stream) {
+func (s *Share) serve(ctx context.Context, st fabric.Stream, to identity.NodeID) {
 	h := st.Header()
 	switch {
 	case len(h) > 0 && h[0] == forDone:
-		if s.gives(string(h[1:])) {
-			s.o.Done()
+		if !s.took(to, string(h[1:])) {
+			st.Reset(uint32(bulk.CodeRefused), "that was not fetched from here")
+			return
 		}
+		s.o.Done(to)
 		st.Close()
 	case bytes.Equal(h, []byte{forPayload, version}):
+		var name string
 		// What went wrong the receiver is told by bulk.
-		err := bulk.Serve(ctx, &counted{st, &s.sent}, s.find)
+		err := bulk.Serve(ctx, &counted{st, s}, func(n string) (*bulk.Offer, error) {
+			name = n
+			return s.find(n)
+		}, func() { s.gave(to, name) })
 		if remote := (*bulk.RemoteError)(nil); errors.As(err, &remote) && remote.Code == bulk.CodeUnreadable && s.news(remote.Text) {
 			s.o.Failed(errors.New(remote.Text))
 		}
@@ -206,11 +238,36 @@ func (s *Share) serve(ctx context.Context, st fabric.Stream) {
 	}
 }
 
-// gives reports whether contents are those of the share.
-func (s *Share) gives(name string) bool {
+// maxTakers bounds the nodes of which it is remembered what they were given.
+const maxTakers = 1 << 16
+
+// gave takes note that a node was given something of a payload.
+func (s *Share) gave(to identity.NodeID, name string) {
+	if name == manifestName {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.now != nil && s.now.contentsName == name
+	if _, known := s.given[to]; known || len(s.given) < maxTakers {
+		s.given[to] = name
+	}
+}
+
+// took reports whether a node that says that it has all of some contents can be
+// believed: they are the share's, and it has fetched something of them since it last
+// said so.
+func (s *Share) took(node identity.NodeID, name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now == nil || s.now.contentsName != name || s.given[node] != name {
+		return false
+	}
+	delete(s.given, node)
+	for _, ch := range s.expected[node] {
+		close(ch)
+	}
+	delete(s.expected, node)
+	return true
 }
 
 // news reports whether a failure is another one than the last.
@@ -244,16 +301,21 @@ func (s *Share) find(name string) (*bulk.Offer, error) {
 	return o.contents, nil
 }
 
-// counted is a stream whose bytes are counted.
+// counted is a stream whose bytes count for a share.
 type counted struct {
 	fabric.Stream
-	sent *atomic.Int64
+	s *Share
 }
 
 // Write implements io.Writer.
-func (c *counted) Write(p []byte) (int, error) {
-	n, err := c.Stream.Write(p)
-	c.sent.Add(int64(n))
+func (c *counted) Write(p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		var k int
+		k, err = c.Stream.Write(p[n:min(len(p), n+c.s.rate.turn())])
+		n += k
+		c.s.sent.Add(int64(k))
+		c.s.rate.spent(k)
+	}
 	return n, err
 }
 
@@ -345,17 +407,13 @@ func look(path string, so ShareOptions) (*offer, error) {
 	if err = o.walk(); err == nil && o.unreadable != nil && !so.SkipUnreadable {
 		err = o.unreadable
 	}
-	var b []byte
-	if err == nil {
-		if b = o.m.encode(); len(b) > maxManifest {
-			err = fmt.Errorf("%s has too many files for one share", path)
-		}
-	}
 	if err == nil {
 		o.contentsName = o.m.contentsName()
 		o.version = o.sum(func(i int) (stat, error) { return o.stats[i], nil })
-		sum := blake3.Sum256(b)
-		o.manifest, err = bulk.NewOffer(&text{bytes.NewReader(b), hex.EncodeToString(sum[:16])}, 0)
+		h := blake3.New()
+		h.WriteString(o.m.text)
+		sum := h.Sum(nil)
+		o.manifest, err = bulk.NewOffer(&text{strings.NewReader(o.m.text), hex.EncodeToString(sum[:16])}, 0)
 	}
 	if err == nil {
 		o.contents, err = bulk.NewOffer(o, so.chunk)
@@ -386,7 +444,8 @@ func unwrapPath(err error) error {
 
 // walk fills in the manifest.
 func (o *offer) walk() error {
-	o.m = &manifest{}
+	var found []entry
+	held := len(manifestMagic)
 	var inodes []inode
 	err := fs.WalkDir(o.root.FS(), o.base, func(p string, d fs.DirEntry, err error) error {
 		if err != nil && d == nil {
@@ -436,10 +495,13 @@ func (o *offer) walk() error {
 			o.cannot(p, err)
 			return nil
 		}
-		if len(rel) > maxPath || len(e.target) > maxPath || len(o.m.entries) == MaxEntries {
-			return fmt.Errorf("%s: its path is too long, or there are too many files for one share", p)
+		if len(rel) > maxPath || len(e.target) > maxPath {
+			return fmt.Errorf("%.200q: its path is too long", p)
 		}
-		o.m.entries = append(o.m.entries, e)
+		if held += e.length() + indexSize; held > maxManifest {
+			return errTooMany
+		}
+		found = append(found, e)
 		o.stats = append(o.stats, statOf(fi))
 		inodes = append(inodes, inodeOf(fi))
 		return nil
@@ -447,7 +509,7 @@ func (o *offer) walk() error {
 	if err != nil {
 		return err
 	}
-	if len(o.m.entries) == 0 {
+	if len(found) == 0 {
 		if o.unreadable != nil {
 			return o.unreadable
 		}
@@ -455,15 +517,15 @@ func (o *offer) walk() error {
 	}
 	// WalkDir goes by names, directory by directory: "a", "a/b", "a-b". A manifest
 	// is in the order of paths, by which it can be checked.
-	order := make([]int, len(o.m.entries))
+	order := make([]int, len(found))
 	for i := range order {
 		order[i] = i
 	}
-	slices.SortFunc(order, func(a, b int) int { return strings.Compare(o.m.entries[a].path, o.m.entries[b].path) })
+	slices.SortFunc(order, func(a, b int) int { return strings.Compare(found[a].path, found[b].path) })
 	entries, stats := make([]entry, len(order)), make([]stat, len(order))
 	first := map[inode]string{}
 	for i, k := range order {
-		entries[i], stats[i] = o.m.entries[k], o.stats[k]
+		entries[i], stats[i] = found[k], o.stats[k]
 		if e, n := &entries[i], inodes[k]; n.links > 1 && e.kind == regular {
 			if path, ok := first[n]; ok {
 				*e = entry{path: e.path, kind: hardlink, target: path, perm: e.perm, mtime: e.mtime}
@@ -472,8 +534,7 @@ func (o *offer) walk() error {
 			}
 		}
 	}
-	o.m.entries, o.stats = entries, stats
-	o.m.number()
+	o.m, o.stats = newManifest(entries), stats
 	return nil
 }
 
@@ -545,8 +606,8 @@ func inodeOf(fi fs.FileInfo) inode {
 func (o *offer) sum(of func(i int) (stat, error)) string {
 	h := blake3.New()
 	var b []byte
-	for i := range o.m.entries {
-		e := &o.m.entries[i]
+	for i := range o.m.count() {
+		e := o.m.entry(i)
 		if e.kind != regular {
 			continue // the manifest has all of it
 		}
@@ -571,7 +632,7 @@ func (o *offer) same(path string) bool {
 	}
 	d := dirs{root: o.root}
 	defer d.close()
-	for i := range o.m.entries {
+	for i := range o.m.count() {
 		if fi, err := d.lstat(o.name(i)); err != nil || statOf(fi) != o.stats[i] {
 			return false
 		}
@@ -625,7 +686,7 @@ func (o *offer) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (o *offer) name(i int) string {
-	if p := o.m.entries[i].path; p != "" {
+	if p := o.m.entry(i).path; p != "" {
 		return o.base + "/" + p
 	}
 	return o.base
@@ -692,7 +753,7 @@ func (o *offer) free() {
 
 // text is a payload in memory.
 type text struct {
-	*bytes.Reader
+	*strings.Reader
 	version string
 }
 

@@ -28,23 +28,26 @@ type sink struct {
 	dir     *os.File // it too, from the beginning on: errors of writing back are told to it
 	dirs    dirs
 	handles *handles
+	note    func(string) // see ReceiveOptions
+	setattr func(fd int, name string, value []byte, flags int) error
 
 	mu      sync.Mutex
-	dirty   map[int]bool // files that were written since the last sync
-	settled map[int]bool // files that are as they should be, but for a sync
+	unset   set // files and directories that lack attributes, which the file system does not take
+	dirty   set // files that were written since the last sync
+	settled set // files that are as they should be, but for a sync
 }
 
 // newSink makes the directories of a share, in which the files are made as their
 // contents come.
 func newSink(root *os.Root, m *manifest) (*sink, error) {
-	s := &sink{m: m, root: root, dirs: dirs{root: root}, dirty: map[int]bool{}, settled: map[int]bool{}}
+	s := &sink{m: m, root: root, dirs: dirs{root: root}, note: func(string) {}, setattr: unix.Fsetxattr, unset: newSet(m.count()), dirty: newSet(m.count()), settled: newSet(m.count())}
 	s.handles = newHandles(s.open)
 	var err error
 	if s.dir, err = root.Open("."); err != nil {
 		return nil, fmt.Errorf("files: %w", err)
 	}
-	for i := range m.entries {
-		if e := &m.entries[i]; e.kind == directory {
+	for i := range m.count() {
+		if e := m.entry(i); e.kind == directory {
 			err := root.Mkdir(s.name(i), 0o700)
 			if errors.Is(err, fs.ErrExist) {
 				err = root.Chmod(s.name(i), 0o700) // it may have had its own permissions already
@@ -67,7 +70,7 @@ func sinkError(err error) error {
 }
 
 func (s *sink) name(i int) string {
-	if p := s.m.entries[i].path; p != "" {
+	if p := s.m.entry(i).path; p != "" {
 		return treeName + "/" + p
 	}
 	return treeName
@@ -89,19 +92,21 @@ func (s *sink) WriteAt(p []byte, off int64) (int, error) {
 	n := 0
 	err := s.m.each(off, len(p), func(i int, at int64, from, to int) error {
 		return s.handles.use(i, func(f *os.File) error {
+			e := s.m.entry(i)
 			write := f.WriteAt
-			if s.m.entries[i].sparse {
-				write = func(b []byte, at int64) (int, error) { return writeSparse(f, b, at, s.m.entries[i].size) }
+			if e.sparse {
+				write = func(b []byte, at int64) (int, error) { return writeSparse(f, b, at, e.size) }
 			}
 			k, err := write(p[from:to], at)
 			n += k
 			// A file that comes whole is settled while it is open.
-			whole := err == nil && at == 0 && int64(k) == s.m.entries[i].size
+			whole := err == nil && at == 0 && int64(k) == e.size
 			if whole {
-				err = settle(f, &s.m.entries[i], s.m.entries[i].perm, false)
+				err = s.settle(f, i, e, e.perm, false)
 			}
 			s.mu.Lock() // after writing: a sync that begins before may not have it
-			s.dirty[i], s.settled[i] = true, whole && err == nil
+			s.dirty.put(i, true)
+			s.settled.put(i, whole && err == nil)
 			s.mu.Unlock()
 			return err
 		})
@@ -146,20 +151,20 @@ func writeSparse(f *os.File, b []byte, at, size int64) (int, error) {
 func (s *sink) Sync() error {
 	s.mu.Lock()
 	dirty := s.dirty
-	s.dirty = map[int]bool{}
+	s.dirty = newSet(s.m.count())
 	s.mu.Unlock()
-	if len(dirty) >= manyFiles {
+	if dirty.n >= manyFiles {
 		if err := unix.Syncfs(int(s.dir.Fd())); err != nil {
 			return fmt.Errorf("files: sync: %w", err)
 		}
 		return nil
 	}
 	dirs := map[string]bool{}
-	for i := range dirty {
+	for i := range dirty.all() {
 		if err := s.handles.use(i, (*os.File).Sync); err != nil {
 			return fmt.Errorf("files: %w", err)
 		}
-		for p := s.m.entries[i].path; p != "" && !dirs[parent(p)]; p = parent(p) {
+		for p := s.m.entry(i).path; p != "" && !dirs[parent(p)]; p = parent(p) {
 			dirs[parent(p)] = true
 			if err := s.syncDir(treeName + "/" + parent(p)); err != nil {
 				return err
@@ -191,35 +196,38 @@ func (s *sink) close() error {
 // finish makes what has no contents, gives everything its permissions and times,
 // and makes all of it durable.
 func (s *sink) finish() error {
-	each := len(s.m.entries) <= manyFiles // is synced by itself
-	for i := range s.m.entries {          // files whose contents are all there
-		if e := &s.m.entries[i]; e.kind == regular && (each || !s.settled[i]) {
-			if err := s.settle(i, each); err != nil {
+	each := s.m.count() <= manyFiles // is synced by itself
+	for i := range s.m.count() {     // files whose contents are all there
+		if e := s.m.entry(i); e.kind == regular && (each || !s.settled.has(i)) {
+			if err := s.settleClosed(i, each); err != nil {
 				return fmt.Errorf("files: %w", sinkError(err))
 			}
 		}
 	}
-	for i := range s.m.entries {
-		if k := s.m.entries[i].kind; k == symlink || k == hardlink {
+	for i := range s.m.count() {
+		if k := s.m.entry(i).kind; k == symlink || k == hardlink {
 			if err := s.link(i); err != nil {
 				return fmt.Errorf("files: %w", sinkError(err))
 			}
 		}
 	}
-	for i := len(s.m.entries) - 1; i >= 0; i-- { // what is in a directory before it
-		if e := &s.m.entries[i]; e.kind == directory {
+	for i := s.m.count() - 1; i >= 0; i-- { // what is in a directory before it
+		if e := s.m.entry(i); e.kind == directory {
 			perm := e.perm
 			if e.path == "" {
 				perm |= 0o200 // until it is renamed: its entry ".." is written
 			}
 			d, err := s.root.Open(s.name(i))
 			if err == nil {
-				err = errors.Join(settle(d, e, perm, each), d.Close())
+				err = errors.Join(s.settle(d, i, e, perm, each), d.Close())
 			}
 			if err != nil {
 				return fmt.Errorf("files: %w", sinkError(err))
 			}
 		}
+	}
+	if n := s.unset.n; n > 1 {
+		s.note(fmt.Sprintf("%d files and directories lack attributes that this file system has no place for", n))
 	}
 	if each {
 		return s.syncDir(".")
@@ -232,7 +240,7 @@ func (s *sink) finish() error {
 
 // link makes a symbolic link, or another name of a file.
 func (s *sink) link(i int) error {
-	e := &s.m.entries[i]
+	e := s.m.entry(i)
 	make := func() error {
 		if e.kind == symlink {
 			return s.root.Symlink(e.target, s.name(i))
@@ -252,12 +260,24 @@ func (s *sink) link(i int) error {
 }
 
 // setXattrs gives a file or directory the extended attributes that it should have,
-// where the file system has such.
-func setXattrs(f *os.File, e *entry) error {
+// where the file system has such. Those that it has no place for are left out, and
+// that is said.
+func (s *sink) setXattrs(f *os.File, i int, e *entry) error {
 	want := map[string]bool{}
 	_, err := e.eachXattr(func(name, value string) error {
-		want[name] = true
-		return unix.Fsetxattr(int(f.Fd()), name, []byte(value), 0)
+		err := s.setattr(int(f.Fd()), name, []byte(value), 0)
+		if err == nil {
+			want[name] = true
+		} else if tooLarge(f, err) {
+			s.mu.Lock()
+			first := s.unset.n == 0
+			s.unset.put(i, true)
+			s.mu.Unlock()
+			if err = nil; first {
+				s.note(fmt.Sprintf("the attribute %s of %.200q is left out: its %d bytes are more than this file system takes", name, e.path, len(value)))
+			}
+		}
+		return err
 	})
 	if errors.Is(err, unix.ENOTSUP) {
 		return nil
@@ -277,10 +297,25 @@ func setXattrs(f *os.File, e *entry) error {
 	return nil
 }
 
-// settle gives a file what it should have beside its contents, after a look whether
+// tooLarge reports whether an attribute could not be set because the file system has no
+// place for one so large, or so many. It says ENOSPC for that, too: there is room on a
+// disk that is not full.
+func tooLarge(f *os.File, err error) bool {
+	if errors.Is(err, unix.E2BIG) {
+		return true
+	}
+	var st unix.Statfs_t
+	return errors.Is(err, unix.ENOSPC) && unix.Fstatfs(int(f.Fd()), &st) == nil &&
+		int64(st.Bavail)*st.Bsize > 16<<xattrBits && (st.Files == 0 || st.Ffree > 0)
+}
+
+// xattrBits: an attribute has at most 2 to the power of this many bytes.
+const xattrBits = 16
+
+// settleClosed gives a file what it should have beside its contents, after a look whether
 // they are as long as they should be. One without contents is made.
-func (s *sink) settle(i int, sync bool) (err error) {
-	e := &s.m.entries[i]
+func (s *sink) settleClosed(i int, sync bool) (err error) {
+	e := s.m.entry(i)
 	f, err := s.open(i)
 	if err != nil {
 		return err
@@ -291,12 +326,12 @@ func (s *sink) settle(i int, sync bool) (err error) {
 	} else if fi.Size() != e.size {
 		return fmt.Errorf("%w: %.200q has %d bytes, not %d", errLost, e.path, fi.Size(), e.size)
 	}
-	return settle(f, e, e.perm, sync)
+	return s.settle(f, i, e, e.perm, sync)
 }
 
 // settle gives a file or directory its attributes, times and permissions.
-func settle(f *os.File, e *entry, perm fs.FileMode, sync bool) error {
-	if err := setXattrs(f, e); err != nil {
+func (s *sink) settle(f *os.File, i int, e *entry, perm fs.FileMode, sync bool) error {
+	if err := s.setXattrs(f, i, e); err != nil {
 		return err
 	}
 	at := unix.NsecToTimespec(e.mtime)
@@ -321,7 +356,7 @@ func futimens(fd int, at *[2]unix.Timespec) error {
 
 // linkTime gives a symbolic link its time, where it is.
 func (s *sink) linkTime(i int) error {
-	e := &s.m.entries[i]
+	e := s.m.entry(i)
 	d, err := s.root.Open(path.Dir(s.name(i)))
 	if err != nil {
 		return err

@@ -17,16 +17,16 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/spacestore/space/fabric/frame"
 	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/fabric/session"
 	"github.com/spacestore/space/fabric/tunneltest"
+	"github.com/spacestore/space/internal/testenv/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // patience bounds hangs, nothing else.
 const patience = 5 * time.Minute
@@ -516,10 +516,10 @@ func TestLimits(t *testing.T) {
 }
 
 func TestNoRoute(t *testing.T) {
-	w := newWorld(t, ExposeOptions{Target: service(t, "tcp", "127.0.0.1:0", echo)}, ForwardOptions{Wait: 100 * time.Millisecond}, session.Options{})
+	w := newWorld(t, ExposeOptions{Target: service(t, "tcp", "127.0.0.1:0", echo)}, ForwardOptions{Wait: time.Second}, session.Options{})
 	unblock := w.near.Block()
 	w.wantReset(t)
-	until(t, "the forwarder says why", func() bool { return strings.Contains(w.log.String(), "no route within 100ms") })
+	until(t, "the forwarder says why", func() bool { return strings.Contains(w.log.String(), "no route within 1s") })
 	unblock()
 	converse(t, w.dial(t), "again")
 }

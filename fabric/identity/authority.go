@@ -32,6 +32,8 @@ var (
 	ErrExists = errors.New("identity: there is a fabric authority here already")
 	// ErrToken refuses a join: the token is unknown, used up or expired.
 	ErrToken = errors.New("identity: the join token is not valid (any more); make a new one")
+	// ErrNotAuthority is of a server that has not shown the authority's certificate.
+	ErrNotAuthority = errors.New("identity: the server is not the fabric's authority")
 	// ErrDamaged is of files of an identity that make no sense.
 	ErrDamaged = errors.New("the identity is damaged; restore its directory, or take it away and join again")
 	// ErrRevoked refuses a node whose certificates were revoked.
@@ -216,10 +218,19 @@ func (a *Authority) change(fn func(s *authorityState) error) error {
 	return nil
 }
 
-// NewToken makes a token with which uses nodes may join until it expires.
+// NewToken makes a token with which uses nodes of the default organization may join
+// until it expires.
 func (a *Authority) NewToken(life time.Duration, uses int, addrs []string) (Token, error) {
+	return a.NewTokenOf(DefaultOrganization, life, uses, addrs)
+}
+
+// NewTokenOf is NewToken for nodes of an organization, which their certificates name.
+func (a *Authority) NewTokenOf(organization string, life time.Duration, uses int, addrs []string) (Token, error) {
 	if life <= 0 || uses < 1 {
 		return Token{}, errors.New("a join token lasts for a while and admits at least one node")
+	}
+	if err := checkOrganization(organization); err != nil {
+		return Token{}, err
 	}
 	t, err := newToken(sha256.Sum256(a.cert.Raw), a.clock.Now().Add(life), addrs)
 	if err != nil {
@@ -235,7 +246,7 @@ func (a *Authority) NewToken(life time.Duration, uses int, addrs []string) (Toke
 			return fmt.Errorf("%d join tokens are valid, the most there can be; wait for some to expire", maxTokens)
 		}
 		sum := sha256.Sum256(t.secret[:])
-		s.Tokens[hex.EncodeToString(t.id[:])] = &tokenRecord{Hash: sum[:], Expires: t.Expires, Uses: uses}
+		s.Tokens[hex.EncodeToString(t.id[:])] = &tokenRecord{Hash: sum[:], Expires: t.Expires, Uses: uses, Organization: organization}
 		return nil
 	})
 }
@@ -272,11 +283,13 @@ func (a *Authority) Join(req JoinRequest) (Grant, error) {
 	if !ok {
 		return Grant{}, ErrToken
 	}
+	var organization string
 	err = a.change(func(s *authorityState) error {
 		if !good(s) {
 			return ErrToken
 		}
 		id := hex.EncodeToString(req.TokenID)
+		organization = s.Tokens[id].Organization
 		if s.Tokens[id].Uses--; s.Tokens[id].Uses == 0 {
 			delete(s.Tokens, id)
 		}
@@ -285,7 +298,7 @@ func (a *Authority) Join(req JoinRequest) (Grant, error) {
 	if err != nil {
 		return Grant{}, err
 	}
-	return a.grant(NodeID(randomID()), pub)
+	return a.grant(NodeID(randomID()), organization, pub)
 }
 
 // Vouch has a node, which is where the authority is, show the authority's
@@ -296,8 +309,8 @@ func (a *Authority) Vouch(n *Node) {
 }
 
 // Renew gives a node the next certificate. The caller has authenticated the
-// node by its present one.
-func (a *Authority) Renew(n NodeID, csr []byte) (Grant, error) {
+// node by its present one, which names the organization that it stays of.
+func (a *Authority) Renew(n NodeID, organization string, csr []byte) (Grant, error) {
 	pub, err := keyOf(csr)
 	if err != nil {
 		return Grant{}, err
@@ -308,7 +321,7 @@ func (a *Authority) Renew(n NodeID, csr []byte) (Grant, error) {
 	if revoked {
 		return Grant{}, fmt.Errorf("%w: %s", ErrRevoked, n)
 	}
-	return a.grant(n, pub)
+	return a.grant(n, organization, pub)
 }
 
 // keyOf returns the key that a certificate request proves to have.
@@ -327,13 +340,13 @@ func keyOf(csr []byte) (ed25519.PublicKey, error) {
 	return pub, nil
 }
 
-func (a *Authority) grant(n NodeID, pub ed25519.PublicKey) (Grant, error) {
+func (a *Authority) grant(n NodeID, organization string, pub ed25519.PublicKey) (Grant, error) {
 	var tail [4]byte
 	rand.Read(tail[:]) // never fails (crypto/rand.Read)
 	now := a.clock.Now()
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber:          serialOf(n, binary.BigEndian.Uint32(tail[:])),
-		Subject:               pkix.Name{CommonName: n.String()},
+		Subject:               subjectOf(n, organization),
 		URIs:                  []*url.URL{a.id.uri(n)},
 		NotBefore:             now.Add(-skew),
 		NotAfter:              now.Add(CertLife),

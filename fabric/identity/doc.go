@@ -15,6 +15,10 @@
 // that holds them, so that a lost revocation ends by itself. Keys are Ed25519
 // (RFC 8410); TLS is 1.3 alone, mutual, without resumption.
 //
+// A certificate says whose the node is, too, in its subject's organization: the one
+// that the join token was made for, and that renewal keeps. What others count by is
+// that word of the authority's, never the node's own.
+//
 // # Joining
 //
 // A token carries the fingerprint of the authority's certificate, so a node

@@ -155,6 +155,9 @@ func TestJoining(t *testing.T) {
 	if x := shake(t, first.ServerConfig(true), parsed.ClientConfig(f.clock)); x.client == nil {
 		t.Error("the token was shown to a node that is not the authority's")
 	}
+	if x := shake(t, first.ServerConfig(true), first.AuthorityConfig()); !errors.Is(x.client, ErrNotAuthority) {
+		t.Errorf("a node that is not the authority's: %v", x.client)
+	}
 	if x := shake(t, first.ServerConfig(true), parsed.RelayConfig(f.clock)); x.server != nil || x.client != nil {
 		t.Errorf("a node that passes on: %v, %v", x.server, x.client)
 	}
@@ -164,6 +167,9 @@ func TestJoining(t *testing.T) {
 	}
 	if x := shake(t, first.ServerConfig(true), parsed.ClientConfig(f.clock)); x.server != nil || x.client != nil {
 		t.Errorf("join: %v, %v", x.server, x.client)
+	}
+	if x := shake(t, first.ServerConfig(true), first.AuthorityConfig()); x.server != nil || x.client != nil {
+		t.Errorf("the authority's node: %v, %v", x.server, x.client)
 	}
 	if x := shake(t, first.ServerConfig(false), parsed.ClientConfig(f.clock)); x.server == nil {
 		t.Error("a node that admits nobody let a stranger connect")
@@ -289,7 +295,7 @@ func TestCertificatesExpireAndRenew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := f.Renew(two.ID(), csr)
+	g, err := f.Renew(two.ID(), two.Organization(), csr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -310,6 +316,49 @@ func TestCertificatesExpireAndRenew(t *testing.T) {
 	three := f.node()
 	if x := shake(t, three.ServerConfig(false), reopened.ClientConfig(three.ID())); x.server != nil || x.client != nil {
 		t.Errorf("a renewed certificate: %v, %v", x.server, x.client)
+	}
+}
+
+// TestOrganization follows whose a node is from the token over its certificates.
+func TestOrganization(t *testing.T) {
+	f := newFabric(t)
+	tok, err := f.NewTokenOf("Straße & Söhne", time.Hour, 1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.Authority, err = OpenAuthority(f.fs, "/ca", f.clock); err != nil { // it is known after a restart
+		t.Fatal(err)
+	}
+	n, err := f.join(tok)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := f.node()
+	for range 2 {
+		if n.Organization() != "Straße & Söhne" || other.Organization() != DefaultOrganization {
+			t.Fatalf("%q and %q", n.Organization(), other.Organization())
+		}
+		if rec, err := other.CheckRecord(n.SignRecord(nil)); err != nil || rec.Organization != n.Organization() {
+			t.Errorf("a record: %+v, %v", rec, err)
+		}
+		for _, n := range []*Node{n, other} {
+			csr, err := n.RenewRequest()
+			if err != nil {
+				t.Fatal(err)
+			}
+			g, err := f.Renew(n.ID(), n.Organization(), csr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := n.Renewed(g); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, bad := range []string{strings.Repeat("x", 65), "a\x1b[2J", "\xff", "a\nb"} {
+		if _, err := f.NewTokenOf(bad, time.Hour, 1, nil); err == nil {
+			t.Errorf("a token for organization %q", bad)
+		}
 	}
 }
 
@@ -356,7 +405,7 @@ func TestRevocation(t *testing.T) {
 		t.Errorf("after a restart: %v", x.server)
 	}
 	csr, _ := two.RenewRequest()
-	if _, err := f.Renew(two.ID(), csr); !errors.Is(err, ErrRevoked) {
+	if _, err := f.Renew(two.ID(), two.Organization(), csr); !errors.Is(err, ErrRevoked) {
 		t.Errorf("renewal: %v", err)
 	}
 }

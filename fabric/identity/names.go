@@ -3,12 +3,15 @@ package identity
 import (
 	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/big"
 	"net/url"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // NodeID names a node for life.
@@ -83,6 +86,37 @@ func nodeOf(c *x509.Certificate, f FabricID) (NodeID, error) {
 		return n, errors.New("the certificate's serial number is not its node's")
 	}
 	return n, nil
+}
+
+// DefaultOrganization is that of nodes whose certificates name none: there was none in
+// their token, or they are older than the field.
+const DefaultOrganization = "default"
+
+// maxOrganization bounds an organization's name, in bytes, as X.520 does.
+const maxOrganization = 64
+
+func checkOrganization(name string) error {
+	if len(name) > maxOrganization || !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return fmt.Errorf("%.40q is not an organization's name: at most %d bytes that can be printed", name, maxOrganization)
+	}
+	return nil
+}
+
+// subjectOf is whom a node's certificate is for, and whose it is.
+func subjectOf(n NodeID, organization string) pkix.Name {
+	name := pkix.Name{CommonName: n.String()}
+	if organization != "" && organization != DefaultOrganization {
+		name.Organization = []string{organization}
+	}
+	return name
+}
+
+// organizationOf returns whose node a certificate is for.
+func organizationOf(c *x509.Certificate) string {
+	if o := c.Subject.Organization; len(o) == 1 && o[0] != "" && checkOrganization(o[0]) == nil {
+		return o[0]
+	}
+	return DefaultOrganization
 }
 
 // serialTail is how many bits of a serial number follow the node's ID.

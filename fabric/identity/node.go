@@ -66,9 +66,21 @@ func (t Token) JoinRequest(csr []byte) JoinRequest {
 // certificate yet reaches the authority that the token is for, and nobody else:
 // other nodes of the fabric, and those that were revoked, are not to see the token.
 func (t Token) ClientConfig(clk clock.Clock) *tls.Config {
-	return t.config(clk, func(chain []*x509.Certificate) error {
+	return joinConfig(clk, func(chain []*x509.Certificate) error {
 		if _, err := t.root(chain[:1]); err != nil {
-			return errors.New("identity: the server is not the authority that the join token is for")
+			return fmt.Errorf("%w that the join token is for", ErrNotAuthority)
+		}
+		return nil
+	})
+}
+
+// AuthorityConfig returns the TLS settings with which a node makes sure that it is the
+// authority's node that is at the other end, see [Authority.Vouch], and goes on no
+// further.
+func (n *Node) AuthorityConfig() *tls.Config {
+	return joinConfig(n.clock, func(chain []*x509.Certificate) error {
+		if !chain[0].Equal(n.root) {
+			return ErrNotAuthority
 		}
 		return nil
 	})
@@ -77,7 +89,7 @@ func (t Token) ClientConfig(clk clock.Clock) *tls.Config {
 // RelayConfig is likewise for reaching any node of the fabric, which passes on what
 // it can't read.
 func (t Token) RelayConfig(clk clock.Clock) *tls.Config {
-	return t.config(clk, func(chain []*x509.Certificate) error {
+	return joinConfig(clk, func(chain []*x509.Certificate) error {
 		root, err := t.root(chain)
 		if err != nil || root == chain[0] {
 			return err
@@ -91,7 +103,8 @@ func (t Token) RelayConfig(clk clock.Clock) *tls.Config {
 	})
 }
 
-func (t Token) config(clk clock.Clock, verify func(chain []*x509.Certificate) error) *tls.Config {
+// joinConfig is for a client that shows no certificate.
+func joinConfig(clk clock.Clock, verify func(chain []*x509.Certificate) error) *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		Time:               clk.Now,
@@ -182,6 +195,9 @@ func (n *Node) use(id NodeID, c *x509.Certificate) error {
 
 // ID returns the node's name.
 func (n *Node) ID() NodeID { return n.id }
+
+// Organization returns whose node it is, as its certificate says.
+func (n *Node) Organization() string { return organizationOf(n.cert.Load().Leaf) }
 
 // Expires returns when the certificate ends. Then the node has to join again.
 func (n *Node) Expires() time.Time { return n.cert.Load().Leaf.NotAfter }

@@ -61,14 +61,21 @@ func (t *Trust) unseal(domain string, b []byte) (from NodeID, body []byte, cert 
 // the fabric's root can check, whoever it comes from.
 func (n *Node) SignRecord(body []byte) []byte { return n.seal(recordDomain, body) }
 
-// CheckRecord reports who has signed a record, and until when the certificate
-// that it was signed with is valid.
-func (t *Trust) CheckRecord(b []byte) (from NodeID, body []byte, until time.Time, err error) {
+// Signed is a record that was checked.
+type Signed struct {
+	From         NodeID
+	Organization string // of who has signed it, as the authority has it
+	Body         []byte
+	Until        time.Time // when the certificate ends that it was signed with
+}
+
+// CheckRecord reports who has signed a record.
+func (t *Trust) CheckRecord(b []byte) (Signed, error) {
 	from, body, cert, err := t.unseal(recordDomain, b)
 	if err != nil {
-		return NodeID{}, nil, time.Time{}, err
+		return Signed{}, err
 	}
-	return from, body, cert.NotAfter, nil
+	return Signed{from, organizationOf(cert), body, cert.NotAfter}, nil
 }
 
 // PeekRecord returns what a record says, unchecked, for those who may know

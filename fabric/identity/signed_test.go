@@ -11,23 +11,23 @@ func TestRecords(t *testing.T) {
 	f := newFabric(t)
 	one, two := f.node(), f.node()
 	signed := one.SignRecord([]byte("what I am"))
-	from, body, until, err := two.CheckRecord(signed)
-	if err != nil || from != one.ID() || string(body) != "what I am" || until.Sub(f.clock.Now()) != CertLife {
-		t.Fatalf("%v, %q, %v, %v", from, body, until, err)
+	rec, err := two.CheckRecord(signed)
+	if err != nil || rec.From != one.ID() || rec.Organization != DefaultOrganization || string(rec.Body) != "what I am" || rec.Until.Sub(f.clock.Now()) != CertLife {
+		t.Fatalf("%+v, %v", rec, err)
 	}
 	if body, err := PeekRecord(signed); err != nil || string(body) != "what I am" {
 		t.Errorf("%q, %v", body, err)
 	}
-	if _, _, _, err := newFabric(t).node().CheckRecord(signed); err == nil {
+	if _, err := newFabric(t).node().CheckRecord(signed); err == nil {
 		t.Error("another fabric's record was believed")
 	}
 	for i := range signed {
 		changed := bytes.Clone(signed)
 		changed[i] ^= 4
-		if from, _, _, err := two.CheckRecord(changed); err == nil {
-			t.Fatalf("byte %d was changed, and it is %v's", i, from)
+		if rec, err := two.CheckRecord(changed); err == nil {
+			t.Fatalf("byte %d was changed, and it is %v's", i, rec.From)
 		}
-		if _, _, _, err := two.CheckRecord(signed[:i]); err == nil {
+		if _, err := two.CheckRecord(signed[:i]); err == nil {
 			t.Fatalf("%d bytes of it are a record", i)
 		}
 	}
@@ -37,7 +37,7 @@ func TestRecords(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := two.CheckRecord(command); err == nil {
+	if _, err := two.CheckRecord(command); err == nil {
 		t.Error("a command was taken for a record")
 	}
 	as, err := PeekRecord(command)
@@ -57,11 +57,11 @@ func TestRecords(t *testing.T) {
 	if err := two.Revoke(list); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := two.CheckRecord(signed); !errors.Is(err, ErrRevoked) || !two.Revoked(one.ID()) || two.Revoked(two.ID()) {
+	if _, err := two.CheckRecord(signed); !errors.Is(err, ErrRevoked) || !two.Revoked(one.ID()) || two.Revoked(two.ID()) {
 		t.Error(err)
 	}
 	f.clock.Advance(CertLife + time.Hour)
-	if _, _, _, err := f.node().CheckRecord(two.SignRecord(nil)); err == nil {
+	if _, err := f.node().CheckRecord(two.SignRecord(nil)); err == nil {
 		t.Error("an expired certificate's record was believed")
 	}
 }

@@ -88,6 +88,8 @@ type tokenRecord struct {
 	Hash    []byte    `json:"hash"` // SHA-256 of the secret
 	Expires time.Time `json:"expires"`
 	Uses    int       `json:"uses"` // left
+	// Organization is whose nodes it admits; "": the default one's.
+	Organization string `json:"organization,omitempty"`
 }
 
 func (r *tokenRecord) admits(secret []byte) bool {

@@ -183,3 +183,12 @@ func Peer(cs tls.ConnectionState) (NodeID, error) {
 	}
 	return nodeOfSerial(cs.PeerCertificates[0].SerialNumber), nil
 }
+
+// PeerOrganization returns whose node is at the other end of such a connection, as the
+// authority has it.
+func PeerOrganization(cs tls.ConnectionState) string {
+	if len(cs.PeerCertificates) == 0 {
+		return DefaultOrganization
+	}
+	return organizationOf(cs.PeerCertificates[0])
+}

@@ -3,6 +3,7 @@ package relay
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 )
@@ -12,9 +13,10 @@ import (
 type Conn struct {
 	id      ID
 	in, out *queue // towards the user, from the user
-	local   Addr
-	remote  Addr
+	local   net.Addr
+	remote  net.Addr
 	onClose func() // the user has closed the connection
+	onKnown func() // see Know; nil: nobody has to hear of it
 
 	closed          sync.Once
 	readAt, writeAt deadline
@@ -27,6 +29,23 @@ type Addr string
 func (Addr) Network() string { return "relay" }
 
 func (a Addr) String() string { return string(a) }
+
+// clientAddr is the address of a client's end, as its server has it.
+type clientAddr struct {
+	Addr
+	from netip.Addr
+}
+
+// Source returns where the client's exchanges come from: its own address, or that of
+// the last proxy. It is not valid where that is not known.
+func (a clientAddr) Source() netip.Addr { return a.from }
+
+func (a clientAddr) String() string {
+	if !a.from.IsValid() {
+		return a.Addr.String()
+	}
+	return a.Addr.String() + " of " + a.from.String()
+}
 
 // windowBytes is how much a connection holds in each direction: what can be
 // under way in a round trip.
@@ -65,6 +84,14 @@ func (c *Conn) Close() error {
 func (c *Conn) fail(err error) {
 	c.in.fail(err)
 	c.out.fail(err)
+}
+
+// Know tells the server that its user knows who is at the other end, so that the
+// connection does not make way for strangers'.
+func (c *Conn) Know() {
+	if c.onKnown != nil {
+		c.onKnown()
+	}
 }
 
 // LocalAddr implements net.Conn.

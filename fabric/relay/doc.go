@@ -33,6 +33,13 @@
 // wait, for bytes or for an earlier number, are answered Pending; the client
 // asks for them again ([Resume]).
 //
+// # Strangers
+//
+// A client's end is a stranger's until the server's user says that it knows who it is
+// ([Conn.Know]). Strangers have a number of places of their own; where one more comes, the
+// oldest one of the place that most of them come from makes way. So they keep nobody else
+// out, however many they are.
+//
 // # Failures
 //
 // An exchange that fails may have been run or not. The server keeps the

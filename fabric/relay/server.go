@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,19 +17,24 @@ import (
 // ServerOptions bound a server. Each session holds at most four windows of 4 MiB.
 type ServerOptions struct {
 	Name        string        // in addresses
-	MaxSessions int           // 0: 1024
-	Backlog     int           // connections made that nobody has accepted; 0: 64
+	MaxSessions int           // of those that the user knows ([Conn.Know]); 0: 1024
+	MaxStrange  int           // likewise of others; where there is one more, another one makes way; 0: 512
 	Idle        time.Duration // a client not heard of for so long is given up, and so is what it does not take of a connection closed here; 0: two minutes
+	// Heard is told of each exchange, with its context, before the answer; known: it is
+	// for a session that the user knows. nil: nobody wants to hear of it.
+	Heard func(ctx context.Context, known bool)
 }
 
 // Server is the far end of relayed connections and a net.Listener for them.
 type Server struct {
-	o      ServerOptions
-	accept chan *Conn
-	done   chan struct{}
+	o    ServerOptions
+	come chan struct{} // holds one token when there may be something in fresh
+	done chan struct{}
 
 	mu       sync.Mutex
 	sessions map[ID]*session
+	strange  []*session // of these, those that the user does not know, the oldest first
+	fresh    []*session // that nobody has accepted, likewise; they may have ended
 	closed   bool
 
 	coming atomic.Int64 // bytes of batches that have come in part
@@ -42,29 +49,51 @@ func NewServer(o ServerOptions) *Server {
 	if o.MaxSessions == 0 {
 		o.MaxSessions = 1024
 	}
-	if o.Backlog == 0 {
-		o.Backlog = 64
+	if o.MaxStrange == 0 {
+		o.MaxStrange = 512
+	}
+	if o.Heard == nil {
+		o.Heard = func(context.Context, bool) {}
 	}
 	if o.Idle == 0 {
 		o.Idle = 2 * time.Minute
 	}
-	s := &Server{o: o, accept: make(chan *Conn, o.Backlog), done: make(chan struct{}), sessions: map[ID]*session{}}
+	s := &Server{o: o, come: make(chan struct{}, 1), done: make(chan struct{}), sessions: map[ID]*session{}}
 	go s.sweep()
 	return s
 }
 
 // Accept implements net.Listener.
 func (s *Server) Accept() (net.Conn, error) {
-	select {
-	case <-s.done:
-		return nil, net.ErrClosed
-	default:
+	for {
+		s.mu.Lock()
+		closed := s.closed
+		var next *session
+		if len(s.fresh) > 0 {
+			next, s.fresh = s.fresh[0], s.fresh[1:]
+		}
+		if len(s.fresh) > 0 {
+			s.tellFresh() // another one may wait for it
+		}
+		s.mu.Unlock()
+		if closed {
+			return nil, net.ErrClosed
+		}
+		if next != nil {
+			return next.conn, nil
+		}
+		select {
+		case <-s.come:
+		case <-s.done:
+		}
 	}
+}
+
+// tellFresh has somebody look who waits for a connection.
+func (s *Server) tellFresh() {
 	select {
-	case c := <-s.accept:
-		return c, nil
-	case <-s.done:
-		return nil, net.ErrClosed
+	case s.come <- struct{}{}:
+	default:
 	}
 }
 
@@ -124,31 +153,91 @@ func (s *Server) sweep() {
 
 // connect makes a session; one that is there already is the same client's,
 // asking again.
-func (s *Server) connect(op Op) Reply {
+func (s *Server) connect(op Op, from netip.Addr) Reply {
 	r := Reply{Session: op.Session, Window: windowBytes, Caps: CapPipelineSeq}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.sessions[op.Session] != nil {
+		s.mu.Unlock()
 		return r
 	}
-	if s.closed || len(s.sessions) >= s.o.MaxSessions {
+	if s.closed || len(s.sessions)-len(s.strange) >= s.o.MaxSessions {
+		s.mu.Unlock()
 		return Reply{Session: op.Session, Status: Busy}
 	}
 	id := op.Session
-	se := newSession(id, func() {
+	se := newSession(id, nil)
+	se.gone = func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.sessions, id)
-	})
-	se.conn.local = Addr(s.o.Name)
-	se.conn.remote = Addr(fmt.Sprintf("%s/%x", s.o.Name, id[:4]))
-	select {
-	case s.accept <- se.conn:
-		s.sessions[id] = se
-		return r
-	default:
-		return Reply{Session: op.Session, Status: Busy}
+		s.drop(se)
 	}
+	se.from = from
+	se.conn.local = Addr(s.o.Name)
+	se.conn.remote = clientAddr{Addr(fmt.Sprintf("%s/%x", s.o.Name, id[:4])), from}
+	se.conn.onKnown = func() { s.know(se) }
+	var ways []*session
+	if len(s.strange) >= s.o.MaxStrange {
+		ways = append(ways, s.excess())
+	}
+	if len(s.fresh) >= s.o.MaxStrange { // some have ended already
+		ways = append(ways, s.fresh[0])
+	}
+	for _, way := range ways {
+		s.drop(way)
+		s.fresh = without(s.fresh, way)
+	}
+	s.sessions[id] = se
+	s.strange, s.fresh = append(s.strange, se), append(s.fresh, se)
+	s.tellFresh()
+	s.mu.Unlock()
+	for _, way := range ways {
+		way.mu.Lock()
+		way.end(fmt.Errorf("%w: too many others have come since", ErrReset))
+		way.mu.Unlock()
+	}
+	return r
+}
+
+// drop forgets a session, but what it has for who accepts it. s.mu is held.
+func (s *Server) drop(se *session) {
+	if s.sessions[se.conn.id] != se {
+		return
+	}
+	delete(s.sessions, se.conn.id)
+	s.strange = without(s.strange, se)
+}
+
+// without takes a session from a list, if it is there.
+func without(list []*session, se *session) []*session {
+	if i := slices.Index(list, se); i >= 0 {
+		return slices.Delete(list, i, i+1)
+	}
+	return list
+}
+
+// know takes a session from among the strangers'.
+func (s *Server) know(se *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sessions[se.conn.id] == se {
+		s.strange = without(s.strange, se)
+		se.known.Store(true)
+	}
+}
+
+// excess returns which stranger's session makes room for another one: the oldest of
+// the source that has the most. s.mu is held.
+func (s *Server) excess() *session {
+	count, first := map[netip.Addr]int{}, map[netip.Addr]*session{}
+	most := s.strange[0].from
+	for _, se := range slices.Backward(s.strange) {
+		count[se.from]++
+		first[se.from] = se
+		if count[se.from] >= count[most] { // of equal ones the one with the oldest
+			most = se.from
+		}
+	}
+	return first[most]
 }
 
 func (s *Server) session(id ID) *session {
@@ -160,6 +249,11 @@ func (s *Server) session(id ID) *session {
 // Exchange runs a batch of operations and returns the replies, in the
 // operations' order.
 func (s *Server) Exchange(ctx context.Context, body []byte) ([]byte, error) {
+	return s.exchange(ctx, body, netip.Addr{})
+}
+
+// exchange is Exchange for a client at an address.
+func (s *Server) exchange(ctx context.Context, body []byte, from netip.Addr) ([]byte, error) {
 	ops, err := DecodeOps(body)
 	if err != nil {
 		return nil, err
@@ -171,10 +265,10 @@ func (s *Server) Exchange(ctx context.Context, body []byte) ([]byte, error) {
 	replies := make([]Reply, len(ops))
 	waiting := map[int]pending{}
 	news := make(chan struct{}, 1)
-	done := false
+	done, known := false, false
 	for i, op := range ops {
 		if op.Kind == Connect {
-			replies[i] = s.connect(op)
+			replies[i] = s.connect(op, from)
 			done = true
 			continue
 		}
@@ -184,6 +278,7 @@ func (s *Server) Exchange(ctx context.Context, body []byte) ([]byte, error) {
 			done = true
 			continue
 		}
+		known = known || se.known.Load()
 		c := se.submit(op, news)
 		if replies[i] = se.result(c); replies[i].Status == Pending {
 			waiting[i] = pending{se, c}
@@ -191,6 +286,7 @@ func (s *Server) Exchange(ctx context.Context, body []byte) ([]byte, error) {
 			done = true
 		}
 	}
+	s.o.Heard(ctx, known)
 	if !done && len(waiting) > 0 {
 		select {
 		case <-news:
@@ -234,7 +330,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the batch could not be read", http.StatusBadRequest)
 		return
 	}
-	out, err := s.Exchange(r.Context(), body)
+	from, _ := netip.ParseAddrPort(r.RemoteAddr) // none: not a TCP connection
+	out, err := s.exchange(r.Context(), body, from.Addr().Unmap().WithZone(""))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"reflect"
 	"runtime"
 	"strings"
@@ -397,7 +399,7 @@ func FuzzServer(f *testing.F) {
 	f.Add(EncodeOps([]Op{{Kind: Connect, Session: ID{1}}, data(1, 1, "b"), data(1, 0, "a"), {Kind: Resume, Session: ID{1}, Numbered: true, Seq: 1}, {Kind: Close, Session: ID{1}}}))
 	f.Add(EncodeOps([]Op{{Kind: Connect, Session: ID{1}}, {Kind: 9, Session: ID{1}}, {Kind: Data, Session: ID{1}, Fin: true, Drain: 9}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		s := NewServer(ServerOptions{MaxSessions: 4})
+		s := NewServer(ServerOptions{MaxSessions: 4, MaxStrange: 2})
 		defer s.Close()
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
@@ -499,6 +501,77 @@ func BenchmarkEcho(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// TestStrangersMakeWay: connections of which nobody has said that their client is known
+// have a share; one more has the oldest of the place that most of them come from go, and
+// those that are known stay.
+func TestStrangersMakeWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var heard []bool
+		s := NewServer(ServerOptions{Name: "relay", MaxStrange: 3, Heard: func(_ context.Context, known bool) { heard = append(heard, known) }})
+		defer s.Close()
+		connect := func(id byte, from string) *Conn {
+			t.Helper()
+			answer, err := s.exchange(t.Context(), EncodeOps([]Op{{Kind: Connect, Session: ID{id}}}), netip.MustParseAddr(from))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if rs, err := DecodeReplies(answer); err != nil || rs[0].Status != OK {
+				t.Fatalf("connect: %+v, %v", rs, err)
+			}
+			c, err := s.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := c.RemoteAddr().(clientAddr).Source().String(); got != from {
+				t.Errorf("it comes from %s, not %s", got, from)
+			}
+			return c.(*Conn)
+		}
+		member := connect(1, "192.0.2.1")
+		member.Know()
+		crowd := []*Conn{connect(2, "192.0.2.7"), connect(3, "192.0.2.8"), connect(4, "192.0.2.8")}
+		late := connect(5, "192.0.2.9")
+		if _, err := crowd[1].Read(make([]byte, 1)); !errors.Is(err, ErrReset) {
+			t.Errorf("the one that is to make way: %v", err)
+		}
+		r := raw{t, s}
+		for id, want := range map[byte]Status{1: OK, 2: OK, 3: Gone, 4: OK, 5: OK} {
+			op := data(id, 0, "x")
+			if got := r.ops(op)[0].Status; got != want {
+				t.Errorf("session %d: status %d, want %d", id, got, want)
+			}
+			if known := heard[len(heard)-1]; known != (id == 1) {
+				t.Errorf("an exchange for session %d is of a known one: %v", id, known)
+			}
+		}
+		r.has(member, "x")
+		r.has(late, "x")
+		if n := s.Sessions(); n != 4 {
+			t.Errorf("%d sessions", n)
+		}
+		for i := range byte(10) {
+			connect(10+i, "192.0.2.7")
+		}
+		// What ends before it is accepted is not lost, nor are there ever more of it.
+		for i := range byte(5) {
+			r.ops(Op{Kind: Connect, Session: ID{30 + i}}, data(30+i, 0, "z"), Op{Kind: Close, Session: ID{30 + i}})
+		}
+		for range 3 {
+			c, err := s.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.has(c.(*Conn), "z")
+		}
+		if len(s.fresh) != 0 {
+			t.Errorf("%d connections wait to be accepted", len(s.fresh))
+		}
+		if got := r.ops(data(1, 1, "y"))[0].Status; got != OK || len(s.strange) > 3 {
+			t.Errorf("status %d, %d strangers", got, len(s.strange))
+		}
+	})
 }
 
 // TestClosedConnectionIsNotKept: a client that goes on asking, and takes nothing, does

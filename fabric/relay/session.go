@@ -3,7 +3,9 @@ package relay
 import (
 	"bytes"
 	"fmt"
+	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,8 +24,10 @@ const maxReplies = 4 * maxAhead
 // Nothing in it blocks: an operation that waits is finished by whatever it
 // waits for (bytes from the user, a later operation, a timer).
 type session struct {
-	conn *Conn
-	gone func() // called, with the lock held, when the session has ended
+	conn  *Conn
+	from  netip.Addr // of the exchange that has begun it
+	known atomic.Bool
+	gone  func() // called, with the lock held, when the session has ended
 
 	mu          sync.Mutex
 	next        uint64           // lowest number that has not begun

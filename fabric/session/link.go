@@ -518,6 +518,7 @@ const (
 func (s *Session) keep() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	due := time.Now()
 	for {
 		select {
 		case <-s.done:
@@ -525,7 +526,23 @@ func (s *Session) keep() {
 		case <-s.rekeep:
 		case <-timer.C:
 		}
-		timer.Reset(s.look(time.Now()))
+		now := time.Now()
+		s.forgive(now.Sub(due))
+		next := s.look(now)
+		due = now.Add(next)
+		timer.Reset(next)
+	}
+}
+
+// forgive does not hold a time against the peers in which this process stood still,
+// as while its machine is paused: their answers may be here, and nobody has read them.
+func (s *Session) forgive(late time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.links {
+		if late > 0 && !l.pinged.IsZero() {
+			l.pinged = l.pinged.Add(late)
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spacestore/space/fabric/frame"
@@ -336,6 +337,36 @@ func TestSilentCutUnderPackets(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestStandstill: a process that stood still for longer than a link may be silent
+// gives none up for that, but one that stays silent.
+func TestStandstill(t *testing.T) {
+	inPair(t, simnet.Line{Delay: 5 * time.Millisecond}, 1, Options{}, func(t *testing.T, p *pair) {
+		if _, err := p.near.Open(frame.Bulk, nil); err != nil {
+			t.Fatal(err)
+		}
+		p.swallow()
+		pinged := func() bool {
+			p.near.mu.Lock()
+			defer p.near.mu.Unlock()
+			return !p.near.links[0].pinged.IsZero()
+		}
+		for !pinged() {
+			time.Sleep(100 * time.Millisecond)
+		}
+		const still = 10 * time.Second
+		p.near.forgive(still)
+		p.near.look(time.Now().Add(still))
+		synctest.Wait()
+		if n := p.near.Stats().LostLinks; n != 0 {
+			t.Errorf("%d links were given up", n)
+		}
+		time.Sleep(still + deadTime + 2*time.Second)
+		if n := p.near.Stats().LostLinks; n != 1 {
+			t.Errorf("%d links were given up for their silence", n)
+		}
+	})
 }
 
 // A peer that ends the session while much is written to it is heard, though its

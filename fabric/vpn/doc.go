@@ -44,7 +44,9 @@
 //	nft add rule ip vpn postrouting ip saddr 10.77.0.0/16 oifname != "fabric0" masquerade
 //
 // A client that routes everything into the tunnel must leave out the addresses over
-// which the fabric itself reaches its nodes: see [ClientOptions.Around].
+// which the fabric itself reaches its nodes: see [ClientOptions.Around]. Whoever says
+// which these are must not take any node's word for it: what goes to them goes past the
+// tunnel, of all programs of the host.
 //
 // Links, addresses and routes are set by rtnetlink, with github.com/vishvananda/netlink:
 // so no ip(8) need be installed, and errors are the kernel's own, not a program's text.

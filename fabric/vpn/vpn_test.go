@@ -14,16 +14,15 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/frame"
 	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/fabric/session"
 	"github.com/spacestore/space/fabric/tunneltest"
+	"github.com/spacestore/space/internal/testenv/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // patience bounds hangs, nothing else.
 const patience = 5 * time.Minute

@@ -130,7 +130,7 @@ func (c *Client) put(ctx context.Context, req store.PutRequest, r io.Reader, sen
 	if err != nil {
 		return capsule.Info{}, c.fromStatus(ctx, err)
 	}
-	header := &controlpb.PutHeader{Name: req.Name, Id: idTo(req.ID), Exclusive: req.Exclusive, Size: req.Size, Policy: policyTo(req.Policy)}
+	header := &controlpb.PutHeader{Name: req.Name, Id: idTo(req.ID), Exclusive: req.Exclusive, Size: req.Size, Version: req.Version, Policy: policyTo(req.Policy)}
 	want := chunkSize
 	if req.Size >= 0 && req.Size < chunkSize {
 		want = int(req.Size) + 1 // one more, to see the end, or that there is too much

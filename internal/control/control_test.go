@@ -3,6 +3,7 @@ package control
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -48,7 +49,7 @@ func TestPutCarriesContent(t *testing.T) {
 	for _, n := range sizes {
 		for _, size := range []int64{int64(n), -1} {
 			want := content(n)
-			in := store.PutRequest{ID: capsule.NewID(time.Now()), Name: "a/b", Exclusive: true, Size: size, Policy: pol}
+			in := store.PutRequest{ID: capsule.NewID(time.Now()), Name: "a/b", Exclusive: true, Size: size, Version: 7, Policy: pol}
 			info, err := c.Put(t.Context(), in, bytes.NewReader(want))
 			if err != nil {
 				t.Fatalf("%d bytes, size %d: %v", n, size, err)
@@ -56,7 +57,7 @@ func TestPutCarriesContent(t *testing.T) {
 			if !bytes.Equal(got.Bytes(), want) {
 				t.Fatalf("%d bytes, size %d: other content arrived (%d bytes)", n, size, got.Len())
 			}
-			if req.ID != in.ID || req.Name != in.Name || !req.Exclusive || req.Size != size || !req.Policy.Equal(pol) {
+			if req.ID != in.ID || req.Name != in.Name || !req.Exclusive || req.Size != size || req.Version != in.Version || !req.Policy.Equal(pol) {
 				t.Fatalf("request %+v became %+v", in, req)
 			}
 			if info.ID != in.ID || info.Name != in.Name || info.Size != int64(n) || info.Version != 3 || !info.Created.Equal(time.Unix(1, 2)) {
@@ -344,7 +345,7 @@ func TestIdlePutIsEnded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := stream.SendMsg(&chunk{head: &controlpb.PutRequest{Header: &controlpb.PutHeader{Size: -1}}}); err != nil {
+	if err := stream.SendMsg(&chunk{head: &controlpb.PutRequest{Header: &controlpb.PutHeader{Size: -1}}}); err != nil && err != io.EOF { // it may be ended already
 		t.Fatal(err)
 	}
 	err = c.fromStatus(t.Context(), stream.RecvMsg(&controlpb.Info{}))
@@ -474,5 +475,42 @@ func TestUnknownStatusIsExplained(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "/s") || strings.Contains(err.Error(), "rpc error") {
 			t.Errorf("code %d: %v", code, err)
 		}
+	}
+}
+
+// What one client can have sent without anybody reading it is bounded by what
+// the server allows of HTTP/2: so many streams, and so many bytes of each.
+func TestUnreadBytesAreBounded(t *testing.T) {
+	home := t.TempDir()
+	serveAt(t, home, &fake{}, DefaultLimits)
+	short, release, err := unixsocket.ShortPath(SocketPath(home))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	conn, err := net.Dial("unix", short)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Minute))
+	const settings, streams, window = 4, 3, 4 // RFC 9113, 6.5
+	if _, err := io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"); err != nil {
+		t.Fatal(err)
+	}
+	head := make([]byte, 9)
+	if _, err := io.ReadFull(conn, head); err != nil || head[3] != settings {
+		t.Fatalf("the first frame is of type %d, %v", head[3], err)
+	}
+	payload := make([]byte, int(head[0])<<16|int(head[1])<<8|int(head[2]))
+	if _, err := io.ReadFull(conn, payload); err != nil {
+		t.Fatal(err)
+	}
+	allowed := map[uint16]uint64{}
+	for ; len(payload) >= 6; payload = payload[6:] {
+		allowed[binary.BigEndian.Uint16(payload)] = uint64(binary.BigEndian.Uint32(payload[2:]))
+	}
+	if n := allowed[streams] * allowed[window]; n == 0 || n > 128<<20 {
+		t.Errorf("a client may send %d bytes in %d streams", n, allowed[streams])
 	}
 }

@@ -35,6 +35,11 @@ type Fabric interface {
 	// Revoke shuts a node out, by its ID or name, and returns its ID.
 	Revoke(ctx context.Context, node string) (string, error)
 
+	// Transfers lists those that run.
+	Transfers(ctx context.Context) ([]TransferState, error)
+	// ChangeTransfer changes one, and returns what it is then.
+	ChangeTransfer(ctx context.Context, c TransferChange) (TransferState, error)
+
 	// The jobs run until ctx ends or they are done; they tell how they go, from
 	// one goroutine at a time. What tell returns ends the job.
 	Expose(ctx context.Context, req ExposeRequest, tell func(JobEvent) error) error
@@ -42,6 +47,7 @@ type Fabric interface {
 	VPN(ctx context.Context, req VPNRequest, tell func(JobEvent) error) error
 	Send(ctx context.Context, req SendRequest, tell func(JobEvent) error) error
 	Receive(ctx context.Context, req ReceiveRequest, tell func(JobEvent) error) error
+	Accept(ctx context.Context, req AcceptRequest, tell func(JobEvent) error) error
 }
 
 // FabricUsage is what the node, or one route, pool, organization or service, has
@@ -69,6 +75,8 @@ type TokenRequest struct {
 	Life      time.Duration
 	Uses      int
 	Addresses []string // where the fabric can be joined; none: where the node listens
+	// Organization is whose nodes may join with it; "": the default one's.
+	Organization string
 }
 
 // ExposeRequest offers the TCP service at an address as a pool.
@@ -110,6 +118,21 @@ type SendRequest struct {
 	Times int // how many have to receive it whole; 0: it is offered until ctx ends
 	// SkipUnreadable leaves out what can't be read, instead of offering nothing.
 	SkipUnreadable bool
+
+	// To is a node, by ID or name, that is asked to receive it, and has to have agreed
+	// beforehand; "": it is offered to whoever asks. The others are for this.
+	To         string
+	Rate       int64         // 0: as fast as it goes
+	Background bool          // after all other traffic
+	Wait       time.Duration // for the node
+}
+
+// AcceptRequest takes what other nodes send to this one.
+type AcceptRequest struct {
+	Into    string   // directory, absolute
+	From    []string // the nodes that may, by ID
+	MaxSize int64    // of one; 0: any
+	Times   int      // how many are taken; 0: it goes on until ctx ends
 }
 
 // ReceiveRequest fetches what is offered under a name.
@@ -130,16 +153,68 @@ type ReceiveRequest struct {
 type JobEvent struct {
 	Ready    string // it works now; where
 	Note     string
-	Progress *JobProgress
+	Transfer *TransferState
 }
 
-// JobProgress is how far a transfer is, in bytes.
-type JobProgress struct {
-	Done    int64  `json:"bytes"`
-	Total   int64  `json:"total_bytes"` // -1: not known yet
-	Resumed int64  `json:"resumed_bytes"`
-	Files   int64  `json:"files"`
-	Text    string `json:"text,omitempty"` // such as the file, or why it waits
+// States of a transfer.
+const (
+	TransferRunning = "running"
+	TransferPaused  = "paused"
+	TransferWaiting = "waiting" // for the other end
+	TransferDone    = "done"
+)
+
+// Kinds of transfers.
+const (
+	TransferReceive = "receive"
+	TransferOffer   = "offer"  // for others to receive
+	TransferPush    = "push"   // to a node
+	TransferAccept  = "accept" // from a node that pushes
+)
+
+// Priorities of a transfer.
+const (
+	PriorityNormal     = "normal"
+	PriorityBackground = "background" // after all other traffic
+)
+
+// TransferState is a transfer of files, and how far it is.
+type TransferState struct {
+	ID       string           `json:"id"`
+	Kind     string           `json:"kind"`
+	State    string           `json:"state"`
+	Name     string           `json:"name"`
+	Path     string           `json:"path"`
+	Peer     string           `json:"peer,omitempty"` // where there is one alone
+	Bytes    int64            `json:"bytes"`
+	Total    int64            `json:"total_bytes"`   // -1: not known yet
+	Resumed  int64            `json:"resumed_bytes"` // of Bytes, those that were there at the beginning
+	Files    int64            `json:"files"`
+	Rate     int64            `json:"bytes_per_second"` // lately
+	ETA      *float64         `json:"eta_seconds"`      // nil: not known
+	Limit    int64            `json:"limit_bytes_per_second"`
+	Priority string           `json:"priority"`
+	Since    time.Time        `json:"since"`
+	Mirrors  []TransferMirror `json:"mirrors,omitempty"`
+	Hash     string           `json:"hash,omitempty"` // of all contents, when it is done
+}
+
+// TransferMirror is a node that something is received from.
+type TransferMirror struct {
+	Node    string `json:"node"`
+	Bytes   int64  `json:"bytes"`
+	Corrupt int    `json:"corrupt_chunks"`
+	Failed  int    `json:"failures"`
+	Out     string `json:"out,omitempty"` // why nothing more is fetched from it
+}
+
+// TransferChange is what is to become of a transfer that runs; nil: that stays as it is.
+type TransferChange struct {
+	ID         string
+	Cancel     bool
+	Paused     *bool
+	Rate       *int64 // 0: as fast as it goes
+	Background *bool
 }
 
 // FabricSocketName is the name of the fabric's control socket in SPACE_HOME.
@@ -211,6 +286,24 @@ func sendItems[T any](stream grpc.ServerStreamingServer[controlpb.FabricItem], l
 	return nil
 }
 
+func (s fabricServer) Transfers(_ *controlpb.FabricRequest, stream grpc.ServerStreamingServer[controlpb.FabricItem]) error {
+	return sendItems(stream, s.fabric.Transfers)
+}
+
+func (s fabricServer) ChangeTransfer(ctx context.Context, req *controlpb.TransferChange) (*controlpb.FabricItem, error) {
+	if err := checkTexts(req.GetId()); err != nil {
+		return nil, err
+	}
+	if err := checkRate(req.GetRate()); err != nil {
+		return nil, err
+	}
+	st, err := s.fabric.ChangeTransfer(ctx, TransferChange{ID: req.GetId(), Cancel: req.GetCancel(), Paused: req.Paused, Rate: req.Rate, Background: req.Background})
+	if err != nil {
+		return nil, err
+	}
+	return fabricItem(st)
+}
+
 // maxFabricList bounds the lists of one request.
 const maxFabricList = 64
 
@@ -218,10 +311,10 @@ func (s fabricServer) NewToken(ctx context.Context, req *controlpb.FabricTokenRe
 	if req.GetLifeNano() <= 0 || req.GetUses() < 1 {
 		return nil, capsule.Errorf(capsule.Invalid, "fabric token: it has to be good for a time and for at least one node")
 	}
-	if err := checkTexts(req.GetAddresses()...); err != nil {
+	if err := checkTexts(append(slices.Clone(req.GetAddresses()), req.GetOrganization())...); err != nil {
 		return nil, err
 	}
-	text, err := s.fabric.NewToken(ctx, TokenRequest{Life: time.Duration(req.GetLifeNano()), Uses: int(req.GetUses()), Addresses: req.GetAddresses()})
+	text, err := s.fabric.NewToken(ctx, TokenRequest{Life: time.Duration(req.GetLifeNano()), Uses: int(req.GetUses()), Addresses: req.GetAddresses(), Organization: req.GetOrganization()})
 	return &controlpb.FabricToken{Text: text}, err
 }
 
@@ -254,10 +347,21 @@ func (s fabricServer) VPN(req *controlpb.VPNRequest, stream grpc.ServerStreaming
 }
 
 func (s fabricServer) Send(req *controlpb.SendRequest, stream grpc.ServerStreamingServer[controlpb.JobEvent]) error {
-	if err := checkTransfer(req.GetPath(), 0); err != nil {
+	if err := checkTransfer(req.GetPath(), req.GetRate()); err != nil {
 		return err
 	}
-	return runJob(stream, s.fabric.Send, SendRequest{Path: req.GetPath(), Name: req.GetName(), Times: int(req.GetTimes()), SkipUnreadable: req.GetSkipUnreadable()}, req.GetName())
+	return runJob(stream, s.fabric.Send, SendRequest{Path: req.GetPath(), Name: req.GetName(), Times: int(req.GetTimes()), SkipUnreadable: req.GetSkipUnreadable(),
+		To: req.GetTo(), Rate: req.GetRate(), Background: req.GetBackground(), Wait: time.Duration(req.GetWaitNano())}, req.GetName(), req.GetTo())
+}
+
+func (s fabricServer) Accept(req *controlpb.AcceptRequest, stream grpc.ServerStreamingServer[controlpb.JobEvent]) error {
+	if req.GetMaxSize() < 0 {
+		return capsule.Errorf(capsule.Invalid, "nothing has %d bytes", req.GetMaxSize())
+	}
+	if err := checkTarget(req.GetInto()); err != nil {
+		return err
+	}
+	return runJob(stream, s.fabric.Accept, AcceptRequest{Into: req.GetInto(), From: req.GetFrom(), MaxSize: req.GetMaxSize(), Times: int(req.GetTimes())}, req.GetFrom()...)
 }
 
 func (s fabricServer) Receive(req *controlpb.ReceiveRequest, stream grpc.ServerStreamingServer[controlpb.JobEvent]) error {
@@ -269,10 +373,17 @@ func (s fabricServer) Receive(req *controlpb.ReceiveRequest, stream grpc.ServerS
 }
 
 func checkTransfer(path string, rate int64) error {
+	if err := checkRate(rate); err != nil {
+		return err
+	}
+	return checkTarget(path)
+}
+
+func checkRate(rate int64) error {
 	if rate < 0 {
 		return capsule.Errorf(capsule.Invalid, "a rate of %d bytes a second does not exist", rate)
 	}
-	return checkTarget(path)
+	return nil
 }
 
 // checkTexts bounds what a request says; whether it makes sense, the node knows.
@@ -295,8 +406,12 @@ func runJob[Req any](stream grpc.ServerStreamingServer[controlpb.JobEvent], job 
 	}
 	return job(stream.Context(), req, func(e JobEvent) error {
 		m := &controlpb.JobEvent{Ready: e.Ready, Note: clip(e.Note, 8<<10)}
-		if p := e.Progress; p != nil {
-			m.Progress = &controlpb.JobProgress{Done: p.Done, Total: p.Total, Resumed: p.Resumed, Files: p.Files, Text: clip(p.Text, 8<<10)}
+		if e.Transfer != nil {
+			item, err := fabricItem(e.Transfer)
+			if err != nil {
+				return err
+			}
+			m.Transfer = item
 		}
 		return stream.Send(m)
 	})
@@ -366,6 +481,20 @@ func (c *FabricClient) Usage(ctx context.Context) ([]FabricUsage, error) {
 	return receiveItems[FabricUsage](ctx, c, c.fabric.Usage)
 }
 
+// Transfers implements Fabric.
+func (c *FabricClient) Transfers(ctx context.Context) ([]TransferState, error) {
+	return receiveItems[TransferState](ctx, c, c.fabric.Transfers)
+}
+
+// ChangeTransfer implements Fabric.
+func (c *FabricClient) ChangeTransfer(ctx context.Context, ch TransferChange) (st TransferState, err error) {
+	item, err := c.fabric.ChangeTransfer(ctx, &controlpb.TransferChange{Id: ch.ID, Cancel: ch.Cancel, Paused: ch.Paused, Rate: ch.Rate, Background: ch.Background})
+	if err != nil {
+		return st, c.fromStatus(ctx, err)
+	}
+	return st, c.decode(item, &st)
+}
+
 func receiveItems[T any](ctx context.Context, c *FabricClient,
 	ask func(context.Context, *controlpb.FabricRequest, ...grpc.CallOption) (grpc.ServerStreamingClient[controlpb.FabricItem], error)) ([]T, error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -393,7 +522,7 @@ func receiveItems[T any](ctx context.Context, c *FabricClient,
 
 // NewToken implements Fabric.
 func (c *FabricClient) NewToken(ctx context.Context, req TokenRequest) (string, error) {
-	t, err := c.fabric.NewToken(ctx, &controlpb.FabricTokenRequest{LifeNano: int64(req.Life), Uses: int32(min(req.Uses, 1<<30)), Addresses: req.Addresses})
+	t, err := c.fabric.NewToken(ctx, &controlpb.FabricTokenRequest{LifeNano: int64(req.Life), Uses: int32(min(req.Uses, 1<<30)), Addresses: req.Addresses, Organization: req.Organization})
 	return t.GetText(), c.fromStatus(ctx, err)
 }
 
@@ -423,7 +552,13 @@ func (c *FabricClient) VPN(ctx context.Context, req VPNRequest, tell func(JobEve
 
 // Send implements Fabric.
 func (c *FabricClient) Send(ctx context.Context, req SendRequest, tell func(JobEvent) error) error {
-	return followJob(ctx, c, c.fabric.Send, &controlpb.SendRequest{Path: req.Path, Name: req.Name, Times: uint32(max(req.Times, 0)), SkipUnreadable: req.SkipUnreadable}, tell)
+	return followJob(ctx, c, c.fabric.Send, &controlpb.SendRequest{Path: req.Path, Name: req.Name, Times: uint32(max(req.Times, 0)), SkipUnreadable: req.SkipUnreadable,
+		To: req.To, Rate: req.Rate, Background: req.Background, WaitNano: int64(req.Wait)}, tell)
+}
+
+// Accept implements Fabric.
+func (c *FabricClient) Accept(ctx context.Context, req AcceptRequest, tell func(JobEvent) error) error {
+	return followJob(ctx, c, c.fabric.Accept, &controlpb.AcceptRequest{Into: req.Into, From: req.From, MaxSize: req.MaxSize, Times: uint32(max(req.Times, 0))}, tell)
 }
 
 // Receive implements Fabric.
@@ -450,8 +585,11 @@ func followJob[Req any](ctx context.Context, c *FabricClient,
 			return c.fromStatus(ctx, err)
 		}
 		e := JobEvent{Ready: m.GetReady(), Note: m.GetNote()}
-		if p := m.GetProgress(); p != nil {
-			e.Progress = &JobProgress{Done: p.GetDone(), Total: p.GetTotal(), Resumed: p.GetResumed(), Files: p.GetFiles(), Text: p.GetText()}
+		if item := m.GetTransfer(); item != nil {
+			e.Transfer = &TransferState{}
+			if err := c.decode(item, e.Transfer); err != nil {
+				return err
+			}
 		}
 		if err := tell(e); err != nil {
 			return err

@@ -46,6 +46,14 @@ func (f *fakeFabric) Revoke(_ context.Context, node string) (string, error) {
 	return "id", f.err
 }
 
+func (f *fakeFabric) Transfers(context.Context) ([]TransferState, error) {
+	return []TransferState{{ID: "id", Total: -1, Mirrors: []TransferMirror{{Node: "m"}}}}, f.err
+}
+func (f *fakeFabric) ChangeTransfer(_ context.Context, c TransferChange) (TransferState, error) {
+	f.asked = c
+	return TransferState{ID: c.ID, State: TransferPaused}, f.err
+}
+
 func (f *fakeFabric) job(ctx context.Context, req any, tell func(JobEvent) error) error {
 	f.asked = req
 	for _, e := range f.events {
@@ -76,6 +84,10 @@ func (f *fakeFabric) Receive(ctx context.Context, r ReceiveRequest, tell func(Jo
 	return f.job(ctx, r, tell)
 }
 
+func (f *fakeFabric) Accept(ctx context.Context, r AcceptRequest, tell func(JobEvent) error) error {
+	return f.job(ctx, r, tell)
+}
+
 func serveFabric(t *testing.T, f Fabric) *FabricClient {
 	t.Helper()
 	home := t.TempDir()
@@ -102,7 +114,7 @@ func serveFabric(t *testing.T, f Fabric) *FabricClient {
 
 // What a command asks for arrives as it is, and so does the answer.
 func TestFabricOverSocket(t *testing.T) {
-	f := &fakeFabric{events: []JobEvent{{Ready: "at"}, {Note: "by the way"}, {Progress: &JobProgress{Done: 1, Total: -1, Resumed: 2, Files: 3, Text: "f"}}}}
+	f := &fakeFabric{events: []JobEvent{{Ready: "at"}, {Note: "by the way"}, {Transfer: &TransferState{ID: "i", Bytes: 1, Total: -1, Resumed: 2, Files: 3, Since: time.Unix(1, 0).UTC(), ETA: new(2.5), Mirrors: []TransferMirror{{Node: "m", Out: "o"}}}}}}
 	f.tunnels = make([]fabric.TunnelState, 160)
 	for i := range f.tunnels {
 		f.tunnels[i] = fabric.TunnelState{Peer: "p", Contract: fabric.Contract{TunnelID: fabric.TunnelID{byte(i)}, TrafficClasses: []frame.Class{frame.Bulk}},
@@ -126,12 +138,20 @@ func TestFabricOverSocket(t *testing.T) {
 	if list, err := c.Tunnels(ctx); err != nil || !reflect.DeepEqual(list, f.tunnels) {
 		t.Errorf("%d tunnels: %v", len(list), err)
 	}
-	token := TokenRequest{Life: time.Hour, Uses: 3, Addresses: []string{"tls://a:1"}}
+	token := TokenRequest{Life: time.Hour, Uses: 3, Addresses: []string{"tls://a:1"}, Organization: "ops"}
 	if text, err := c.NewToken(ctx, token); err != nil || text != "secret" || !reflect.DeepEqual(f.asked, token) {
 		t.Errorf("token %q for %+v: %v", text, f.asked, err)
 	}
 	if id, err := c.Revoke(ctx, "node"); err != nil || id != "id" || f.asked != "node" {
 		t.Errorf("revoke %q: %v", id, err)
+	}
+	if list, err := c.Transfers(ctx); err != nil || len(list) != 1 || list[0].ID != "id" || list[0].Mirrors[0].Node != "m" {
+		t.Errorf("transfers %v: %v", list, err)
+	}
+	for _, change := range []TransferChange{{ID: "i", Cancel: true}, {ID: "i", Paused: new(false)}, {ID: "i", Rate: new(int64(0)), Background: new(true)}} {
+		if st, err := c.ChangeTransfer(ctx, change); err != nil || st.ID != "i" || st.State != TransferPaused || !reflect.DeepEqual(f.asked, change) {
+			t.Errorf("asked for %+v, arrived %+v: %v", change, f.asked, err)
+		}
 	}
 	for _, one := range jobs(c) {
 		var got []JobEvent
@@ -159,13 +179,15 @@ func jobs(c Fabric) []fabricJob {
 	e := ExposeRequest{Pool: "p", Address: "a:1", Allow: []string{"b:*"}, Peers: []string{"c"}, ProxyProtocol: true, Connections: 5}
 	f := ForwardRequest{Listen: "l:1", Pool: "p", Kind: "k", Target: "t:1", Bulk: true, Wait: time.Second}
 	v := VPNRequest{Exit: true, Networks: []string{"n"}, Device: "d", MTU: 1500, Pool: "p", Routes: []string{"r"}, Bypass: []string{"b"}, Wait: time.Second}
-	s := SendRequest{Path: "/p", Name: "n", Times: 2, SkipUnreadable: true}
+	s := SendRequest{Path: "/p", Name: "n", Times: 2, SkipUnreadable: true, To: "to", Rate: 5, Background: true, Wait: time.Second}
+	a := AcceptRequest{Into: "/d", From: []string{"a", "b"}, MaxSize: 7, Times: 3}
 	r := ReceiveRequest{Name: "n", Target: "/t", Rate: 3, Mirrors: 4, Wait: time.Second, Background: true, From: []string{"a", "b"}}
 	return []fabricJob{
 		{e, func(ctx context.Context, tell func(JobEvent) error) error { return c.Expose(ctx, e, tell) }},
 		{f, func(ctx context.Context, tell func(JobEvent) error) error { return c.Forward(ctx, f, tell) }},
 		{v, func(ctx context.Context, tell func(JobEvent) error) error { return c.VPN(ctx, v, tell) }},
 		{s, func(ctx context.Context, tell func(JobEvent) error) error { return c.Send(ctx, s, tell) }},
+		{a, func(ctx context.Context, tell func(JobEvent) error) error { return c.Accept(ctx, a, tell) }},
 		{r, func(ctx context.Context, tell func(JobEvent) error) error { return c.Receive(ctx, r, tell) }},
 	}
 }
@@ -202,17 +224,24 @@ func TestFabricHostileRequests(t *testing.T) {
 	}
 	quiet := func(JobEvent) error { return nil }
 	for name, err := range map[string]error{
-		"long pool":      c.Expose(ctx, ExposeRequest{Pool: long}, quiet),
-		"NUL":            c.Forward(ctx, ForwardRequest{Pool: "a\x00b"}, quiet),
-		"many routes":    c.VPN(ctx, VPNRequest{Routes: many}, quiet),
-		"huge MTU":       c.VPN(ctx, VPNRequest{MTU: 1 << 20}, quiet),
-		"relative path":  c.Send(ctx, SendRequest{Path: "a", Name: "n"}, quiet),
-		"dirty path":     c.Receive(ctx, ReceiveRequest{Target: "/a/../b", Name: "n"}, quiet),
-		"negative rate":  c.Receive(ctx, ReceiveRequest{Target: "/a", Name: "n", Rate: -1}, quiet),
-		"no life":        second(c.NewToken(ctx, TokenRequest{Uses: 1})),
-		"no uses":        second(c.NewToken(ctx, TokenRequest{Life: 1})),
-		"many addresses": second(c.NewToken(ctx, TokenRequest{Life: 1, Uses: 1, Addresses: many})),
-		"long node":      second(c.Revoke(ctx, long)),
+		"long pool":           c.Expose(ctx, ExposeRequest{Pool: long}, quiet),
+		"NUL":                 c.Forward(ctx, ForwardRequest{Pool: "a\x00b"}, quiet),
+		"many routes":         c.VPN(ctx, VPNRequest{Routes: many}, quiet),
+		"huge MTU":            c.VPN(ctx, VPNRequest{MTU: 1 << 20}, quiet),
+		"relative path":       c.Send(ctx, SendRequest{Path: "a", Name: "n"}, quiet),
+		"dirty path":          c.Receive(ctx, ReceiveRequest{Target: "/a/../b", Name: "n"}, quiet),
+		"negative rate":       c.Receive(ctx, ReceiveRequest{Target: "/a", Name: "n", Rate: -1}, quiet),
+		"slower than nothing": c.Send(ctx, SendRequest{Path: "/a", Name: "n", To: "b", Rate: -1}, quiet),
+		"relative directory":  c.Accept(ctx, AcceptRequest{Into: "a", From: []string{"b"}}, quiet),
+		"less than nothing":   c.Accept(ctx, AcceptRequest{Into: "/a", MaxSize: -1}, quiet),
+		"many senders":        c.Accept(ctx, AcceptRequest{Into: "/a", From: many}, quiet),
+		"a negative limit":    second(c.ChangeTransfer(ctx, TransferChange{ID: "i", Rate: new(int64(-1))})),
+		"long transfer":       second(c.ChangeTransfer(ctx, TransferChange{ID: long})),
+		"no life":             second(c.NewToken(ctx, TokenRequest{Uses: 1})),
+		"no uses":             second(c.NewToken(ctx, TokenRequest{Life: 1})),
+		"many addresses":      second(c.NewToken(ctx, TokenRequest{Life: 1, Uses: 1, Addresses: many})),
+		"long node":           second(c.Revoke(ctx, long)),
+		"odd organization":    second(c.NewToken(ctx, TokenRequest{Life: 1, Uses: 1, Organization: "a\x00b"})),
 	} {
 		if capsule.KindOf(err) != capsule.Invalid || f.asked != nil {
 			t.Errorf("%s: %v; asked %+v", name, err, f.asked)

@@ -30,9 +30,9 @@ import (
 const (
 	maxMessage   = 4 << 20
 	chunkSize    = 1 << 20
-	streamWindow = 4 << 20 // per stream, so that the pipe between two fast ends never runs dry
-	connWindow   = 8 << 20 // for all streams of a connection: what one client can make the node hold
-	maxStreams   = 256     // per connection
+	streamWindow = 1 << 20 // per stream: a message, so that one comes while another is worked on
+	maxStreams   = 128     // per connection: times streamWindow it is what a client can make the node hold
+	connWindow   = 8 << 20 // for all streams of a connection; grpc gives it back when bytes come, not when they are read
 	maxPath      = 4096
 	maxTransfers = 128 // puts and gets under way, over all connections
 	maxPage      = 1000
@@ -298,7 +298,7 @@ func putRequestFrom(h *controlpb.PutHeader) (store.PutRequest, error) {
 	if err != nil {
 		return store.PutRequest{}, err
 	}
-	return store.PutRequest{ID: id, Name: h.GetName(), Exclusive: h.GetExclusive(), Size: h.GetSize(), Policy: pol}, nil
+	return store.PutRequest{ID: id, Name: h.GetName(), Exclusive: h.GetExclusive(), Size: h.GetSize(), Version: h.GetVersion(), Policy: pol}, nil
 }
 
 // received is the content of a message, as far as it has not been read.

@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/spacestore/space/internal/testenv/freeport"
 )
 
 // The exit codes that docs/cli.md promises.
@@ -30,6 +32,7 @@ const (
 	exitConflict    = 5
 	exitUnavailable = 11
 	exitRefused     = 12
+	exitCanceled    = 13
 )
 
 // eventually waits for something that others bring about.
@@ -57,13 +60,10 @@ func authority(t testing.TB) (*box, *server) {
 // fabric runs the box's node of the fabric, where it has been before, if it has.
 func (b *box) fabric() *server {
 	b.t.Helper()
-	at := "tls://127.0.0.1:0"
-	if b.fabricAt != "" {
-		at = b.fabricAt
+	if b.fabricAt == "" {
+		b.fabricAt = "tls://127.0.0.1:" + freeport.Of(b.t)
 	}
-	s := b.start("fabric", "serve", "--listen", at)
-	b.fabricAt = b.fabricStatus().Addrs[0]
-	return s
+	return b.start("fabric", "serve", "--listen", b.fabricAt)
 }
 
 // joined makes a box whose node is part of first's fabric.
@@ -569,16 +569,38 @@ func TestFabricPostgreSQL(t *testing.T) {
 
 // received is what fabric receive prints.
 type received struct {
-	Bytes   int64 `json:"bytes"`
-	Resumed int64 `json:"resumed_bytes"`
-	Files   int64 `json:"files"`
+	Bytes   int64  `json:"bytes"`
+	Resumed int64  `json:"resumed_bytes"`
+	Files   int64  `json:"files"`
+	Hash    string `json:"hash"`
+	Path    string `json:"path"`
 }
 
 func (b *box) receive(args ...string) (r received) {
 	b.t.Helper()
-	text := b.must(append([]string{"fabric", "receive", "-o", "json", "--wait", hung.String()}, args...)...)
-	if err := json.Unmarshal([]byte(text), &r); err != nil {
-		b.t.Fatalf("%v: %.500s", err, text)
+	return transferred(b.t, b.must(append([]string{"fabric", "receive", "-o", "json", "--wait", hung.String()}, args...)...))
+}
+
+// transferred is the last line that a transfer prints; those before it tell how far it is.
+func transferred(t testing.TB, text string) (r received) {
+	t.Helper()
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	for i, line := range lines {
+		var one struct {
+			Event string  `json:"event"`
+			ID    string  `json:"id"`
+			Total int64   `json:"total_bytes"`
+			Rate  int64   `json:"bytes_per_second"`
+			ETA   float64 `json:"eta_seconds"`
+			received
+		}
+		if err := json.Unmarshal([]byte(line), &one); err != nil {
+			t.Fatalf("%v: %.500s", err, line)
+		}
+		if last := i == len(lines)-1; last != (one.Event == "done") || !last && one.Event != "progress" || len(one.ID) != 8 || last && len(one.Hash) != 64 {
+			t.Errorf("line %d of %d: %.500s", i, len(lines), line)
+		}
+		r = one.received
 	}
 	return r
 }
@@ -617,8 +639,8 @@ func TestFabricTransfer(t *testing.T) {
 	}
 	target := filepath.Join(dir, "got")
 	// Slowly, and the node that receives is killed.
-	slow := func() (*exec.Cmd, *bytes.Buffer) {
-		cmd := a.command(context.Background(), "fabric", "receive", "file", "--out", target, "--rate", "8MB", "--wait", hung.String())
+	slow := func(rate string) (*exec.Cmd, *bytes.Buffer) {
+		cmd := a.command(context.Background(), "fabric", "receive", "file", "--out", target, "--rate", rate, "--wait", hung.String())
 		errs := &bytes.Buffer{}
 		cmd.Stderr = errs
 		if err := cmd.Start(); err != nil {
@@ -627,7 +649,7 @@ func TestFabricTransfer(t *testing.T) {
 		t.Cleanup(func() { cmd.Process.Kill() })
 		return cmd, errs
 	}
-	cmd, _ := slow()
+	cmd, _ := slow("2MB")
 	underWay(t, target)
 	s.stop(unix.SIGKILL)
 	if cmd.Wait(); cmd.ProcessState.ExitCode() != exitUnavailable {
@@ -639,7 +661,7 @@ func TestFabricTransfer(t *testing.T) {
 	a.fabric()
 	// Again, and one of those that send is.
 	before, _ := filepath.Glob(filepath.Join(partOf(target), "journal"))
-	cmd, errs := slow()
+	cmd, errs := slow("8MB")
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	eventually(t, "more of it", func() error {
@@ -688,6 +710,113 @@ func TestFabricTransfer(t *testing.T) {
 	a.mustFail([]int{exitExists}, "fabric", "receive", "tree", "--out", filepath.Join(dir, "copy"))
 }
 
+// TestFabricPush sends a directory to a node that has agreed in its settings, which is
+// killed on the way, and so is the command; a transfer is slowed, paused and let go on.
+func TestFabricPush(t *testing.T) {
+	t.Parallel()
+	a, _ := authority(t)
+	dir := t.TempDir()
+	tree, into := filepath.Join(dir, "a tree"), filepath.Join(dir, "in")
+	write(t, filepath.Join(tree, "large"), random(56, 24<<20))
+	write(t, filepath.Join(tree, "sub", "small"), []byte("x"))
+	if err := os.Mkdir(into, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b := joined(a, "second")
+	var self struct{ Node string }
+	if err := json.Unmarshal([]byte(a.must("fabric", "status", "-o", "json")), &self); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(b.home, "space.yaml"), []byte("fabric:\n  accept: [{into: \""+into+"\", from: [\""+self.Node+"\"]}]\n"))
+	s := b.fabric()
+	eventually(t, "the other node", func() error {
+		if out := a.must("fabric", "nodes"); !strings.Contains(out, "files-inbox") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	push := func(args ...string) (*exec.Cmd, *bytes.Buffer) {
+		cmd := a.command(context.Background(), append([]string{"fabric", "send", tree, "--to", "second", "-o", "json", "--wait", hung.String()}, args...)...)
+		out := &bytes.Buffer{}
+		cmd.Stdout = out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill() })
+		return cmd, out
+	}
+	target := filepath.Join(into, "a tree")
+	cmd, _ := push("--rate", "8MB")
+	underWay(t, target)
+	cmd.Process.Kill()
+	cmd.Wait()
+	cmd, out := push("--rate", "1MB")
+	transfers := func(b *box, kind string) (list []map[string]any) {
+		var v struct{ Transfers []map[string]any }
+		if err := json.Unmarshal([]byte(b.must("fabric", "transfers", "-o", "json")), &v); err != nil {
+			t.Fatal(err)
+		}
+		for _, one := range v.Transfers {
+			if one["kind"] == kind {
+				list = append(list, one)
+			}
+		}
+		return list
+	}
+	state := func(b *box, kind, key string, want any) (id string) {
+		eventually(t, fmt.Sprint(kind, " ", key, " ", want), func() error {
+			list := transfers(b, kind)
+			if len(list) != 1 || list[0][key] != want {
+				return fmt.Errorf("%v", list)
+			}
+			id = list[0]["id"].(string)
+			return nil
+		})
+		return id
+	}
+	id := state(a, "push", "limit_bytes_per_second", 1e6)
+	a.must("fabric", "transfers", "pause", id)
+	state(a, "push", "state", "paused")
+	there := state(b, "accept", "state", "paused")
+	s.stop(unix.SIGKILL) // it is paused when it is back
+	b.fabric()
+	state(b, "accept", "state", "paused")
+	if table := b.must("fabric", "transfers"); !strings.Contains(table, there) || !strings.Contains(table, "a tree") {
+		t.Errorf("transfers:\n%s", table)
+	}
+	b.must("fabric", "transfers", "limit", there, "--rate", "none", "--priority", "background")
+	state(a, "push", "priority", "background")
+	a.must("fabric", "transfers", "resume", id)
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("%v: %.500s", err, out)
+	}
+	if r := transferred(t, out.String()); r.Files != 2 || r.Bytes != 24<<20+1 || r.Resumed == 0 {
+		t.Errorf("sent %+v", r)
+	}
+	if out := a.sh(dir, "diff -r 'a tree' 'in/a tree'"); out != "" {
+		t.Errorf("the contents differ: %s", out)
+	}
+	a.mustFail([]int{exitExists}, "fabric", "send", tree, "--to", "second")
+	a.mustFail([]int{exitRefused}, "fabric", "send", tree, "--to", "second", "--name", ".ssh")
+	a.mustFail([]int{exitNotFound}, "fabric", "transfers", "pause", id)
+	_, stop := b.job("fabric", "send", filepath.Join(tree, "large"))
+	slow := a.command(context.Background(), "fabric", "receive", "large", "--out", filepath.Join(dir, "large"), "--rate", "100kB", "--wait", hung.String())
+	if err := slow.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { slow.Process.Kill() })
+	id = state(a, "receive", "state", "running")
+	a.must("fabric", "transfers", "cancel", id)
+	if slow.Wait(); slow.ProcessState.ExitCode() != exitCanceled {
+		t.Errorf("receive ended with %d when it was cancelled", slow.ProcessState.ExitCode())
+	}
+	b.must("fabric", "transfers", "cancel", state(b, "offer", "name", "large"))
+	if code := stop(0); code != exitCanceled {
+		t.Errorf("send ended with %d when it was cancelled", code)
+	}
+	b.mustFail([]int{exitNotFound}, "fabric", "send", tree, "--to", self.Node, "--wait", "0s") // which has not agreed
+}
+
 // TestFabricTransferDirectory sends a directory with links, holes, attributes and modes,
 // whose receiving node is killed on the way, and once more to a place that is taken.
 func TestFabricTransferDirectory(t *testing.T) {
@@ -717,7 +846,7 @@ touch -h -d @1000000000.5 dangling dir1/file1 sparse`)
 		t.Errorf("send printed %q", name)
 	}
 
-	cmd := a.command(context.Background(), "fabric", "receive", "tree", "--out", target, "--rate", "4MB", "--wait", hung.String())
+	cmd := a.command(context.Background(), "fabric", "receive", "tree", "--out", target, "--rate", "2MB", "--wait", hung.String())
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

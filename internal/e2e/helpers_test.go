@@ -85,13 +85,14 @@ func (b *box) command(ctx context.Context, args ...string) *exec.Cmd {
 	line = append(line, args...)
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env = b.env()
-	cmd.WaitDelay = time.Second // a node in the background must not hold our pipes
+	cmd.WaitDelay = time.Minute // a node in the background must not hold our pipes
 	return cmd
 }
 
-// env is the test's own environment without what would lead to another store.
+// env is the test's own environment without what would lead to another store. A node
+// that is slow to answer, or to end, is waited for.
 func (b *box) env() []string {
-	env := []string{"SPACE_HOME=" + b.home}
+	env := []string{"SPACE_HOME=" + b.home, "SPACE_LOCK_TIMEOUT=2m"}
 	for _, kv := range os.Environ() {
 		if !strings.HasPrefix(kv, "SPACE_") && !strings.HasPrefix(kv, "NOTIFY_SOCKET=") {
 			env = append(env, kv)
@@ -363,7 +364,7 @@ func (b *box) shFor(limit time.Duration, dir, script string) string {
 	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", script)
 	cmd.Dir = dir
 	cmd.Env = append(b.env(), "PATH="+filepath.Dir(spacectl)+":"+os.Getenv("PATH"))
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = time.Minute
 	out, err := cmd.CombinedOutput()
 	if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
 		b.t.Fatalf("%s\n%v\n%s", script, err, out)

@@ -252,7 +252,7 @@ func TestKillNode(t *testing.T) {
 					o.apply(next)
 					pending[i] = next
 					ctx, cancel := context.WithTimeout(context.Background(), hung)
-					cmd := b.command(ctx, append(o.args, "--lock-timeout", "0s")...)
+					cmd := b.command(ctx, o.args...)
 					var out, errs bytes.Buffer
 					cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(o.stdin), &out, &errs
 					err := cmd.Run()

@@ -3,14 +3,12 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
-	"net"
-	"strconv"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/spacestore/space/internal/testenv/freeport"
 	"github.com/spacestore/space/internal/testenv/kernelvm"
 )
 
@@ -28,7 +26,7 @@ func TestKernelNVMe(t *testing.T) {
 	b.must("volume", "create", "disk", "--size", "64M")
 	b.must("volume", "create", "files", "--size", "64M")
 	ids := b.list()
-	port := freePort(t)
+	port := freeport.Of(t)
 	nqn := func(name string) string { return "nqn.2026-11.example.space:" + name }
 	for _, name := range []string{"disk", "files"} {
 		b.must("project", "--view", "nvme", "--id", ids[name].ID, "--listen", "127.0.0.1:"+port, "--nqn", nqn(name))
@@ -83,20 +81,4 @@ func TestKernelNVMe(t *testing.T) {
 	if code := s.stop(unix.SIGTERM); code != 0 {
 		t.Errorf("serve ends with %d:\n%s", code, s.errs)
 	}
-}
-
-// freePort finds a port that stays free while the node is down: none of those
-// that the system gives to whoever asks for any.
-func freePort(t *testing.T) string {
-	t.Helper()
-	for range 100 {
-		port := strconv.Itoa(10000 + rand.IntN(20000))
-		l, err := net.Listen("tcp", "127.0.0.1:"+port)
-		if err == nil {
-			l.Close()
-			return port
-		}
-	}
-	t.Fatal("no free port")
-	return ""
 }

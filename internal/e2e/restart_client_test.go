@@ -32,7 +32,7 @@ const clientEnv = "E2E_CLIENT"
 
 var clients = map[string]func(dir string, in *bufio.Scanner, say func(string)) error{
 	"files": filesClient, "churn": churnClient, "namespace": namespaceClient, "volume": volumeClient,
-	"wait": waitClient, "try": tryClient,
+	"wait": waitClient, "try": tryClient, "read": readClient,
 }
 
 // beClient is the whole program of a client.
@@ -532,6 +532,32 @@ func waitClient(dir string, in *bufio.Scanner, say func(string)) error {
 			continue
 		}
 		say(unix.ErrnoName(errno))
+	}
+	say("done")
+	return nil
+}
+
+// readClient says after each line what comes of reading an open file.
+func readClient(dir string, in *bufio.Scanner, say func(string)) error {
+	f, err := os.Open(filepath.Join(dir, "content"))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	say("ready")
+	for in.Scan() {
+		// The page cache would answer for the node.
+		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+			return err
+		}
+		var errno syscall.Errno
+		if _, err := f.ReadAt(make([]byte, 1), 0); errors.As(err, &errno) {
+			say(unix.ErrnoName(errno))
+		} else if err != nil {
+			return err
+		} else {
+			say("good")
+		}
 	}
 	say("done")
 	return nil

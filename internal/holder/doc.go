@@ -22,7 +22,8 @@
 //	         Answer: how many mounts there are, then a message for each, with
 //	         its two descriptors. From here on the connection stands for the
 //	         node: when it ends, the node has. A later hello takes its place.
-//	hold     keep this mount: id, about, and two descriptors
+//	hold     keep this mount: id, about, and two descriptors. It may come again,
+//	         where the answer was lost
 //	release  the mount has ended, or is given up: id
 //	list     how many mounts there are, then a message for each
 //

@@ -1,6 +1,7 @@
 package holder
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -166,16 +167,36 @@ func (h *holder) answer(conn *net.UnixConn, m message, files []*os.File) error {
 }
 
 func (h *holder) hold(m message, files []*os.File) error {
-	switch {
-	case len(files) != maxFiles || m.ID == "" || len(m.ID) > 64:
+	if len(files) != maxFiles || m.ID == "" || len(m.ID) > 64 {
 		return capsule.Errorf(capsule.Invalid, "a mount to hold has an ID and two descriptors")
-	case h.mounts[m.ID].Device != nil:
+	}
+	mount := Mount{ID: m.ID, About: m.About, Device: files[0], Memory: files[1]}
+	have, ok := h.mounts[m.ID]
+	switch {
+	case ok && have.same(mount): // it comes again: the answer was lost
+		closeAll(files)
+		return nil
+	case ok:
 		return capsule.Errorf(capsule.Exists, "mount %s is held already", m.ID)
 	case len(h.mounts) >= MaxMounts:
 		return capsule.Errorf(capsule.Busy, "%d mounts are held, the limit", MaxMounts)
 	}
-	h.mounts[m.ID] = Mount{ID: m.ID, About: m.About, Device: files[0], Memory: files[1]}
+	h.mounts[m.ID] = mount
 	return nil
+}
+
+// same reports whether o is m, held once more. All devices are the same file, but
+// each mount has its own memory.
+func (m Mount) same(o Mount) bool {
+	sameFile := func(a, b *os.File) bool {
+		x, err := a.Stat()
+		if err != nil {
+			return false
+		}
+		y, err := b.Stat()
+		return err == nil && os.SameFile(x, y)
+	}
+	return bytes.Equal(m.About, o.About) && sameFile(m.Memory, o.Memory) && sameFile(m.Device, o.Device)
 }
 
 func (h *holder) drop(id string) {

@@ -211,6 +211,53 @@ func TestHandOver(t *testing.T) {
 	}
 }
 
+// A node that got no answer asks again.
+func TestHeldAgain(t *testing.T) {
+	r := start(t, nil)
+	c, _ := r.node(false, time.Hour)
+	device, theirs, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Close()
+	other, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	about := []byte("about")
+	if err := c.Hold("a", about, theirs, theirs); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	c, mounts := r.node(false, time.Hour)
+	if err := c.Hold("a", about, theirs, theirs); err != nil {
+		t.Errorf("the same mount again: %v", err)
+	}
+	if all, err := c.List(); err != nil || len(all) != 1 {
+		t.Errorf("%d mounts are held, %v", len(all), err)
+	}
+	for what, err := range map[string]error{
+		"with another about":  c.Hold("a", []byte("other"), theirs, theirs),
+		"with another device": c.Hold("a", about, other, theirs),
+		"with another memory": c.Hold("a", about, theirs, other),
+	} {
+		if capsule.KindOf(err) != capsule.Exists {
+			t.Errorf("a mount under the same ID %s: %v", what, err)
+		}
+	}
+	theirs.Close()
+	for _, m := range mounts {
+		m.Close()
+	}
+	if err := c.Release("a"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := device.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("a mount that was released is held: %v", err)
+	}
+}
+
 // A holder that has nothing and no node ends, and takes its socket along.
 func TestEnds(t *testing.T) {
 	r := start(t, nil)

@@ -39,6 +39,7 @@ type FabricConfig struct {
 	Forward []control.ForwardRequest
 	VPN     []control.VPNRequest
 	Share   []control.SendRequest
+	Accept  []control.AcceptRequest
 }
 
 // FabricListen is an address that other nodes connect to.
@@ -134,6 +135,17 @@ func CheckFabricName(text string) error {
 	return nil
 }
 
+// checkOrganization checks the organization that nodes are to be of; none is good.
+func checkOrganization(name string) error {
+	if name == "" {
+		return nil
+	}
+	if err := CheckFabricName(name); err != nil {
+		return capsule.Errorf(capsule.Invalid, "the organization %.64q is not valid: %v", name, err)
+	}
+	return nil
+}
+
 var errFabricAddress = errors.New("want tls://host:port, quic://host:port or https://host[:port][/path]")
 
 // checkFabricAddress checks an address that others dial.
@@ -208,6 +220,7 @@ func parseFabric(path string, n *yaml.Node) (*FabricConfig, error) {
 		"forward": s.list("forward", maxFabricJobs, func(n *yaml.Node) error { return s.forward(c, n) }),
 		"vpn":     s.list("vpn", maxFabricJobs, func(n *yaml.Node) error { return s.vpn(c, n) }),
 		"share":   s.list("share", maxFabricJobs, func(n *yaml.Node) error { return s.share(c, n) }),
+		"accept":  s.list("accept", maxFabricJobs, func(n *yaml.Node) error { return s.accept(c, n) }),
 	}
 	var advertise []func() error // after listen, which it is about
 	for _, one := range fabricSettings {
@@ -480,6 +493,24 @@ func (s section) share(c *FabricConfig, n *yaml.Node) error {
 		err = s.errorf(n, "share wants a name and a path")
 	}
 	c.Share = append(c.Share, r)
+	return err
+}
+
+func (s section) accept(c *FabricConfig, n *yaml.Node) error {
+	var r control.AcceptRequest
+	err := s.mapping(n, "accept", map[string]func(*yaml.Node) error{
+		"into": s.value("into", s.setPath(&r.Into)),
+		"from": s.list("from", maxFabricSeeds, s.value("from", func(text string) error {
+			r.From = append(r.From, text)
+			_, err := acceptFrom([]string{text})
+			return err
+		})),
+		"max_size": s.value("max_size", sizeFrom(&r.MaxSize, 1, "one byte")),
+	})
+	if err == nil && (r.Into == "" || len(r.From) == 0) {
+		err = s.errorf(n, "accept wants a directory (into) and the nodes that may send something (from)")
+	}
+	c.Accept = append(c.Accept, r)
 	return err
 }
 

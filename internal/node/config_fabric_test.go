@@ -37,6 +37,8 @@ fabric:
     - {routes: [10.0.0.0/8], bypass: [10.1.0.0/16]}
   share:
     - {name: images, path: srv/images, skip_unreadable: true}
+  accept:
+    - {into: srv/in, from: ["00000000000000000000000000000001"], max_size: 1GiB}
 `
 	if err := os.WriteFile(filepath.Join(home, ConfigName), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -60,7 +62,8 @@ fabric:
 		Forward: []control.ForwardRequest{{Listen: "127.0.0.1:2222", Pool: "ssh", Bulk: true, Target: "10.0.0.7:22"}},
 		VPN: []control.VPNRequest{{Exit: true, Networks: []string{"10.77.0.0/24"}, Device: "fabric0", MTU: 1400},
 			{Routes: []string{"10.0.0.0/8"}, Bypass: []string{"10.1.0.0/16"}}},
-		Share: []control.SendRequest{{Name: "images", Path: filepath.Join(home, "srv/images"), SkipUnreadable: true}}}
+		Share:  []control.SendRequest{{Name: "images", Path: filepath.Join(home, "srv/images"), SkipUnreadable: true}},
+		Accept: []control.AcceptRequest{{Into: filepath.Join(home, "srv/in"), From: []string{"00000000000000000000000000000001"}, MaxSize: 1 << 30}}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("\n got %+v\nwant %+v", got, want)
 	}
@@ -86,6 +89,8 @@ fabric:
 // line.
 func TestFabricMistakes(t *testing.T) {
 	for text, want := range map[string]string{
+		"accept:\n    - {into: /in}":                                              ":3: accept wants a directory (into) and the nodes that may send something (from)",
+		"accept:\n    - {into: /in, from: [db1]}":                                 ":3: from: \"db1\" is not valid: \"db1\" is no node's ID; `spacectl fabric nodes` shows them",
 		"vpn:\n    - {exit: true, network: 10.0.0.0/31}":                          ":3: vpn: addresses can't be handed out of 10.0.0.0/31",
 		"vpn:\n    - {exit: true, network: [\"fd00::/64\", \"fd01::/64\"]}":       ":3: vpn: an exit hands out addresses of one network of IPv6",
 		"vpn:\n    - {exit: true, network: 10.0.0.0/33}":                          ":3: network:",

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -84,8 +85,26 @@ func (t Target) openLocal(ctx context.Context) (Conn, error) {
 // node has acknowledged to clients that outlive it (a mount, an NVMe host)
 // outlives it too, however it ends: they do not say it again.
 func (t Target) openStore(ctx context.Context, serves bool) (*store.Store, error) {
+	if err := t.checkOwner(); err != nil {
+		return nil, err
+	}
 	return store.Open(ctx, store.Options{Dir: t.Home, Keys: t.Keys, Logger: t.Log, CacheBytes: t.Config.CacheSize,
 		Background: serves && t.Config.Background, Push: serves})
+}
+
+// checkOwner keeps root out of another user's store, who could not open it any
+// more with the files that root makes there. Through that user's node root may.
+func (t Target) checkOwner() error {
+	var st unix.Stat_t
+	if os.Geteuid() != 0 || unix.Stat(filepath.Join(t.Home, store.FormatName), &st) != nil || st.Uid == 0 {
+		return nil // what is wrong with it the store finds out
+	}
+	name := fmt.Sprintf("'#%d'", st.Uid)
+	if u, err := user.LookupId(fmt.Sprint(st.Uid)); err == nil {
+		name = u.Username
+	}
+	return capsule.Errorf(capsule.Denied,
+		"the store at %s belongs to %s, who could not open what root writes there: use `sudo -u %s spacectl …`, or chown the store to root", t.Home, name, name)
 }
 
 // retryInterval is short beside what people notice and long beside a try.

@@ -76,6 +76,7 @@ type fabricNode struct {
 	*fabric.Node
 	home   string
 	seeds  []string
+	reach  *reach
 	log    *slog.Logger
 	lock   io.Closer
 	server *control.Server
@@ -87,7 +88,9 @@ type fabricNode struct {
 	quit   context.CancelCauseFunc // ends all jobs
 	always sync.WaitGroup          // jobs that settings ask for
 
-	counts fabricCounts
+	counts    fabricCounts
+	transfers fileTransfers
+	inbox     inbox
 }
 
 // maxJobs bounds the jobs of commands.
@@ -128,7 +131,7 @@ func startFabric(t Target, reg prometheus.Registerer, log *slog.Logger) (*fabric
 		return fail(fabricStartError(err))
 	}
 	ways.node.Store(n)
-	f := &fabricNode{Node: n, home: t.Home, seeds: o.Seeds, log: log, lock: lock, failed: make(chan error, 1), jobs: make(gate, maxJobs)}
+	f := &fabricNode{Node: n, home: t.Home, seeds: o.Seeds, reach: newReach(n, cfg.HTTPSWeb, log), log: log, lock: lock, failed: make(chan error, 1), jobs: make(gate, maxJobs), inbox: inbox{slots: make(gate, maxPushes)}}
 	f.ctx, f.quit = context.WithCancelCause(context.Background())
 	if f.socket, err = control.ListenFabric(t.Home); err != nil {
 		return fail(err, n.Close())
@@ -233,6 +236,9 @@ func (f *fabricNode) Usage(context.Context) (list []control.FabricUsage, _ error
 
 // NewToken implements control.Fabric.
 func (f *fabricNode) NewToken(_ context.Context, req control.TokenRequest) (string, error) {
+	if err := checkOrganization(req.Organization); err != nil {
+		return "", err
+	}
 	if len(req.Addresses) == 0 {
 		for _, addr := range f.Addrs() {
 			if joinable(addr) {
@@ -243,7 +249,7 @@ func (f *fabricNode) NewToken(_ context.Context, req control.TokenRequest) (stri
 	if len(req.Addresses) == 0 && f.Node.Status().Authority {
 		return "", capsule.Errorf(capsule.Invalid, "this node listens at no address of tls:// or https://, so nobody could join; start it with --listen tls://:7420, or give --address")
 	}
-	t, err := f.Node.NewToken(req.Life, req.Uses, req.Addresses)
+	t, err := f.Node.NewTokenOf(req.Organization, req.Life, req.Uses, req.Addresses)
 	if err != nil {
 		return "", fabricError(err)
 	}
@@ -356,6 +362,9 @@ func (f *fabricNode) startConfigured(cfg FabricConfig) {
 	}
 	for _, r := range cfg.VPN {
 		keep("vpn "+r.Pool, func(ctx context.Context, tell func(control.JobEvent) error) error { return f.vpn(ctx, r, tell) })
+	}
+	for _, r := range cfg.Accept {
+		keep("accept "+r.Into, func(ctx context.Context, tell func(control.JobEvent) error) error { return f.accept(ctx, r, tell) })
 	}
 	for _, r := range cfg.Share {
 		keep("share "+r.Name, func(ctx context.Context, tell func(control.JobEvent) error) error { return f.send(ctx, r, tell) })

@@ -2,6 +2,8 @@ package node
 
 import (
 	"crypto/tls"
+	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"sync/atomic"
@@ -26,7 +28,12 @@ func newCarriers(id *identity.Node, authority *identity.Authority, cfg FabricCon
 	case authority != nil:
 		c.joins.Admit = func(conn net.Conn) {
 			defer conn.Close()
-			if err := carrier.ServeJoin(conn, authority); err != nil {
+			err := carrier.ServeJoin(conn, authority)
+			if errors.Is(err, io.EOF) { // a node that passes others on has made sure that this is the authority's
+				log.Debug("somebody came, and did not ask to join", "from", conn.RemoteAddr().String())
+				return
+			}
+			if err != nil {
 				log.Warn("a node could not join", "from", conn.RemoteAddr().String(), "error", err)
 				return
 			}

@@ -3,13 +3,13 @@ package node
 import (
 	"cmp"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -35,10 +35,60 @@ const (
 
 // Send implements control.Fabric.
 func (f *fabricNode) Send(ctx context.Context, r control.SendRequest, tell func(control.JobEvent) error) error {
+	if r.To != "" {
+		return f.job(ctx, func(ctx context.Context) error { return f.push(ctx, r, tell) })
+	}
 	if err := CheckFabricName(r.Name); err != nil {
 		return capsule.Errorf(capsule.Invalid, "the name %.64q is not valid: %v; give another one with --name", r.Name, err)
 	}
 	return f.job(ctx, func(ctx context.Context) error { return f.send(ctx, r, tell) })
+}
+
+// share makes a share of what is to be sent, and tells what is not in it. What tell
+// returns later ends the job.
+func (f *fabricNode) share(r control.SendRequest, tell func(control.JobEvent) error, cancel func(error), done func(identity.NodeID)) (*files.Share, error) {
+	s, err := files.NewShare(r.Path, files.ShareOptions{SkipUnreadable: r.SkipUnreadable, Done: done, Failed: func(err error) {
+		if err := tell(control.JobEvent{Note: fmt.Sprintf("it can't be given: %v", err)}); err != nil {
+			cancel(err)
+		}
+	}})
+	var unreadable *files.UnreadableError
+	if errors.As(err, &unreadable) {
+		return nil, capsule.Wrap(filesKindOf(err), fmt.Errorf("%w; nothing is sent; --skip-unreadable sends the rest", err), "")
+	}
+	if err != nil {
+		return nil, filesError(err)
+	}
+	if u := s.Unreadable(); u != nil {
+		err = tell(control.JobEvent{Note: fmt.Sprintf("not sent: %v", u)})
+	}
+	if _, _, skipped := s.Size(); err == nil && skipped > 0 {
+		err = tell(control.JobEvent{Note: fmt.Sprintf("%d devices, sockets and the like are not sent", skipped)})
+	}
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// minOfferRate is the least that an offer may be slowed to: who receives thinks that a
+// node is gone that gives nothing for long.
+const minOfferRate = 64 << 10
+
+// changeOffer changes what is offered to whoever asks.
+func changeOffer(s *files.Share, c control.TransferChange) error {
+	switch {
+	case c.Paused != nil:
+		return capsule.Errorf(capsule.Unsupported, "what is offered can't be paused here: pause it where it is received, or cancel it or limit its rate here")
+	case c.Background != nil:
+		return capsule.Errorf(capsule.Unsupported, "who receives it says with what priority; its rate can be limited here")
+	case c.Rate != nil && *c.Rate != 0 && *c.Rate < minOfferRate:
+		return capsule.Errorf(capsule.Invalid, "an offer can be limited to 64KiB a second and more")
+	case c.Rate != nil:
+		s.SetRate(*c.Rate)
+	}
+	return nil
 }
 
 // send offers files until ctx ends, or so many have received them.
@@ -46,62 +96,81 @@ func (f *fabricNode) send(ctx context.Context, r control.SendRequest, tell func(
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	enough := errors.New("enough have received it")
-	var times atomic.Int64
+	var mu sync.Mutex
+	have := map[identity.NodeID]bool{} // the nodes that have received it
 	tell = serially(tell)
-	s, err := files.NewShare(r.Path, files.ShareOptions{SkipUnreadable: r.SkipUnreadable, Done: func() {
+	s, err := f.share(r, tell, cancel, func(node identity.NodeID) {
 		f.counts.given.done.Add(1)
-		if n := times.Add(1); r.Times > 0 && n >= int64(r.Times) {
+		if r.Times == 0 {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if have[node] = true; len(have) >= r.Times {
 			cancel(enough)
 		}
-	}, Failed: func(err error) {
-		if err := tell(control.JobEvent{Note: fmt.Sprintf("it can't be given: %v", err)}); err != nil {
-			cancel(err)
-		}
-	}})
-	var unreadable *files.UnreadableError
-	if errors.As(err, &unreadable) {
-		return capsule.Wrap(filesKindOf(err), fmt.Errorf("%w; nothing is sent; --skip-unreadable sends the rest", err), "")
-	}
+	})
 	if err != nil {
-		return filesError(err)
+		return err
 	}
 	defer s.Close()
-	if u := s.Unreadable(); u != nil {
-		if err := tell(control.JobEvent{Note: fmt.Sprintf("not sent: %v", u)}); err != nil {
-			return err
-		}
-	}
-	size, count, skipped := s.Size()
-	if skipped > 0 {
-		if err := tell(control.JobEvent{Note: fmt.Sprintf("%d devices, sockets and the like are not sent", skipped)}); err != nil {
+	if r.Rate > 0 {
+		if err := changeOffer(s, control.TransferChange{Rate: &r.Rate}); err != nil {
 			return err
 		}
 	}
 	f.counts.given.running.Add(1)
 	defer f.counts.given.running.Add(-1)
-	total := int64(-1)
-	if r.Times > 0 {
-		total = size * int64(r.Times)
-	}
+	t, end := f.transfers.begin(control.TransferState{Kind: control.TransferOffer, Name: r.Name, Path: r.Path, State: control.TransferRunning, Limit: r.Rate},
+		func(t *fileTransfer, c control.TransferChange) error {
+			err := changeOffer(s, c)
+			if err == nil && c.Rate != nil {
+				t.update(func(st *control.TransferState) { st.Limit = *c.Rate })
+			}
+			return err
+		}, cancel)
+	defer end()
 	counted := int64(0)
-	progress := func() control.JobEvent {
+	now := func() control.TransferState {
 		sent := s.Sent()
 		f.counts.given.bytes.Add(sent - counted)
 		counted = sent
-		return control.JobEvent{Progress: &control.JobProgress{Done: sent, Total: total, Files: count}}
+		return t.update(func(st *control.TransferState) {
+			size, count, _ := s.Size()
+			if st.Bytes, st.Files = sent, count; r.Times > 0 {
+				st.Total = size * int64(r.Times)
+			}
+		})
 	}
 	stop := every(ctx, tellEvery, func() {
-		if err := tell(progress()); err != nil {
+		st := now()
+		if err := tell(control.JobEvent{Transfer: &st}); err != nil {
 			cancel(err)
 		}
 	})
 	err = f.provide(ctx, fabric.Service{Profile: profile("artifact-store"), Pool: r.Name, Kind: filesKind}, tell,
-		func(ctx context.Context, t *fabric.Tunnel) error { return s.Serve(ctx, t) })
+		func(ctx context.Context, t *fabric.Tunnel) error {
+			return span(ctx, "fabric.give", func(ctx context.Context) error {
+				if err := s.Serve(ctx, t); ctx.Err() == nil && !errors.Is(err, fabric.ErrClosed) {
+					return filesError(err)
+				}
+				return nil
+			}, tunnelAttributes(t, "provider")...)
+		})
 	stop()
-	if context.Cause(ctx) == enough {
-		return tell(progress())
+	switch cause := context.Cause(ctx); {
+	case cause == errTransferCanceled:
+		return cause
+	case cause != enough:
+		return err
 	}
-	return err
+	hash, err := s.Hash(context.WithoutCancel(ctx))
+	if err != nil {
+		return filesError(err)
+	}
+	now()
+	st := t.update(func(st *control.TransferState) { st.State, st.Hash = control.TransferDone, hex.EncodeToString(hash[:]) })
+	return tell(control.JobEvent{Transfer: &st})
 }
 
 // serially makes tell usable from many goroutines.
@@ -143,64 +212,120 @@ func (f *fabricNode) Receive(ctx context.Context, r control.ReceiveRequest, tell
 		return capsule.Errorf(capsule.Invalid, "the name %.64q is not valid: %v", r.Name, err)
 	}
 	return f.job(ctx, func(ctx context.Context) error {
-		f.counts.taken.running.Add(1)
-		defer f.counts.taken.running.Add(-1)
-		err := span(ctx, "fabric.transfer", func(ctx context.Context) error { return f.receive(ctx, r, serially(tell)) }, attribute.String("fabric.pool", r.Name))
-		if err != nil {
-			f.counts.taken.failed.Add(1)
-			return err
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		c := &files.Control{}
+		t, end := f.transfers.begin(control.TransferState{Kind: control.TransferReceive, Name: r.Name, Path: r.Target},
+			func(_ *fileTransfer, ch control.TransferChange) error { return c.Change(changeOf(ch)) }, cancel)
+		defer end()
+		err := f.taken(ctx, r.Name, func(ctx context.Context, fetched func(files.Progress)) error {
+			return f.receive(ctx, r, t, c, fetched, serially(tell))
+		})
+		if err != nil && context.Cause(ctx) == errTransferCanceled {
+			return errTransferCanceled
 		}
-		f.counts.taken.done.Add(1)
-		return nil
+		return err
 	})
 }
 
-func (f *fabricNode) receive(ctx context.Context, r control.ReceiveRequest, tell func(control.JobEvent) error) error {
-	o := files.ReceiveOptions{Target: r.Target, Rate: r.Rate, Trusted: len(r.From) > 0}
-	if r.Background {
-		o.Class = frame.Background
+// taken runs what receives something, and counts that.
+func (f *fabricNode) taken(ctx context.Context, name string, receive func(ctx context.Context, fetched func(files.Progress)) error) error {
+	f.counts.taken.running.Add(1)
+	defer f.counts.taken.running.Add(-1)
+	var last files.Progress
+	err := span(ctx, "fabric.transfer", func(ctx context.Context) error {
+		err := receive(ctx, func(p files.Progress) {
+			f.counts.taken.bytes.Add(max(p.Bytes.Fetched-last.Bytes.Fetched, 0))
+			last = p
+		})
+		out := 0
+		for _, m := range last.Bytes.Mirrors {
+			if m.Out != "" {
+				out++
+			}
+		}
+		note(ctx, attribute.Int64("fabric.bytes", last.Bytes.Done), attribute.Int64("fabric.resumed_bytes", last.Bytes.Resumed), attribute.Int64("fabric.fetched_bytes", last.Bytes.Fetched),
+			attribute.Int64("fabric.files", last.Files), attribute.Int("fabric.mirrors", len(last.Bytes.Mirrors)), attribute.Int("fabric.mirrors_out", out))
+		return err
+	}, attribute.String("fabric.pool", name))
+	if err != nil {
+		f.counts.taken.failed.Add(1)
+		return err
 	}
-	// Before anybody is asked for it. One that was killed may have left only a little to do.
-	if done, err := files.Received(r.Target); done || err != nil {
-		return filesError(err)
+	f.counts.taken.done.Add(1)
+	return nil
+}
+
+func (f *fabricNode) receive(ctx context.Context, r control.ReceiveRequest, t *fileTransfer, c *files.Control, fetched func(files.Progress), tell func(control.JobEvent) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	note := func(text string) {
+		if err := tell(control.JobEvent{Note: text}); err != nil {
+			cancel(err) // the command has gone
+		}
+	}
+	o := files.ReceiveOptions{Target: r.Target, Rate: r.Rate, Class: priorityClass(r.Background), Trusted: len(r.From) > 0, Control: c, Note: note}
+	show := func(fn func(*control.TransferState)) {
+		st := t.update(fn)
+		if err := tell(control.JobEvent{Transfer: &st}); err != nil {
+			cancel(err)
+		}
 	}
 	found := &mirrors{f: f, r: r}
 	defer found.close()
+	// Before anybody is asked for it. One that was killed may have left only a little to do.
+	own, err := files.Received(r.Target)
+	if err != nil {
+		return filesError(err)
+	}
+	if own != nil {
+		found.r.Wait = min(found.r.Wait, ownWait)
+		if err := found.first(ctx); err == nil { // else nobody waits for a word
+			own.Thank(ctx, found.mirrors())
+		}
+		err := own.Close()
+		if err == nil {
+			hash := own.Hash()
+			show(func(st *control.TransferState) { setProgress(st, files.Progress{Hash: &hash}) })
+		}
+		return filesError(err)
+	}
 	if err := found.first(ctx); err != nil {
 		return err
 	}
-	for _, m := range found.list {
-		o.Mirrors = append(o.Mirrors, files.Mirror{Opener: m, Name: m.name})
-	}
+	o.Mirrors = found.mirrors()
 	more := make(chan files.Mirror)
 	o.More = more
-	ctx, cancel := context.WithCancel(ctx)
 	looking := make(chan struct{})
 	go func() {
 		defer close(looking)
 		found.later(ctx, more)
 	}()
-	defer func() { cancel(); <-looking }()
-	var last files.Progress
+	defer func() { cancel(nil); <-looking }()
+	restart, paused := "", false
 	out := map[string]bool{}
 	o.Progress = func(p files.Progress) {
 		for _, m := range p.Bytes.Mirrors {
 			if m.Out != "" && !out[m.Name] {
 				out[m.Name] = true
-				if tell(control.JobEvent{Note: fmt.Sprintf("nothing more is fetched from %s: %s", m.Name, m.Out)}) != nil {
-					return
-				}
+				note(fmt.Sprintf("nothing more is fetched from %s: %s", m.Name, m.Out))
 			}
 		}
-		if p.Restart != last.Restart && tell(control.JobEvent{Note: "it begins again: " + p.Restart}) != nil {
-			return // the command has gone, and ctx ends
+		if p.Restart != restart {
+			note("it begins again: " + p.Restart)
 		}
-		f.counts.taken.bytes.Add(max(p.Bytes.Fetched-last.Bytes.Fetched, 0))
-		last = p
-		_ = tell(control.JobEvent{Progress: &control.JobProgress{Done: p.Bytes.Done, Total: p.Bytes.Size, Resumed: p.Bytes.Resumed, Files: p.Files}})
+		if p.Bytes.Paused && !paused {
+			note(fmt.Sprintf("it is paused; `spacectl fabric transfers resume %s` lets it go on", t.state().ID))
+		}
+		restart, paused = p.Restart, p.Bytes.Paused
+		fetched(p)
+		show(func(st *control.TransferState) { setSettings(st, c.Settings()); setProgress(st, p) })
 	}
 	return filesError(files.Receive(ctx, o))
 }
+
+// ownWait bounds how long it is looked for somebody to tell that all had come already.
+const ownWait = 5 * time.Second
 
 // mirror is a node that gives the files.
 type mirror struct {
@@ -249,6 +374,14 @@ func (ms *mirrors) first(ctx context.Context) error {
 	}
 	slices.SortStableFunc(ms.list, func(a, b *mirror) int { return cmp.Compare(ms.rank(a), ms.rank(b)) })
 	return nil
+}
+
+// mirrors are those that there are, as package files has them.
+func (ms *mirrors) mirrors() (list []files.Mirror) {
+	for _, m := range ms.list {
+		list = append(list, files.Mirror{Opener: m, Name: m.name})
+	}
+	return list
 }
 
 // rank is the place of a mirror in the order of trust; -1: it is not asked for.

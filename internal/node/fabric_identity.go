@@ -131,10 +131,22 @@ type Member struct {
 	Name      string `json:"name"`
 	Area      string `json:"area"`
 	Authority bool   `json:"authority"`
+	// Organization is whose it is.
+	Organization string `json:"organization"`
+}
+
+func memberOf(n *identity.Node, self fabricSelf, authority bool) Member {
+	return Member{n.Fabric().String(), n.ID().String(), self.Name, self.Area, authority, n.Organization()}
 }
 
 // InitFabric makes a new fabric, whose authority and first node are at home.
-func InitFabric(home, name, area string) (Member, error) {
+func InitFabric(home, name, area string) (Member, error) { return InitFabricOf(home, name, area, "") }
+
+// InitFabricOf is InitFabric with a first node of an organization; "": of the default one.
+func InitFabricOf(home, name, area, organization string) (Member, error) {
+	if err := checkOrganization(organization); err != nil {
+		return Member{}, err
+	}
 	self := fabricSelf{Name: name, Area: area}
 	if err := self.complete(); err != nil {
 		return Member{}, err
@@ -156,7 +168,7 @@ func InitFabric(home, name, area string) (Member, error) {
 	if err != nil {
 		return Member{}, fabricError(err)
 	}
-	token, err := authority.NewToken(time.Hour, 1, nil)
+	token, err := authority.NewTokenOf(organization, time.Hour, 1, nil)
 	if err != nil {
 		return Member{}, fabricError(err)
 	}
@@ -171,7 +183,7 @@ func InitFabric(home, name, area string) (Member, error) {
 	if err != nil {
 		return Member{}, fabricError(err)
 	}
-	return Member{n.Fabric().String(), n.ID().String(), self.Name, self.Area, true}, nil
+	return memberOf(n, self, true), nil
 }
 
 // JoinFabric makes the node at home part of the fabric that a token is for.
@@ -216,7 +228,7 @@ func JoinFabric(ctx context.Context, home, text, name, area string) (Member, err
 	if err != nil {
 		return Member{}, fabricError(err)
 	}
-	return Member{n.Fabric().String(), n.ID().String(), self.Name, self.Area, false}, nil
+	return memberOf(n, self, false), nil
 }
 
 // openFabric opens who the node at home is. authority is nil where it is not
@@ -272,6 +284,9 @@ func warnOfReaders(home string, log *slog.Logger) {
 // NewFabricToken makes a join token: by the node that runs, or with the
 // authority's files.
 func NewFabricToken(ctx context.Context, t Target, req control.TokenRequest) (text string, err error) {
+	if err := checkOrganization(req.Organization); err != nil {
+		return "", err
+	}
 	for i, addr := range req.Addresses {
 		if !strings.Contains(addr, "://") {
 			req.Addresses[i] = "tls://" + addr
@@ -300,7 +315,7 @@ func NewFabricToken(ctx context.Context, t Target, req control.TokenRequest) (te
 		return "", capsule.Errorf(capsule.Invalid, "where can this fabric be joined? Run `spacectl fabric serve`, or give --address")
 	}
 	err = withAuthority(t.Home, func(_ *identity.Node, a *identity.Authority) error {
-		token, err := a.NewToken(req.Life, req.Uses, req.Addresses)
+		token, err := a.NewTokenOf(req.Organization, req.Life, req.Uses, req.Addresses)
 		text = token.String()
 		return err
 	})

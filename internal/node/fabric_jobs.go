@@ -93,6 +93,7 @@ func (f *fabricNode) provide(ctx context.Context, s fabric.Service, tell func(co
 		if err != nil {
 			return unlessEnded(ctx, err)
 		}
+		go f.watch(happened(context.Background(), "fabric.tunnel.accept", time.Now(), nil, tunnelAttributes(t, "provider")...), t, "provider")
 		tunnels.Add(1)
 		go func() {
 			defer tunnels.Done()
@@ -252,8 +253,12 @@ func (f *fabricNode) tunnel(ctx context.Context, r fabric.Request) (t *fabric.Tu
 	if kind == "" {
 		kind = r.Profile.Kind
 	}
+	var life context.Context
 	err = span(ctx, "fabric.tunnel.open", func(ctx context.Context) (err error) {
-		t, err = f.Node.Tunnel(ctx, r)
+		life = sameTrace(ctx)
+		if t, err = f.Node.Tunnel(ctx, r); err == nil {
+			note(ctx, tunnelAttributes(t, "opener")...)
+		}
 		if errors.Is(err, fabric.ErrNoProvider) {
 			return noProvider(pool, kind, f.Node.Nodes())
 		}
@@ -264,27 +269,58 @@ func (f *fabricNode) tunnel(ctx context.Context, r fabric.Request) (t *fabric.Tu
 		return nil, err
 	}
 	f.counts.tunnelsOpened.Add(1)
-	go f.watch(t)
+	go f.watch(life, t, "opener")
 	return t, nil
 }
 
-// watch tells of a tunnel's changes of route, until it ends.
-func (f *fabricNode) watch(t *fabric.Tunnel) {
-	lease := t.Contract().RouteLeaseID
+// tunnelAttributes say which tunnel it is, and where it leads now.
+func tunnelAttributes(t *fabric.Tunnel, side string) []attribute.KeyValue {
+	st := t.State()
+	return []attribute.KeyValue{attribute.String("fabric.tunnel", st.Contract.TunnelID.String()), attribute.String("fabric.side", side),
+		attribute.String("fabric.pool", st.Contract.PoolID), attribute.String("fabric.kind", st.Contract.ServiceKind), attribute.String("fabric.organization", st.Organization),
+		attribute.String("fabric.peer", st.Peer), attribute.String("fabric.route", st.Route), attribute.Int64("fabric.generation", int64(st.Contract.RouteGeneration))}
+}
+
+// watch tells of a tunnel's changes of route, and of its end, in the trace of ctx. side is
+// which of its ends is here.
+func (f *fabricNode) watch(ctx context.Context, t *fabric.Tunnel, side string) {
+	generation, peer := t.Contract().RouteGeneration, t.Peer()
+	var lost time.Time // since when there is no route; zero: there is one
 	for {
+		changed := t.Changed()
+		if closed(t.Done()) {
+			break
+		}
+		c, now := t.Contract(), time.Now()
+		switch {
+		case c.RouteGeneration > generation:
+			began, to := now, t.Peer()
+			if !lost.IsZero() {
+				began = lost
+			}
+			happened(ctx, "fabric.route.change", began, nil, append(tunnelAttributes(t, side), attribute.Bool("fabric.failover", to != peer))...)
+			if side == "opener" {
+				f.counts.routeChanges.Add(1)
+			}
+			f.log.Info("a tunnel has changed its route", "tunnel", c.TunnelID.String(), "pool", c.PoolID, "generation", c.RouteGeneration, "peer", to.String())
+			generation, peer, lost = c.RouteGeneration, to, time.Time{}
+		case lost.IsZero() && t.State().State == "no route":
+			lost = now
+		}
 		select {
-		case <-t.Changed():
+		case <-changed:
 		case <-t.Done():
-			return
 		}
-		c := t.Contract()
-		if c.RouteLeaseID == lease || closed(t.Done()) {
-			continue
-		}
-		lease = c.RouteLeaseID
-		f.counts.routeChanges.Add(1)
-		moment("fabric.route.change", attribute.String("fabric.tunnel", c.TunnelID.String()), attribute.String("fabric.pool", c.PoolID),
-			attribute.Int64("fabric.generation", int64(c.RouteGeneration)), attribute.String("fabric.peer", t.Peer().String()))
-		f.log.Info("a tunnel has changed its route", "tunnel", c.TunnelID.String(), "pool", c.PoolID, "generation", c.RouteGeneration, "peer", t.Peer().String())
 	}
+	began := time.Now()
+	if !lost.IsZero() {
+		began = lost
+	}
+	st, why := t.State(), t.Err()
+	about := append(tunnelAttributes(t, side), attribute.String("fabric.why", why.Error()), attribute.Int64("fabric.sent_bytes", st.Sent), attribute.Int64("fabric.received_bytes", st.Received),
+		attribute.Int64("fabric.streams", st.StreamsEver))
+	if errors.Is(why, fabric.ErrClosed) {
+		why = nil
+	}
+	happened(ctx, "fabric.tunnel.close", began, fabricError(why), about...)
 }

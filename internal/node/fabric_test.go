@@ -24,7 +24,7 @@ import (
 )
 
 // fabricHung bounds waits; no assertion depends on it.
-const fabricHung = 2 * time.Minute
+const fabricHung = 10 * time.Minute
 
 // newFabricNode runs the fabric's node at home.
 func newFabricNode(t *testing.T, home string, cfg FabricConfig) (*fabricNode, *prometheus.Registry) {
@@ -64,19 +64,22 @@ func TestFabricServices(t *testing.T) {
 	defer otel.SetTracerProvider(noop.NewTracerProvider())
 
 	homes := []string{t.TempDir(), t.TempDir()}
-	if _, err := InitFabric(homes[0], "first", ""); err != nil {
-		t.Fatal(err)
+	if m, err := InitFabricOf(homes[0], "first", "", "ops"); err != nil || m.Organization != "ops" {
+		t.Fatalf("%+v, %v", m, err)
 	}
-	first, reg := newFabricNode(t, homes[0], FabricConfig{Organization: "ops"})
+	first, reg := newFabricNode(t, homes[0], FabricConfig{})
 	ctx, cancel := context.WithTimeout(t.Context(), fabricHung)
 	defer cancel()
-	token, err := first.NewToken(ctx, control.TokenRequest{Life: time.Hour, Uses: 1})
+	token, err := first.NewToken(ctx, control.TokenRequest{Life: time.Hour, Uses: 1, Organization: "guests"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	member, err := JoinFabric(ctx, homes[1], token, "second", "")
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || member.Organization != "guests" {
+		t.Fatalf("%+v, %v", member, err)
+	}
+	if _, err := first.NewToken(ctx, control.TokenRequest{Life: time.Hour, Uses: 1, Organization: "a b"}); capsule.KindOf(err) != capsule.Invalid {
+		t.Errorf("a token for nobody's organization: %v", err)
 	}
 	echo, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -98,7 +101,7 @@ func TestFabricServices(t *testing.T) {
 	newFabricNode(t, homes[1], FabricConfig{Expose: []control.ExposeRequest{{Pool: "echo", Address: echo.Addr().String()}}})
 
 	// A command asks over the socket.
-	c, err := ConnectFabric(ctx, Target{Home: homes[0]})
+	c, err := ConnectFabric(ctx, Target{Home: homes[0], Config: Config{LockTimeout: fabricHung}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +134,7 @@ func TestFabricServices(t *testing.T) {
 	}
 
 	st, err := c.Status(ctx)
-	if err != nil || st.Name != "first" || !st.Authority || st.Area != DefaultArea || st.Tunnels != 1 {
+	if err != nil || st.Name != "first" || !st.Authority || st.Area != DefaultArea || st.Organization != "ops" || st.Tunnels != 1 {
 		t.Errorf("status %+v: %v", st, err)
 	}
 	tunnels, err := c.Tunnels(ctx)
@@ -143,7 +146,7 @@ func TestFabricServices(t *testing.T) {
 		t.Errorf("routes %+v: %v", routes, err)
 	}
 	nodes, err := c.Nodes(ctx)
-	if err != nil || len(nodes) != 2 {
+	if err != nil || len(nodes) != 2 || nodes[0].Organization != "ops" || nodes[1].Organization != "guests" {
 		t.Errorf("nodes %+v: %v", nodes, err)
 	}
 	metrics := gathered(t, reg)
@@ -320,7 +323,7 @@ func TestFabricTokenAddress(t *testing.T) {
 	}
 	for addr, good := range map[string]bool{"10.0.0.1:7420": true, "tls://10.0.0.1:7420": true, "https://relay.example/x": true,
 		"quic://10.0.0.1:7420": false, "foo://x": false, "10.0.0.1": false, "": false} {
-		_, err := NewFabricToken(t.Context(), Target{Home: home}, control.TokenRequest{Life: time.Hour, Uses: 1, Addresses: []string{addr}})
+		_, err := NewFabricToken(t.Context(), Target{Home: home, Config: Config{LockTimeout: fabricHung}}, control.TokenRequest{Life: time.Hour, Uses: 1, Addresses: []string{addr}})
 		if good != (err == nil) || !good && capsule.KindOf(err) != capsule.Invalid {
 			t.Errorf("%q: %v", addr, err)
 		}

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"net"
 	"net/netip"
-	"net/url"
-	"slices"
 	"sync"
 	"time"
 
@@ -106,7 +103,9 @@ func (f *fabricNode) vpnClient(ctx context.Context, r control.VPNRequest, tell f
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var once sync.Once
-	o.Device, o.Log, o.Around = dev, f.log, func() []netip.Addr { return f.reached(ctx) }
+	o.Device, o.Log, o.Around = dev, f.log, func() []netip.Addr {
+		return f.reach.around(ctx, f.seeds, f.Node.Linked(), f.Node.Nodes())
+	}
 	o.Again = func(ctx context.Context) (vpn.Tunnel, error) {
 		t.Close()
 		for pause := jobPause / 4; ; pause = min(2*pause, maxJobPause/6) {
@@ -137,35 +136,6 @@ func (f *fabricNode) vpnClient(ctx context.Context, r control.VPNRequest, tell f
 	}
 	defer f.counts.vpnClient.track(c.Stats)()
 	return unlessEnded(ctx, c.Run(ctx, t))
-}
-
-// reachTime bounds the search for the addresses of names.
-const reachTime = 5 * time.Second
-
-// reached returns the addresses over which this node reaches others.
-func (f *fabricNode) reached(ctx context.Context) (list []netip.Addr) {
-	ctx, cancel := context.WithTimeout(ctx, reachTime)
-	defer cancel()
-	texts := slices.Clone(f.seeds)
-	for _, n := range f.Node.Nodes() {
-		texts = append(texts, n.Addrs...)
-	}
-	seen := map[string]bool{}
-	for _, text := range texts {
-		u, err := url.Parse(text)
-		if err != nil || seen[u.Hostname()] {
-			continue
-		}
-		seen[u.Hostname()] = true
-		found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
-		if err != nil { // it can't be reached by that name now
-			f.log.Debug("vpn: the address of a node", "name", u.Hostname(), "error", err)
-		}
-		for _, a := range found {
-			list = append(list, a.Unmap().WithZone(""))
-		}
-	}
-	return list
 }
 
 // deviceAt says which device has which addresses.

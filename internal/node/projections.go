@@ -131,7 +131,7 @@ func (n *node) endIfIdle() bool {
 }
 
 // closeProjections ends all projections. One that is busy gets until ctx ends
-// and is then detached (umount -l): what has it open loses it when this
+// and is then detached (umount -l): what has it open gets errors when this
 // process ends.
 func (n *node) closeProjections(ctx context.Context) {
 	var wg sync.WaitGroup
@@ -167,5 +167,10 @@ func (n *node) closeProjections(ctx context.Context) {
 	}
 	for _, err := range n.projections.CloseAll() {
 		n.log.Error("a projection could not be ended; fusermount3 -uz on its target helps", "error", err)
+	}
+	if n.holder != nil {
+		for _, info := range n.projections.List() { // in use still, and not for the next node
+			n.holder.Release(info.ID)
+		}
 	}
 }

@@ -65,15 +65,34 @@ func span(ctx context.Context, name string, fn func(context.Context) error, abou
 	ctx, s := tracer().Start(ctx, name, trace.WithAttributes(about...))
 	defer s.End()
 	err := fn(ctx)
+	failed(s, err)
+	return err
+}
+
+// failed has a span tell of an error, if there is one.
+func failed(s trace.Span, err error) {
 	if err != nil {
 		s.SetStatus(codes.Error, err.Error())
 		s.SetAttributes(attribute.String("error.type", capsule.KindOf(err).String()))
 	}
-	return err
 }
 
-// moment is a span of something that takes no time.
-func moment(name string, about ...attribute.KeyValue) {
-	_, s := tracer().Start(context.Background(), name, trace.WithAttributes(about...))
+// note adds to what the span of ctx tells.
+func note(ctx context.Context, about ...attribute.KeyValue) {
+	trace.SpanFromContext(ctx).SetAttributes(about...)
+}
+
+// sameTrace returns a context of the trace of ctx, which has nothing else of it: what it
+// is for may outlive that.
+func sameTrace(ctx context.Context) context.Context {
+	return trace.ContextWithSpanContext(context.Background(), trace.SpanContextFromContext(ctx))
+}
+
+// happened is a span of what began at a time and is over now, with the error that it ended
+// with or nil. It returns a context of its trace.
+func happened(ctx context.Context, name string, began time.Time, err error, about ...attribute.KeyValue) context.Context {
+	ctx, s := tracer().Start(ctx, name, trace.WithTimestamp(began), trace.WithAttributes(about...))
+	failed(s, err)
 	s.End()
+	return sameTrace(ctx)
 }

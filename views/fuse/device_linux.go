@@ -15,15 +15,21 @@ import (
 )
 
 const (
-	opForget      = 2
-	opRead        = 15
-	opGetXattr    = 22
-	opListXattr   = 23
-	opInit        = 26
-	opReaddir     = 28
-	opInterrupt   = 36
-	opBatchForget = 42
-	opReaddirPlus = 44
+	opForget        = 2
+	opRead          = 15
+	opWrite         = 16
+	opFsync         = 20
+	opGetXattr      = 22
+	opListXattr     = 23
+	opInit          = 26
+	opReaddir       = 28
+	opFsyncDir      = 30
+	opSetLkw        = 33
+	opInterrupt     = 36
+	opBatchForget   = 42
+	opFallocate     = 43
+	opReaddirPlus   = 44
+	opCopyFileRange = 47
 
 	// resent marks, in a request's unique number, that an earlier process may
 	// have seen the request (FUSE_UNIQUE_RESEND).
@@ -57,10 +63,10 @@ type device struct {
 	replied func(unique uint64)
 
 	size    int         // of a request, at most
-	buffers chan []byte // for requests; as many as there are readers, at most
-	readers atomic.Int32
-	loops   sync.WaitGroup
-	busy    sync.WaitGroup // requests that are being worked on
+	buffers chan []byte // for requests, kept for the next ones
+	crew    *crew
+	long    func(in *gofuse.InHeader) bool // whether a request may take long
+	busy    sync.WaitGroup                 // requests that are being worked on
 	// leaving is held, shared, while a request is taken on; whoever has set left
 	// under it knows that no more are.
 	leaving sync.RWMutex
@@ -77,24 +83,40 @@ type reader interface {
 	interrupt(unique uint64) bool
 }
 
+// planner is a file system that tells which requests it answers without waiting
+// for anything, as a rule. Of others any may take long.
+type planner interface {
+	// long reports whether a request may take long.
+	long(in *gofuse.InHeader) bool
+}
+
 // leaveWait bounds how long requests under way are waited for when another
 // process goes on with the mount. One that waits for a lock may take for ever.
 const leaveWait = time.Second
 
 // maxReaders bounds how many goroutines wait for requests.
-var maxReaders = min(max(2, runtime.GOMAXPROCS(0)), 16)
+const maxReaders = 16
 
 func newDevice(f gofuse.RawFileSystem, fd int, o *gofuse.MountOptions, log *slog.Logger) *device {
 	r, _ := f.(reader)
-	return &device{
+	d := &device{
 		fd:       fd,
 		proto:    gofuse.NewProtocolServer(f, o),
 		log:      log,
 		reader:   r,
 		panicked: o.PanicHandler,
 		size:     o.MaxWrite + requestRoom,
-		buffers:  make(chan []byte, maxReaders+1),
 	}
+	readers := max(2, runtime.GOMAXPROCS(0))
+	d.long = func(*gofuse.InHeader) bool { return true }
+	if p, ok := f.(planner); ok {
+		readers = max(1, runtime.GOMAXPROCS(0)-1)
+		d.long = p.long
+	}
+	readers = min(readers, maxReaders)
+	d.buffers = make(chan []byte, readers+2)
+	d.crew = newCrew(readers, func() { go d.loop() })
+	return d
 }
 
 // begin answers the kernel's first request, which settles what both sides can do.
@@ -176,49 +198,47 @@ func (d *device) resend() error {
 
 // serve answers requests until the mount ends or leave is called.
 func (d *device) serve() {
-	d.loops.Add(1)
-	d.loop()
-	d.loops.Wait()
+	go d.loop()
+	<-d.crew.done
 }
 
-// loop reads requests and works on them. Whoever has read one and leaves nobody
-// to read the next one starts another loop first.
+// loop reads requests and works on them.
 func (d *device) loop() {
-	defer d.loops.Done()
-	for d.readers.Add(1) <= int32(maxReaders) {
+	for d.crew.wait() {
 		buf, err := d.buffer()
 		n := 0
 		if err == nil {
 			n, err = d.read(buf)
 		}
-		waiting := d.readers.Add(-1)
 		if err != nil {
 			if err != unix.ENODEV && err != unix.ECONNABORTED { // the mount has ended
 				d.log.Error("FUSE device failed", "err", err)
 			}
+			d.crew.leave(true)
 			return
 		}
 		if n < int(unsafe.Sizeof(gofuse.InHeader{})) {
 			d.log.Error("FUSE request too short", "len", n)
+			d.crew.take(false)
 			continue
 		}
 		// Requests without an answer cost the kernel nothing: they are worked
 		// through in turn.
-		if op := header(buf).Opcode; waiting == 0 && op != opForget && op != opBatchForget {
-			d.loops.Add(1)
-			go d.loop()
-		}
+		op := header(buf).Opcode
+		unanswered := op == opForget || op == opBatchForget
 		d.leaving.RLock()
-		if op := header(buf).Opcode; d.left && op != opForget && op != opBatchForget { // the next process gets it again
+		if d.left && !unanswered { // the next process gets it again
 			d.leaving.RUnlock()
+			d.crew.leave(true)
 			return
 		}
 		d.busy.Add(1)
 		d.leaving.RUnlock()
-		d.work(buf, n)
+		long := !unanswered && d.long(header(buf))
+		d.crew.take(long)
+		d.work(buf, n, long)
 		d.busy.Done()
 	}
-	d.readers.Add(-1)
 }
 
 // leave takes on no more requests, and returns when all under way are answered,
@@ -260,10 +280,11 @@ func header(request []byte) *gofuse.InHeader {
 	return (*gofuse.InHeader)(unsafe.Pointer(&request[0]))
 }
 
-// work answers one request, which is in the first n bytes of buf.
-func (d *device) work(buf []byte, n int) {
+// work answers one request, which is in the first n bytes of buf, and which may
+// take long or not.
+func (d *device) work(buf []byte, n int, long bool) {
 	in := buf[:n]
-	if n <= smallRequest {
+	if long && n <= smallRequest {
 		in = append(make([]byte, 0, n), in...)
 		d.recycle(buf)
 	} else {

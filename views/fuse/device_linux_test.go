@@ -32,7 +32,7 @@ func TestFailedReadIsAnsweredWithoutContent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.work(request, copy(request, bytesOf(&in)))
+	d.work(request, copy(request, bytesOf(&in)), true)
 	unix.Munmap(<-d.buffers)
 	answer := make([]byte, 4096)
 	n, err := r.Read(answer)

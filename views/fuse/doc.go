@@ -43,7 +43,9 @@
 // # The device
 //
 // The kernel is spoken to by device, on go-fuse's protocol server; go-fuse's own
-// server can't go on with a mount that another process began. READ requests of
+// server can't go on with a mount that another process began. Who has read a
+// request that is answered at once does so before anybody reads the next one,
+// since waking somebody costs as much as the answer (crew). READ requests of
 // objects don't go through it, which would copy what is read: they are answered
 // from the memory that it was decoded into.
 //

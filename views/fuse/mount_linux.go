@@ -208,13 +208,19 @@ func (m *mount) run(f system) {
 // go-fuse denies once and for all. Otherwise a Go program that serves the
 // mount it reads, as tests and the node may, can use up its threads in
 // epoll and deadlock. The name is go-fuse's own.
-func pollOnce(target string) error {
-	fd, err := unix.Open(target+"/.go-fuse-epoll-hack", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+func pollOnce(target string) (err error) {
+	fd := -1
+	// Signals interrupt both, such as those by which Go's scheduler moves threads on.
+	for err = unix.EINTR; err == unix.EINTR; {
+		fd, err = unix.Open(target+"/.go-fuse-epoll-hack", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	}
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	for err = unix.EINTR; err == unix.EINTR; {
+		_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	}
 	return err
 }
 

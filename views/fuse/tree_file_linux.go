@@ -6,6 +6,7 @@ import (
 	"math"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/tree"
@@ -180,6 +181,8 @@ func (f *treeSystem) with(what string, fh uint64, req *gofuse.InHeader, cancel <
 }
 
 func (f *treeSystem) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
+	begun := time.Now()
+	defer func() { f.reads.took(time.Since(begun)) }()
 	n := 0
 	status := f.with("read", in.Fh, &in.InHeader, cancel, func(h *treeFile) (err error) {
 		if n, err = h.ReadAt(f.ctx, buf[:in.Size], int64(in.Offset)); err == io.EOF {

@@ -49,6 +49,8 @@ type treeSystem struct {
 	notifier *treeNotifier
 	requests inflight
 	memory   treeMemory
+	reads    pace
+	callers  callers
 }
 
 func newTreeSystem(ctx context.Context, store Store, o Options) (system, error) {

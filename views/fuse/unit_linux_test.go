@@ -121,6 +121,36 @@ func TestSplit(t *testing.T) {
 	}
 }
 
+// A process that can't be looked at keeps nobody waiting for longer than the time
+// that there is, and no second search gets stuck at it.
+func TestSearchThatIsStuck(t *testing.T) {
+	s := search{busy: make(chan struct{}, 1)}
+	stuck, release := make(chan struct{}), make(chan struct{})
+	defer close(release)
+	look := func(proc string) string {
+		switch proc {
+		case "/proc/none/1":
+			return "works in /d"
+		case "/proc/none/2":
+			close(stuck)
+			<-release
+		}
+		return ""
+	}
+	procs := []string{"/proc/none/0", "/proc/none/1", "/proc/none/2", "/proc/none/3"}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-stuck
+		cancel()
+	}()
+	if got := s.run(ctx, procs, look); !strings.Contains(got, "process 2 ") || strings.Contains(got, "process 3 ") {
+		t.Errorf("a search that is stuck says %q", got)
+	}
+	if got := s.run(ctx, procs, look); !strings.Contains(got, "process 2 ") { // looking again would close stuck again
+		t.Errorf("the next one says %q", got)
+	}
+}
+
 func TestParseMountinfo(t *testing.T) {
 	const text = `22 27 0:21 / /proc rw,relatime - proc proc rw
 36 35 98:0 /mnt1 /mnt\040two\134x rw,noatime master:1 shared:2 - fuse.space space ro,user_id=0

@@ -2,15 +2,22 @@ package fuse
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 )
 
-// maxUsers is how many processes an error names.
-const maxUsers = 5
+const (
+	// maxUsers is how many processes an error names.
+	maxUsers = 5
+	// lookTime bounds the search for a mount's users.
+	lookTime = 10 * time.Second
+)
 
 // users describes the processes that use files under a mount point, of those
 // that this process may look into. It reads links in /proc alone and never
@@ -43,25 +50,79 @@ func copies(dev string) string {
 
 // processes lists those of which what says something, with that; "" if there are none.
 func processes(what func(proc string) string) string {
+	ctx, cancel := context.WithTimeout(context.Background(), lookTime)
+	defer cancel()
 	procs, _ := filepath.Glob("/proc/[0-9]*")
-	var found []string
-	more := 0
-	for _, proc := range procs {
-		does := what(proc)
-		if does == "" {
-			continue
-		}
-		if len(found) == maxUsers {
-			more++
-			continue
-		}
-		comm, _ := os.ReadFile(proc + "/comm")
-		found = append(found, fmt.Sprintf("process %s (%s) %s", filepath.Base(proc), bytes.TrimSpace(comm), does))
+	return theSearch.run(ctx, procs, what)
+}
+
+// search looks through processes one after the other. To read of a process may
+// have to wait for it: of what it maps, for as long as it waits itself for a
+// page of a mount whose server does not answer. Nobody waits for a search that
+// is stuck so, and no other one begins.
+type search struct {
+	busy chan struct{} // of capacity 1: holds a token while one is under way
+
+	mu sync.Mutex
+	at string // the process that it looks at
+}
+
+var theSearch = search{busy: make(chan struct{}, 1)}
+
+// run returns what there is to say of procs, or by the end of ctx was.
+func (s *search) run(ctx context.Context, procs []string, what func(proc string) string) string {
+	select {
+	case s.busy <- struct{}{}:
+	case <-ctx.Done():
+		return s.stuck()
 	}
-	if more > 0 {
-		found = append(found, fmt.Sprintf("%d more", more))
+	said := make(chan string, len(procs)) // so that nobody has to take it
+	go func() {
+		defer func() { <-s.busy }()
+		for _, proc := range procs {
+			if ctx.Err() != nil {
+				return
+			}
+			s.mu.Lock()
+			s.at = proc
+			s.mu.Unlock()
+			if does := what(proc); does != "" {
+				said <- describe(proc) + " " + does
+			}
+		}
+		close(said)
+	}()
+	var found []string
+	for {
+		select {
+		case one, more := <-said:
+			if !more {
+				return list(found)
+			}
+			found = append(found, one)
+		case <-ctx.Done():
+			return list(append(found, s.stuck()))
+		}
+	}
+}
+
+func list(found []string) string {
+	if more := len(found) - maxUsers; more > 0 {
+		found = append(found[:maxUsers], fmt.Sprintf("%d more", more))
 	}
 	return strings.Join(found, "; ")
+}
+
+// stuck says where the search got no further.
+func (s *search) stuck() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return fmt.Sprintf("perhaps %s, which could not be looked at in time", describe(s.at))
+}
+
+func describe(proc string) string {
+	comm, _ := os.ReadFile(proc + "/comm")
+	return fmt.Sprintf("process %s (%s)", filepath.Base(proc), bytes.TrimSpace(comm))
 }
 
 // use says how one process uses files under target; "" means not at all.

@@ -3,8 +3,8 @@ package nvme
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/spacestore/space/internal/testenv/leak"
 )
 
 // Every goroutine of a target ends with it.
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }

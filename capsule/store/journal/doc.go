@@ -26,8 +26,13 @@
 // # Locking
 //
 // One mutex orders appends, which only copy. One caller at a time writes, in
-// order, and one at a time syncs, both outside of the mutex: what comes while the
-// disk syncs is written by then, and needs only the next sync. Ending a file
+// order, and one at a time syncs, both outside of the mutex. Whoever syncs next is one
+// of those who wait for it: he writes all that came meanwhile, syncs, and wakes
+// those whose records are durable and one who goes on. Ending a file
 // takes both. Memory is bounded: an append that finds [bufferLimit] bytes waiting
 // writes them first.
+//
+// A Push that is usually followed by a Sync, by the number of pushes from one sync
+// to the next, has the system begin to write the file: the disk is then at it while the
+// caller gets its answer and asks for the sync, which still waits for all of it.
 package journal

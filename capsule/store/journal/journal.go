@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,9 +44,12 @@ type Journal struct {
 	dir string
 
 	mu      sync.Mutex
-	moved   sync.Cond // signals that somebody has written or synced
+	moved   sync.Cond // signals that somebody has written or synced, to those few who are not in waiters
+	waiters []*waiter // in the order in which they came
 	writing bool      // somebody writes what was queued
 	syncing bool      // somebody syncs or ends a file
+	pushes  int       // calls of Push since the last sync began
+	usual   int       // how many there were between the two syncs before
 	last    uint64    // number of the last record appended
 	written uint64    // all records up to this one are written
 	synced  uint64    // all records up to this one are durable
@@ -68,9 +72,10 @@ type chunk struct {
 
 // file is a journal file.
 type file struct {
-	name string
-	w    vfs.File // nil: of the process before
-	last uint64   // number of its last record, once it takes no more
+	name  string
+	w     vfs.File // nil: of the process before
+	first uint64   // number of its first record, if it is of this process
+	last  uint64   // number of its last record, once it takes no more
 }
 
 // Open replays the records after number after, in order, and returns the
@@ -174,8 +179,10 @@ func (j *Journal) Append(record []byte) (uint64, error) {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for j.waiting() > bufferLimit {
-		if err := j.write(); err != nil {
+	for j.queuedBytes() > bufferLimit {
+		err := j.write()
+		j.wake()
+		if err != nil {
 			return 0, err
 		}
 	}
@@ -200,8 +207,8 @@ func (j *Journal) Append(record []byte) (uint64, error) {
 	return j.last, nil
 }
 
-// waiting returns how many bytes are to be written.
-func (j *Journal) waiting() (n int) {
+// queuedBytes returns how many bytes are to be written.
+func (j *Journal) queuedBytes() (n int) {
 	for _, c := range j.queue {
 		n += len(c.b)
 	}
@@ -224,7 +231,7 @@ func (j *Journal) create() (vfs.File, string, error) {
 
 // use has the next records go to a new file.
 func (j *Journal) use(w vfs.File, name string) {
-	j.files = append(j.files, file{name: name, w: w})
+	j.files = append(j.files, file{name: name, w: w, first: j.last + 1})
 	c := chunk{w: w, b: j.buffer(), last: j.last}
 	c.b = binary.BigEndian.AppendUint64(c.b, j.last+1)
 	j.queue = append(j.queue, c)
@@ -252,11 +259,21 @@ func (j *Journal) Sync(number uint64) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for j.synced < number {
-		step := j.write
-		if j.written >= number {
-			step = j.sync
+		var err error
+		switch {
+		case j.syncing, j.writing && j.written < number:
+			err = j.wait(number, true)
+		case j.written < number:
+			// All that came while the disk synced, at once. Then this one syncs,
+			// which wakes others, unless that is done or somebody else is at it.
+			if err = j.write(); err != nil || j.syncing || j.synced >= number {
+				j.wake()
+			}
+		default:
+			j.usual, j.pushes = j.pushes, 0
+			err = j.settle(all(j.current.SyncData))
 		}
-		if err := step(); err != nil {
+		if err != nil {
 			return err
 		}
 	}
@@ -264,16 +281,87 @@ func (j *Journal) Sync(number uint64) error {
 }
 
 // Push returns when all records up to number are the operating system's: they
-// outlive this process, if not a power cut.
+// outlive this process, if not a power cut. When a Sync is to be expected, it
+// has the disk begin.
 func (j *Journal) Push(number uint64) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.pushes++
+	due := j.pushes == j.usual && !j.syncing
 	for j.written < number {
-		if err := j.write(); err != nil {
+		var err error
+		if j.writing {
+			err = j.wait(number, false)
+		} else {
+			err = j.write()
+			j.wake()
+		}
+		if err != nil {
 			return err
 		}
 	}
+	if due && !j.syncing && j.synced < number {
+		w := j.current
+		return j.settle(func() (bool, error) { return w.SyncTo(math.MaxInt64) })
+	}
 	return j.fs.Err()
+}
+
+// waiter is somebody for whom others write or sync.
+type waiter struct {
+	number  uint64        // the record that has to be written
+	durable bool          // and synced
+	turn    chan struct{} // gives a value when that is so, or the waiter is to do it
+}
+
+var waiters = sync.Pool{New: func() any { return &waiter{turn: make(chan struct{}, 1)} }}
+
+// wait returns when a record is written, or durable, or when the caller is to
+// look again who does that. j.mu is held, but not meanwhile.
+func (j *Journal) wait(number uint64, durable bool) error {
+	w := waiters.Get().(*waiter)
+	defer waiters.Put(w)
+	w.number, w.durable = number, durable
+	j.waiters = append(j.waiters, w)
+	j.mu.Unlock()
+	<-w.turn
+	j.mu.Lock()
+	err := j.fs.Err()
+	if err != nil { // which may have come after this one was chosen
+		j.wake()
+	}
+	return err
+}
+
+// wake is called by whoever has written or synced, or will not after all. It
+// wakes those who have what they wait for, all of them after a failure, and of
+// the others only whom it takes for the next write and the next sync: they call
+// it in their turn. j.mu is held.
+func (j *Journal) wake() {
+	failed := j.fs.Err() != nil
+	var writer, syncer *waiter
+	rest := j.waiters[:0]
+	for _, w := range j.waiters {
+		switch {
+		case failed, w.number <= j.synced, !w.durable && w.number <= j.written:
+			w.turn <- struct{}{}
+		case w.durable && syncer == nil && !j.syncing && (w.number <= j.written || !j.writing):
+			syncer = w
+		case !w.durable && writer == nil && !j.writing:
+			writer = w
+		default:
+			rest = append(rest, w)
+		}
+	}
+	clear(j.waiters[len(rest):])
+	j.waiters = rest
+	// The last one to be woken is the first to run, so that the disk is at work
+	// again before those who are done go on.
+	for _, w := range []*waiter{writer, syncer} {
+		if w != nil {
+			w.turn <- struct{}{}
+		}
+	}
 }
 
 // write writes what is queued, or waits if somebody else is at it. j.mu is
@@ -304,7 +392,7 @@ func (j *Journal) write() error {
 		}
 		j.written, j.current = c.last, c.w
 		if c.end { // Close syncs
-			if err = j.settle(c.w.Close); err != nil {
+			if err = j.settle(all(c.w.Close)); err != nil {
 				break
 			}
 		}
@@ -319,46 +407,42 @@ func (j *Journal) write() error {
 	return err
 }
 
-// sync makes durable what is written, or waits if somebody else is at it. What
-// is queued meanwhile is written meanwhile, for the next sync. j.mu is held, but
-// not meanwhile.
-func (j *Journal) sync() error {
-	if j.syncing {
-		j.moved.Wait()
-		return j.fs.Err()
-	}
-	return j.settle(j.current.SyncData)
-}
-
-// settle makes durable what is written to the current file, by a method of it,
-// once nobody else is at it.
-func (j *Journal) settle(how func() error) error {
+// settle has a method of the current file at work on what is written to it, once
+// nobody else is. how reports whether all of that is durable then.
+func (j *Journal) settle(how func() (durable bool, err error)) error {
 	for j.syncing {
 		j.moved.Wait()
 	}
 	j.syncing = true
 	number := j.written
+	j.wake() // whose records are written, and who writes meanwhile
 	j.mu.Unlock()
-	err := how()
+	durable, err := how()
 	if ferr := j.fs.Err(); ferr != nil {
 		err = ferr
 	}
 	j.mu.Lock()
 	j.syncing = false
-	if err == nil {
+	if err == nil && durable {
 		j.synced = max(j.synced, number)
 	}
 	j.moved.Broadcast()
+	j.wake()
 	return err
 }
 
-// Cut ends the present file: later records go to a new one. It returns the
+// all is settle's argument for what makes all of a file durable.
+func all(sync func() error) func() (bool, error) {
+	return func() (bool, error) { return true, sync() }
+}
+
+// Cut ends the present file, if it has records: later ones go to a new one. It returns the
 // number of the last record before the cut. Nothing is written or synced here
 // but the new file's name.
 func (j *Journal) Cut() (uint64, error) {
 	j.mu.Lock()
 	n := len(j.files)
-	if n == 0 || j.files[n-1].w == nil {
+	if n == 0 || j.files[n-1].w == nil || j.files[n-1].first > j.last { // there is none, or it has no records
 		defer j.mu.Unlock()
 		return j.last, nil
 	}

@@ -113,7 +113,11 @@ func TestPowerCut(t *testing.T) {
 				break
 			}
 			last++
-			if r.IntN(5) == 0 {
+			regular := seed%2 == 1 // so that pushes have the disk begin
+			if regular && j.Push(uint64(last)) != nil {
+				break
+			}
+			if !regular && r.IntN(5) == 0 || regular && last%2 == 0 {
 				if j.Sync(uint64(last)) != nil {
 					break
 				}
@@ -168,7 +172,7 @@ func TestEnd(t *testing.T) {
 	}
 }
 
-// Many who append and sync at once need fewer syncs than there are of them.
+// Many who append and sync at once need fewer writes and syncs than there are of them.
 func TestGroupCommit(t *testing.T) {
 	faults := vfstest.NewFaults(vfstest.NewPowerCut())
 	j, _, err := open(t, faults, 0)
@@ -189,7 +193,7 @@ func TestGroupCommit(t *testing.T) {
 		}
 		return nil
 	})
-	before := faults.Count(vfstest.Sync)
+	syncs, writes := faults.Count(vfstest.Sync), faults.Count(vfstest.Write)
 	var ready, done sync.WaitGroup
 	for range 50 {
 		ready.Add(1)
@@ -207,8 +211,11 @@ func TestGroupCommit(t *testing.T) {
 	ready.Wait()
 	hold.Done()
 	done.Wait()
-	if n := faults.Count(vfstest.Sync) - before; n > 10 {
+	if n := faults.Count(vfstest.Sync) - syncs; n > 10 {
 		t.Errorf("%d syncs for 50 callers", n)
+	}
+	if n := faults.Count(vfstest.Write) - writes; n > 20 { // marks of syncs among them
+		t.Errorf("%d writes for 50 callers", n)
 	}
 }
 
@@ -273,6 +280,78 @@ func TestPushDuringSync(t *testing.T) {
 	}
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Where each push has been followed by a sync, the disk begins at the next push:
+// that is no sync, and if it fails, nothing may be assumed either.
+func TestPushBegins(t *testing.T) {
+	faults := vfstest.NewFaults(vfstest.NewPowerCut())
+	j, _, err := open(t, faults, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := 0
+	push := func(n int) {
+		t.Helper()
+		for range n {
+			i++
+			add(t, j, i, i)
+			if err := j.Push(uint64(i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for range 3 {
+		push(2)
+		syncs := faults.Count(vfstest.Sync)
+		if err := j.Sync(uint64(i)); err != nil {
+			t.Fatal(err)
+		}
+		if faults.Count(vfstest.Sync) == syncs {
+			t.Fatal("nothing is synced")
+		}
+	}
+	begun := faults.Count(vfstest.SyncTo)
+	push(1)
+	if faults.Count(vfstest.SyncTo) != begun {
+		t.Fatal("the disk begins before the last push")
+	}
+	push(1)
+	if faults.Count(vfstest.SyncTo) != begun+1 {
+		t.Fatal("the disk does not begin with the push before a sync")
+	}
+	push(5)
+	if faults.Count(vfstest.SyncTo) != begun+1 {
+		t.Fatal("the disk begins though no sync came")
+	}
+	for range 2 {
+		if err := j.Sync(uint64(i)); err != nil {
+			t.Fatal(err)
+		}
+		push(1)
+	}
+	if err := j.Sync(uint64(i)); err != nil {
+		t.Fatal(err)
+	}
+	boom := errors.New("boom")
+	faults.Set(func(op vfstest.Op) error {
+		if op.Kind == vfstest.SyncTo {
+			return boom
+		}
+		return nil
+	})
+	i++
+	add(t, j, i, i)
+	if err := j.Push(uint64(i)); !errors.Is(err, boom) {
+		t.Fatalf("a push that the disk fails at: %v", err)
+	}
+	faults.Set(nil)
+	if err := j.Sync(uint64(i)); !errors.Is(err, boom) {
+		t.Fatalf("a sync after that: %v", err)
+	}
+	if _, err := j.Append([]byte("more")); !errors.Is(err, boom) {
+		t.Fatalf("an append after that: %v", err)
 	}
 }
 

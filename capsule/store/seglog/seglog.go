@@ -339,6 +339,17 @@ func (s *Set) ReadAt(log uint64, p []byte, off int64) error {
 	return nil
 }
 
+// Prefetch has the kernel begin to read a range of a log. Whoever reads it will
+// hear of what goes wrong.
+func (s *Set) Prefetch(log uint64, off, n int64) {
+	f, release, err := s.cache.get(log)
+	if err != nil {
+		return
+	}
+	defer release()
+	_ = f.Prefetch(off, n)
+}
+
 // Remove deletes a log that takes no more appends. The caller has made durable
 // that nothing refers to it.
 func (s *Set) Remove(log uint64) error {

@@ -167,8 +167,9 @@ type PutHeader struct {
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Id            []byte                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"` // empty: a new capsule, or the one that has the name
 	Exclusive     bool                   `protobuf:"varint,3,opt,name=exclusive,proto3" json:"exclusive,omitempty"`
-	Size          int64                  `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`    // -1: not known
-	Policy        string                 `protobuf:"bytes,5,opt,name=policy,proto3" json:"policy,omitempty"` // YAML; empty: unchanged
+	Size          int64                  `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`       // -1: not known
+	Policy        string                 `protobuf:"bytes,5,opt,name=policy,proto3" json:"policy,omitempty"`    // YAML; empty: unchanged
+	Version       uint64                 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"` // fail unless this is what would be replaced; 0: any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -236,6 +237,13 @@ func (x *PutHeader) GetPolicy() string {
 		return x.Policy
 	}
 	return ""
+}
+
+func (x *PutHeader) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 type PutRequest struct {
@@ -4020,13 +4028,14 @@ const file_control_proto_rawDesc = "" +
 	"\x04size\x18\x04 \x01(\x03R\x04size\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\x04R\aversion\x12*\n" +
 	"\x11created_unix_nano\x18\x06 \x01(\x03R\x0fcreatedUnixNano\x12,\n" +
-	"\x12modified_unix_nano\x18\a \x01(\x03R\x10modifiedUnixNano\"y\n" +
+	"\x12modified_unix_nano\x18\a \x01(\x03R\x10modifiedUnixNano\"\x93\x01\n" +
 	"\tPutHeader\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\fR\x02id\x12\x1c\n" +
 	"\texclusive\x18\x03 \x01(\bR\texclusive\x12\x12\n" +
 	"\x04size\x18\x04 \x01(\x03R\x04size\x12\x16\n" +
-	"\x06policy\x18\x05 \x01(\tR\x06policy\"i\n" +
+	"\x06policy\x18\x05 \x01(\tR\x06policy\x12\x18\n" +
+	"\aversion\x18\x06 \x01(\x04R\aversion\"i\n" +
 	"\n" +
 	"PutRequest\x123\n" +
 	"\x06header\x18\x01 \x01(\v2\x1b.space.control.v1.PutHeaderR\x06header\x12\x12\n" +

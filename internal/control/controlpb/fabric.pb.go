@@ -60,7 +60,7 @@ func (*FabricRequest) Descriptor() ([]byte, []int) {
 	return file_fabric_proto_rawDescGZIP(), []int{0}
 }
 
-// FabricItem is the node's state, or one node, tunnel, route or usage, in JSON with the
+// FabricItem is the node's state, or one node, tunnel, route, usage or transfer, in JSON with the
 // names that `-o json` shows.
 type FabricItem struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -110,7 +110,8 @@ type FabricTokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LifeNano      int64                  `protobuf:"varint,1,opt,name=life_nano,json=lifeNano,proto3" json:"life_nano,omitempty"`
 	Uses          int32                  `protobuf:"varint,2,opt,name=uses,proto3" json:"uses,omitempty"`
-	Addresses     []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"` // none: where the node listens
+	Addresses     []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`       // none: where the node listens
+	Organization  string                 `protobuf:"bytes,4,opt,name=organization,proto3" json:"organization,omitempty"` // whose nodes may join with it; none: the default one's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -164,6 +165,13 @@ func (x *FabricTokenRequest) GetAddresses() []string {
 		return x.Addresses
 	}
 	return nil
+}
+
+func (x *FabricTokenRequest) GetOrganization() string {
+	if x != nil {
+		return x.Organization
+	}
+	return ""
 }
 
 type FabricToken struct {
@@ -572,6 +580,10 @@ type SendRequest struct {
 	Name           string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Times          uint32                 `protobuf:"varint,3,opt,name=times,proto3" json:"times,omitempty"`                                         // end when so many have received it; 0: never
 	SkipUnreadable bool                   `protobuf:"varint,4,opt,name=skip_unreadable,json=skipUnreadable,proto3" json:"skip_unreadable,omitempty"` // leave out what can't be read
+	To             string                 `protobuf:"bytes,5,opt,name=to,proto3" json:"to,omitempty"`                                                // node, by ID or name, that is to receive it; "": whoever asks for it
+	Rate           int64                  `protobuf:"varint,6,opt,name=rate,proto3" json:"rate,omitempty"`
+	Background     bool                   `protobuf:"varint,7,opt,name=background,proto3" json:"background,omitempty"`             // after all other traffic
+	WaitNano       int64                  `protobuf:"varint,8,opt,name=wait_nano,json=waitNano,proto3" json:"wait_nano,omitempty"` // for the node
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -632,6 +644,34 @@ func (x *SendRequest) GetSkipUnreadable() bool {
 		return x.SkipUnreadable
 	}
 	return false
+}
+
+func (x *SendRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *SendRequest) GetRate() int64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *SendRequest) GetBackground() bool {
+	if x != nil {
+		return x.Background
+	}
+	return false
+}
+
+func (x *SendRequest) GetWaitNano() int64 {
+	if x != nil {
+		return x.WaitNano
+	}
+	return 0
 }
 
 type ReceiveRequest struct {
@@ -726,19 +766,165 @@ func (x *ReceiveRequest) GetFrom() []string {
 	return nil
 }
 
+// AcceptRequest takes what other nodes send to this one.
+type AcceptRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Into          string                 `protobuf:"bytes,1,opt,name=into,proto3" json:"into,omitempty"`                       // directory, absolute
+	From          []string               `protobuf:"bytes,2,rep,name=from,proto3" json:"from,omitempty"`                       // nodes, by ID
+	MaxSize       int64                  `protobuf:"varint,3,opt,name=max_size,json=maxSize,proto3" json:"max_size,omitempty"` // of one; 0: any
+	Times         uint32                 `protobuf:"varint,4,opt,name=times,proto3" json:"times,omitempty"`                    // end when so many have come; 0: never
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptRequest) Reset() {
+	*x = AcceptRequest{}
+	mi := &file_fabric_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptRequest) ProtoMessage() {}
+
+func (x *AcceptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fabric_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptRequest.ProtoReflect.Descriptor instead.
+func (*AcceptRequest) Descriptor() ([]byte, []int) {
+	return file_fabric_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AcceptRequest) GetInto() string {
+	if x != nil {
+		return x.Into
+	}
+	return ""
+}
+
+func (x *AcceptRequest) GetFrom() []string {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *AcceptRequest) GetMaxSize() int64 {
+	if x != nil {
+		return x.MaxSize
+	}
+	return 0
+}
+
+func (x *AcceptRequest) GetTimes() uint32 {
+	if x != nil {
+		return x.Times
+	}
+	return 0
+}
+
+// TransferChange changes a transfer that runs: what is set of it.
+type TransferChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Cancel        bool                   `protobuf:"varint,2,opt,name=cancel,proto3" json:"cancel,omitempty"`
+	Paused        *bool                  `protobuf:"varint,3,opt,name=paused,proto3,oneof" json:"paused,omitempty"`
+	Rate          *int64                 `protobuf:"varint,4,opt,name=rate,proto3,oneof" json:"rate,omitempty"`
+	Background    *bool                  `protobuf:"varint,5,opt,name=background,proto3,oneof" json:"background,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferChange) Reset() {
+	*x = TransferChange{}
+	mi := &file_fabric_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferChange) ProtoMessage() {}
+
+func (x *TransferChange) ProtoReflect() protoreflect.Message {
+	mi := &file_fabric_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferChange.ProtoReflect.Descriptor instead.
+func (*TransferChange) Descriptor() ([]byte, []int) {
+	return file_fabric_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *TransferChange) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *TransferChange) GetCancel() bool {
+	if x != nil {
+		return x.Cancel
+	}
+	return false
+}
+
+func (x *TransferChange) GetPaused() bool {
+	if x != nil && x.Paused != nil {
+		return *x.Paused
+	}
+	return false
+}
+
+func (x *TransferChange) GetRate() int64 {
+	if x != nil && x.Rate != nil {
+		return *x.Rate
+	}
+	return 0
+}
+
+func (x *TransferChange) GetBackground() bool {
+	if x != nil && x.Background != nil {
+		return *x.Background
+	}
+	return false
+}
+
 // JobEvent is what a job says: in the order of the fields, those that are set.
 type JobEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ready         string                 `protobuf:"bytes,1,opt,name=ready,proto3" json:"ready,omitempty"` // it works now; where
 	Note          string                 `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`
-	Progress      *JobProgress           `protobuf:"bytes,3,opt,name=progress,proto3" json:"progress,omitempty"`
+	Transfer      *FabricItem            `protobuf:"bytes,3,opt,name=transfer,proto3" json:"transfer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JobEvent) Reset() {
 	*x = JobEvent{}
-	mi := &file_fabric_proto_msgTypes[11]
+	mi := &file_fabric_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +936,7 @@ func (x *JobEvent) String() string {
 func (*JobEvent) ProtoMessage() {}
 
 func (x *JobEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_fabric_proto_msgTypes[11]
+	mi := &file_fabric_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +949,7 @@ func (x *JobEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobEvent.ProtoReflect.Descriptor instead.
 func (*JobEvent) Descriptor() ([]byte, []int) {
-	return file_fabric_proto_rawDescGZIP(), []int{11}
+	return file_fabric_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *JobEvent) GetReady() string {
@@ -780,87 +966,11 @@ func (x *JobEvent) GetNote() string {
 	return ""
 }
 
-func (x *JobEvent) GetProgress() *JobProgress {
+func (x *JobEvent) GetTransfer() *FabricItem {
 	if x != nil {
-		return x.Progress
+		return x.Transfer
 	}
 	return nil
-}
-
-type JobProgress struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Done          int64                  `protobuf:"varint,1,opt,name=done,proto3" json:"done,omitempty"`
-	Total         int64                  `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"` // -1: not known
-	Resumed       int64                  `protobuf:"varint,3,opt,name=resumed,proto3" json:"resumed,omitempty"`
-	Files         int64                  `protobuf:"varint,4,opt,name=files,proto3" json:"files,omitempty"`
-	Text          string                 `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *JobProgress) Reset() {
-	*x = JobProgress{}
-	mi := &file_fabric_proto_msgTypes[12]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *JobProgress) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*JobProgress) ProtoMessage() {}
-
-func (x *JobProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_fabric_proto_msgTypes[12]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use JobProgress.ProtoReflect.Descriptor instead.
-func (*JobProgress) Descriptor() ([]byte, []int) {
-	return file_fabric_proto_rawDescGZIP(), []int{12}
-}
-
-func (x *JobProgress) GetDone() int64 {
-	if x != nil {
-		return x.Done
-	}
-	return 0
-}
-
-func (x *JobProgress) GetTotal() int64 {
-	if x != nil {
-		return x.Total
-	}
-	return 0
-}
-
-func (x *JobProgress) GetResumed() int64 {
-	if x != nil {
-		return x.Resumed
-	}
-	return 0
-}
-
-func (x *JobProgress) GetFiles() int64 {
-	if x != nil {
-		return x.Files
-	}
-	return 0
-}
-
-func (x *JobProgress) GetText() string {
-	if x != nil {
-		return x.Text
-	}
-	return ""
 }
 
 var File_fabric_proto protoreflect.FileDescriptor
@@ -871,11 +981,12 @@ const file_fabric_proto_rawDesc = "" +
 	"\rFabricRequest\" \n" +
 	"\n" +
 	"FabricItem\x12\x12\n" +
-	"\x04json\x18\x01 \x01(\fR\x04json\"c\n" +
+	"\x04json\x18\x01 \x01(\fR\x04json\"\x87\x01\n" +
 	"\x12FabricTokenRequest\x12\x1b\n" +
 	"\tlife_nano\x18\x01 \x01(\x03R\blifeNano\x12\x12\n" +
 	"\x04uses\x18\x02 \x01(\x05R\x04uses\x12\x1c\n" +
-	"\taddresses\x18\x03 \x03(\tR\taddresses\"!\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\"\n" +
+	"\forganization\x18\x04 \x01(\tR\forganization\"!\n" +
 	"\vFabricToken\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\")\n" +
 	"\x13FabricRevokeRequest\x12\x12\n" +
@@ -905,12 +1016,18 @@ const file_fabric_proto_rawDesc = "" +
 	"\x04pool\x18\x05 \x01(\tR\x04pool\x12\x16\n" +
 	"\x06routes\x18\x06 \x03(\tR\x06routes\x12\x16\n" +
 	"\x06bypass\x18\a \x03(\tR\x06bypass\x12\x1b\n" +
-	"\twait_nano\x18\b \x01(\x03R\bwaitNano\"t\n" +
+	"\twait_nano\x18\b \x01(\x03R\bwaitNano\"\xd5\x01\n" +
 	"\vSendRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
 	"\x05times\x18\x03 \x01(\rR\x05times\x12'\n" +
-	"\x0fskip_unreadable\x18\x04 \x01(\bR\x0eskipUnreadable\"\xbb\x01\n" +
+	"\x0fskip_unreadable\x18\x04 \x01(\bR\x0eskipUnreadable\x12\x0e\n" +
+	"\x02to\x18\x05 \x01(\tR\x02to\x12\x12\n" +
+	"\x04rate\x18\x06 \x01(\x03R\x04rate\x12\x1e\n" +
+	"\n" +
+	"background\x18\a \x01(\bR\n" +
+	"background\x12\x1b\n" +
+	"\twait_nano\x18\b \x01(\x03R\bwaitNano\"\xbb\x01\n" +
 	"\x0eReceiveRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x12\n" +
@@ -920,17 +1037,27 @@ const file_fabric_proto_rawDesc = "" +
 	"\n" +
 	"background\x18\x06 \x01(\bR\n" +
 	"background\x12\x12\n" +
-	"\x04from\x18\a \x03(\tR\x04from\"o\n" +
+	"\x04from\x18\a \x03(\tR\x04from\"h\n" +
+	"\rAcceptRequest\x12\x12\n" +
+	"\x04into\x18\x01 \x01(\tR\x04into\x12\x12\n" +
+	"\x04from\x18\x02 \x03(\tR\x04from\x12\x19\n" +
+	"\bmax_size\x18\x03 \x01(\x03R\amaxSize\x12\x14\n" +
+	"\x05times\x18\x04 \x01(\rR\x05times\"\xb6\x01\n" +
+	"\x0eTransferChange\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06cancel\x18\x02 \x01(\bR\x06cancel\x12\x1b\n" +
+	"\x06paused\x18\x03 \x01(\bH\x00R\x06paused\x88\x01\x01\x12\x17\n" +
+	"\x04rate\x18\x04 \x01(\x03H\x01R\x04rate\x88\x01\x01\x12#\n" +
+	"\n" +
+	"background\x18\x05 \x01(\bH\x02R\n" +
+	"background\x88\x01\x01B\t\n" +
+	"\a_pausedB\a\n" +
+	"\x05_rateB\r\n" +
+	"\v_background\"n\n" +
 	"\bJobEvent\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\tR\x05ready\x12\x12\n" +
-	"\x04note\x18\x02 \x01(\tR\x04note\x129\n" +
-	"\bprogress\x18\x03 \x01(\v2\x1d.space.control.v1.JobProgressR\bprogress\"{\n" +
-	"\vJobProgress\x12\x12\n" +
-	"\x04done\x18\x01 \x01(\x03R\x04done\x12\x14\n" +
-	"\x05total\x18\x02 \x01(\x03R\x05total\x12\x18\n" +
-	"\aresumed\x18\x03 \x01(\x03R\aresumed\x12\x14\n" +
-	"\x05files\x18\x04 \x01(\x03R\x05files\x12\x12\n" +
-	"\x04text\x18\x05 \x01(\tR\x04text2\x86\a\n" +
+	"\x04note\x18\x02 \x01(\tR\x04note\x128\n" +
+	"\btransfer\x18\x03 \x01(\v2\x1c.space.control.v1.FabricItemR\btransfer2\xef\b\n" +
 	"\x06Fabric\x12G\n" +
 	"\x06Status\x12\x1f.space.control.v1.FabricRequest\x1a\x1c.space.control.v1.FabricItem\x12H\n" +
 	"\x05Nodes\x12\x1f.space.control.v1.FabricRequest\x1a\x1c.space.control.v1.FabricItem0\x01\x12J\n" +
@@ -938,12 +1065,15 @@ const file_fabric_proto_rawDesc = "" +
 	"\x06Routes\x12\x1f.space.control.v1.FabricRequest\x1a\x1c.space.control.v1.FabricItem0\x01\x12H\n" +
 	"\x05Usage\x12\x1f.space.control.v1.FabricRequest\x1a\x1c.space.control.v1.FabricItem0\x01\x12O\n" +
 	"\bNewToken\x12$.space.control.v1.FabricTokenRequest\x1a\x1d.space.control.v1.FabricToken\x12P\n" +
-	"\x06Revoke\x12%.space.control.v1.FabricRevokeRequest\x1a\x1f.space.control.v1.FabricRevoked\x12G\n" +
+	"\x06Revoke\x12%.space.control.v1.FabricRevokeRequest\x1a\x1f.space.control.v1.FabricRevoked\x12L\n" +
+	"\tTransfers\x12\x1f.space.control.v1.FabricRequest\x1a\x1c.space.control.v1.FabricItem0\x01\x12P\n" +
+	"\x0eChangeTransfer\x12 .space.control.v1.TransferChange\x1a\x1c.space.control.v1.FabricItem\x12G\n" +
 	"\x06Expose\x12\x1f.space.control.v1.ExposeRequest\x1a\x1a.space.control.v1.JobEvent0\x01\x12I\n" +
 	"\aForward\x12 .space.control.v1.ForwardRequest\x1a\x1a.space.control.v1.JobEvent0\x01\x12A\n" +
 	"\x03VPN\x12\x1c.space.control.v1.VPNRequest\x1a\x1a.space.control.v1.JobEvent0\x01\x12C\n" +
 	"\x04Send\x12\x1d.space.control.v1.SendRequest\x1a\x1a.space.control.v1.JobEvent0\x01\x12I\n" +
-	"\aReceive\x12 .space.control.v1.ReceiveRequest\x1a\x1a.space.control.v1.JobEvent0\x01B8Z6github.com/spacestore/space/internal/control/controlpbb\x06proto3"
+	"\aReceive\x12 .space.control.v1.ReceiveRequest\x1a\x1a.space.control.v1.JobEvent0\x01\x12G\n" +
+	"\x06Accept\x12\x1f.space.control.v1.AcceptRequest\x1a\x1a.space.control.v1.JobEvent0\x01B8Z6github.com/spacestore/space/internal/control/controlpbb\x06proto3"
 
 var (
 	file_fabric_proto_rawDescOnce sync.Once
@@ -957,7 +1087,7 @@ func file_fabric_proto_rawDescGZIP() []byte {
 	return file_fabric_proto_rawDescData
 }
 
-var file_fabric_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_fabric_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_fabric_proto_goTypes = []any{
 	(*FabricRequest)(nil),       // 0: space.control.v1.FabricRequest
 	(*FabricItem)(nil),          // 1: space.control.v1.FabricItem
@@ -970,11 +1100,12 @@ var file_fabric_proto_goTypes = []any{
 	(*VPNRequest)(nil),          // 8: space.control.v1.VPNRequest
 	(*SendRequest)(nil),         // 9: space.control.v1.SendRequest
 	(*ReceiveRequest)(nil),      // 10: space.control.v1.ReceiveRequest
-	(*JobEvent)(nil),            // 11: space.control.v1.JobEvent
-	(*JobProgress)(nil),         // 12: space.control.v1.JobProgress
+	(*AcceptRequest)(nil),       // 11: space.control.v1.AcceptRequest
+	(*TransferChange)(nil),      // 12: space.control.v1.TransferChange
+	(*JobEvent)(nil),            // 13: space.control.v1.JobEvent
 }
 var file_fabric_proto_depIdxs = []int32{
-	12, // 0: space.control.v1.JobEvent.progress:type_name -> space.control.v1.JobProgress
+	1,  // 0: space.control.v1.JobEvent.transfer:type_name -> space.control.v1.FabricItem
 	0,  // 1: space.control.v1.Fabric.Status:input_type -> space.control.v1.FabricRequest
 	0,  // 2: space.control.v1.Fabric.Nodes:input_type -> space.control.v1.FabricRequest
 	0,  // 3: space.control.v1.Fabric.Tunnels:input_type -> space.control.v1.FabricRequest
@@ -982,25 +1113,31 @@ var file_fabric_proto_depIdxs = []int32{
 	0,  // 5: space.control.v1.Fabric.Usage:input_type -> space.control.v1.FabricRequest
 	2,  // 6: space.control.v1.Fabric.NewToken:input_type -> space.control.v1.FabricTokenRequest
 	4,  // 7: space.control.v1.Fabric.Revoke:input_type -> space.control.v1.FabricRevokeRequest
-	6,  // 8: space.control.v1.Fabric.Expose:input_type -> space.control.v1.ExposeRequest
-	7,  // 9: space.control.v1.Fabric.Forward:input_type -> space.control.v1.ForwardRequest
-	8,  // 10: space.control.v1.Fabric.VPN:input_type -> space.control.v1.VPNRequest
-	9,  // 11: space.control.v1.Fabric.Send:input_type -> space.control.v1.SendRequest
-	10, // 12: space.control.v1.Fabric.Receive:input_type -> space.control.v1.ReceiveRequest
-	1,  // 13: space.control.v1.Fabric.Status:output_type -> space.control.v1.FabricItem
-	1,  // 14: space.control.v1.Fabric.Nodes:output_type -> space.control.v1.FabricItem
-	1,  // 15: space.control.v1.Fabric.Tunnels:output_type -> space.control.v1.FabricItem
-	1,  // 16: space.control.v1.Fabric.Routes:output_type -> space.control.v1.FabricItem
-	1,  // 17: space.control.v1.Fabric.Usage:output_type -> space.control.v1.FabricItem
-	3,  // 18: space.control.v1.Fabric.NewToken:output_type -> space.control.v1.FabricToken
-	5,  // 19: space.control.v1.Fabric.Revoke:output_type -> space.control.v1.FabricRevoked
-	11, // 20: space.control.v1.Fabric.Expose:output_type -> space.control.v1.JobEvent
-	11, // 21: space.control.v1.Fabric.Forward:output_type -> space.control.v1.JobEvent
-	11, // 22: space.control.v1.Fabric.VPN:output_type -> space.control.v1.JobEvent
-	11, // 23: space.control.v1.Fabric.Send:output_type -> space.control.v1.JobEvent
-	11, // 24: space.control.v1.Fabric.Receive:output_type -> space.control.v1.JobEvent
-	13, // [13:25] is the sub-list for method output_type
-	1,  // [1:13] is the sub-list for method input_type
+	0,  // 8: space.control.v1.Fabric.Transfers:input_type -> space.control.v1.FabricRequest
+	12, // 9: space.control.v1.Fabric.ChangeTransfer:input_type -> space.control.v1.TransferChange
+	6,  // 10: space.control.v1.Fabric.Expose:input_type -> space.control.v1.ExposeRequest
+	7,  // 11: space.control.v1.Fabric.Forward:input_type -> space.control.v1.ForwardRequest
+	8,  // 12: space.control.v1.Fabric.VPN:input_type -> space.control.v1.VPNRequest
+	9,  // 13: space.control.v1.Fabric.Send:input_type -> space.control.v1.SendRequest
+	10, // 14: space.control.v1.Fabric.Receive:input_type -> space.control.v1.ReceiveRequest
+	11, // 15: space.control.v1.Fabric.Accept:input_type -> space.control.v1.AcceptRequest
+	1,  // 16: space.control.v1.Fabric.Status:output_type -> space.control.v1.FabricItem
+	1,  // 17: space.control.v1.Fabric.Nodes:output_type -> space.control.v1.FabricItem
+	1,  // 18: space.control.v1.Fabric.Tunnels:output_type -> space.control.v1.FabricItem
+	1,  // 19: space.control.v1.Fabric.Routes:output_type -> space.control.v1.FabricItem
+	1,  // 20: space.control.v1.Fabric.Usage:output_type -> space.control.v1.FabricItem
+	3,  // 21: space.control.v1.Fabric.NewToken:output_type -> space.control.v1.FabricToken
+	5,  // 22: space.control.v1.Fabric.Revoke:output_type -> space.control.v1.FabricRevoked
+	1,  // 23: space.control.v1.Fabric.Transfers:output_type -> space.control.v1.FabricItem
+	1,  // 24: space.control.v1.Fabric.ChangeTransfer:output_type -> space.control.v1.FabricItem
+	13, // 25: space.control.v1.Fabric.Expose:output_type -> space.control.v1.JobEvent
+	13, // 26: space.control.v1.Fabric.Forward:output_type -> space.control.v1.JobEvent
+	13, // 27: space.control.v1.Fabric.VPN:output_type -> space.control.v1.JobEvent
+	13, // 28: space.control.v1.Fabric.Send:output_type -> space.control.v1.JobEvent
+	13, // 29: space.control.v1.Fabric.Receive:output_type -> space.control.v1.JobEvent
+	13, // 30: space.control.v1.Fabric.Accept:output_type -> space.control.v1.JobEvent
+	16, // [16:31] is the sub-list for method output_type
+	1,  // [1:16] is the sub-list for method input_type
 	1,  // [1:1] is the sub-list for extension type_name
 	1,  // [1:1] is the sub-list for extension extendee
 	0,  // [0:1] is the sub-list for field type_name
@@ -1011,13 +1148,14 @@ func file_fabric_proto_init() {
 	if File_fabric_proto != nil {
 		return
 	}
+	file_fabric_proto_msgTypes[12].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fabric_proto_rawDesc), len(file_fabric_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,18 +22,21 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Fabric_Status_FullMethodName   = "/space.control.v1.Fabric/Status"
-	Fabric_Nodes_FullMethodName    = "/space.control.v1.Fabric/Nodes"
-	Fabric_Tunnels_FullMethodName  = "/space.control.v1.Fabric/Tunnels"
-	Fabric_Routes_FullMethodName   = "/space.control.v1.Fabric/Routes"
-	Fabric_Usage_FullMethodName    = "/space.control.v1.Fabric/Usage"
-	Fabric_NewToken_FullMethodName = "/space.control.v1.Fabric/NewToken"
-	Fabric_Revoke_FullMethodName   = "/space.control.v1.Fabric/Revoke"
-	Fabric_Expose_FullMethodName   = "/space.control.v1.Fabric/Expose"
-	Fabric_Forward_FullMethodName  = "/space.control.v1.Fabric/Forward"
-	Fabric_VPN_FullMethodName      = "/space.control.v1.Fabric/VPN"
-	Fabric_Send_FullMethodName     = "/space.control.v1.Fabric/Send"
-	Fabric_Receive_FullMethodName  = "/space.control.v1.Fabric/Receive"
+	Fabric_Status_FullMethodName         = "/space.control.v1.Fabric/Status"
+	Fabric_Nodes_FullMethodName          = "/space.control.v1.Fabric/Nodes"
+	Fabric_Tunnels_FullMethodName        = "/space.control.v1.Fabric/Tunnels"
+	Fabric_Routes_FullMethodName         = "/space.control.v1.Fabric/Routes"
+	Fabric_Usage_FullMethodName          = "/space.control.v1.Fabric/Usage"
+	Fabric_NewToken_FullMethodName       = "/space.control.v1.Fabric/NewToken"
+	Fabric_Revoke_FullMethodName         = "/space.control.v1.Fabric/Revoke"
+	Fabric_Transfers_FullMethodName      = "/space.control.v1.Fabric/Transfers"
+	Fabric_ChangeTransfer_FullMethodName = "/space.control.v1.Fabric/ChangeTransfer"
+	Fabric_Expose_FullMethodName         = "/space.control.v1.Fabric/Expose"
+	Fabric_Forward_FullMethodName        = "/space.control.v1.Fabric/Forward"
+	Fabric_VPN_FullMethodName            = "/space.control.v1.Fabric/VPN"
+	Fabric_Send_FullMethodName           = "/space.control.v1.Fabric/Send"
+	Fabric_Receive_FullMethodName        = "/space.control.v1.Fabric/Receive"
+	Fabric_Accept_FullMethodName         = "/space.control.v1.Fabric/Accept"
 )
 
 // FabricClient is the client API for Fabric service.
@@ -47,6 +50,8 @@ type FabricClient interface {
 	Usage(ctx context.Context, in *FabricRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FabricItem], error)
 	NewToken(ctx context.Context, in *FabricTokenRequest, opts ...grpc.CallOption) (*FabricToken, error)
 	Revoke(ctx context.Context, in *FabricRevokeRequest, opts ...grpc.CallOption) (*FabricRevoked, error)
+	Transfers(ctx context.Context, in *FabricRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FabricItem], error)
+	ChangeTransfer(ctx context.Context, in *TransferChange, opts ...grpc.CallOption) (*FabricItem, error)
 	// These are jobs: each runs as long as its stream, and no longer. The stream's
 	// end without an error says that the job is done.
 	Expose(ctx context.Context, in *ExposeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error)
@@ -54,6 +59,7 @@ type FabricClient interface {
 	VPN(ctx context.Context, in *VPNRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error)
 	Send(ctx context.Context, in *SendRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error)
 	Receive(ctx context.Context, in *ReceiveRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error)
+	Accept(ctx context.Context, in *AcceptRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error)
 }
 
 type fabricClient struct {
@@ -170,9 +176,38 @@ func (c *fabricClient) Revoke(ctx context.Context, in *FabricRevokeRequest, opts
 	return out, nil
 }
 
+func (c *fabricClient) Transfers(ctx context.Context, in *FabricRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FabricItem], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[4], Fabric_Transfers_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[FabricRequest, FabricItem]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Fabric_TransfersClient = grpc.ServerStreamingClient[FabricItem]
+
+func (c *fabricClient) ChangeTransfer(ctx context.Context, in *TransferChange, opts ...grpc.CallOption) (*FabricItem, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FabricItem)
+	err := c.cc.Invoke(ctx, Fabric_ChangeTransfer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *fabricClient) Expose(ctx context.Context, in *ExposeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[4], Fabric_Expose_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[5], Fabric_Expose_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +226,7 @@ type Fabric_ExposeClient = grpc.ServerStreamingClient[JobEvent]
 
 func (c *fabricClient) Forward(ctx context.Context, in *ForwardRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[5], Fabric_Forward_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[6], Fabric_Forward_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -210,7 +245,7 @@ type Fabric_ForwardClient = grpc.ServerStreamingClient[JobEvent]
 
 func (c *fabricClient) VPN(ctx context.Context, in *VPNRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[6], Fabric_VPN_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[7], Fabric_VPN_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -229,7 +264,7 @@ type Fabric_VPNClient = grpc.ServerStreamingClient[JobEvent]
 
 func (c *fabricClient) Send(ctx context.Context, in *SendRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[7], Fabric_Send_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[8], Fabric_Send_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -248,7 +283,7 @@ type Fabric_SendClient = grpc.ServerStreamingClient[JobEvent]
 
 func (c *fabricClient) Receive(ctx context.Context, in *ReceiveRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[8], Fabric_Receive_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[9], Fabric_Receive_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -265,6 +300,25 @@ func (c *fabricClient) Receive(ctx context.Context, in *ReceiveRequest, opts ...
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Fabric_ReceiveClient = grpc.ServerStreamingClient[JobEvent]
 
+func (c *fabricClient) Accept(ctx context.Context, in *AcceptRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Fabric_ServiceDesc.Streams[10], Fabric_Accept_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[AcceptRequest, JobEvent]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Fabric_AcceptClient = grpc.ServerStreamingClient[JobEvent]
+
 // FabricServer is the server API for Fabric service.
 // All implementations must embed UnimplementedFabricServer
 // for forward compatibility.
@@ -276,6 +330,8 @@ type FabricServer interface {
 	Usage(*FabricRequest, grpc.ServerStreamingServer[FabricItem]) error
 	NewToken(context.Context, *FabricTokenRequest) (*FabricToken, error)
 	Revoke(context.Context, *FabricRevokeRequest) (*FabricRevoked, error)
+	Transfers(*FabricRequest, grpc.ServerStreamingServer[FabricItem]) error
+	ChangeTransfer(context.Context, *TransferChange) (*FabricItem, error)
 	// These are jobs: each runs as long as its stream, and no longer. The stream's
 	// end without an error says that the job is done.
 	Expose(*ExposeRequest, grpc.ServerStreamingServer[JobEvent]) error
@@ -283,6 +339,7 @@ type FabricServer interface {
 	VPN(*VPNRequest, grpc.ServerStreamingServer[JobEvent]) error
 	Send(*SendRequest, grpc.ServerStreamingServer[JobEvent]) error
 	Receive(*ReceiveRequest, grpc.ServerStreamingServer[JobEvent]) error
+	Accept(*AcceptRequest, grpc.ServerStreamingServer[JobEvent]) error
 	mustEmbedUnimplementedFabricServer()
 }
 
@@ -314,6 +371,12 @@ func (UnimplementedFabricServer) NewToken(context.Context, *FabricTokenRequest) 
 func (UnimplementedFabricServer) Revoke(context.Context, *FabricRevokeRequest) (*FabricRevoked, error) {
 	return nil, status.Error(codes.Unimplemented, "method Revoke not implemented")
 }
+func (UnimplementedFabricServer) Transfers(*FabricRequest, grpc.ServerStreamingServer[FabricItem]) error {
+	return status.Error(codes.Unimplemented, "method Transfers not implemented")
+}
+func (UnimplementedFabricServer) ChangeTransfer(context.Context, *TransferChange) (*FabricItem, error) {
+	return nil, status.Error(codes.Unimplemented, "method ChangeTransfer not implemented")
+}
 func (UnimplementedFabricServer) Expose(*ExposeRequest, grpc.ServerStreamingServer[JobEvent]) error {
 	return status.Error(codes.Unimplemented, "method Expose not implemented")
 }
@@ -328,6 +391,9 @@ func (UnimplementedFabricServer) Send(*SendRequest, grpc.ServerStreamingServer[J
 }
 func (UnimplementedFabricServer) Receive(*ReceiveRequest, grpc.ServerStreamingServer[JobEvent]) error {
 	return status.Error(codes.Unimplemented, "method Receive not implemented")
+}
+func (UnimplementedFabricServer) Accept(*AcceptRequest, grpc.ServerStreamingServer[JobEvent]) error {
+	return status.Error(codes.Unimplemented, "method Accept not implemented")
 }
 func (UnimplementedFabricServer) mustEmbedUnimplementedFabricServer() {}
 func (UnimplementedFabricServer) testEmbeddedByValue()                {}
@@ -448,6 +514,35 @@ func _Fabric_Revoke_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Fabric_Transfers_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(FabricRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(FabricServer).Transfers(m, &grpc.GenericServerStream[FabricRequest, FabricItem]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Fabric_TransfersServer = grpc.ServerStreamingServer[FabricItem]
+
+func _Fabric_ChangeTransfer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TransferChange)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FabricServer).ChangeTransfer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Fabric_ChangeTransfer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FabricServer).ChangeTransfer(ctx, req.(*TransferChange))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Fabric_Expose_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(ExposeRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -503,6 +598,17 @@ func _Fabric_Receive_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Fabric_ReceiveServer = grpc.ServerStreamingServer[JobEvent]
 
+func _Fabric_Accept_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(AcceptRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(FabricServer).Accept(m, &grpc.GenericServerStream[AcceptRequest, JobEvent]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Fabric_AcceptServer = grpc.ServerStreamingServer[JobEvent]
+
 // Fabric_ServiceDesc is the grpc.ServiceDesc for Fabric service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -521,6 +627,10 @@ var Fabric_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Revoke",
 			Handler:    _Fabric_Revoke_Handler,
+		},
+		{
+			MethodName: "ChangeTransfer",
+			Handler:    _Fabric_ChangeTransfer_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
@@ -542,6 +652,11 @@ var Fabric_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Usage",
 			Handler:       _Fabric_Usage_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Transfers",
+			Handler:       _Fabric_Transfers_Handler,
 			ServerStreams: true,
 		},
 		{
@@ -567,6 +682,11 @@ var Fabric_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Receive",
 			Handler:       _Fabric_Receive_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Accept",
+			Handler:       _Fabric_Accept_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -331,8 +331,27 @@ func (d *dirPut) readSmall(job *putJob, buf []byte) (n int, ok bool) {
 		job.large = true
 		return 0, false
 	}
+	if size == 0 {
+		return d.readUnsized(job, fd, buf)
+	}
 	n, job.Err = readWhole(&countingReader{&fdReader{fd: fd, left: size}, d.progress}, buf[:size+1])
 	return n, job.Err == nil
+}
+
+// readUnsized is readSmall for a file that says it is empty, as those of /proc
+// do, whatever they have.
+func (d *dirPut) readUnsized(job *putJob, fd int, buf []byte) (n int, ok bool) {
+	n, err := io.ReadFull(&fdReader{fd: fd, left: unsized}, buf)
+	switch {
+	case err == nil:
+		job.large = true
+		return 0, false
+	case !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+		job.Err = err
+		return 0, false
+	}
+	d.progress.Bytes.Add(int64(n))
+	return n, true
 }
 
 // readWhole reads a file that should leave just the last byte of buf free.
@@ -363,6 +382,9 @@ func (d *dirPut) putLarge(job *putJob) {
 		return
 	}
 	defer unix.Close(fd)
+	if size == 0 {
+		size = unsized
+	}
 	req := store.PutRequest{Name: job.name, Size: size, Policy: d.policy}
 	job.Info, job.Err = d.api.Put(d.ctx, req, &countingReader{&fdReader{fd: fd, left: size}, d.progress})
 	d.progress.Files.Add(1)
@@ -372,8 +394,11 @@ func (d *dirPut) putLarge(job *putJob) {
 // which costs more than a small file's content.
 type fdReader struct {
 	fd   int
-	left int64 // bytes to come, as the file's size says
+	left int64 // bytes to come, as the file's size says; or unsized
 }
+
+// unsized stands for the size of a file that does not say.
+const unsized = -1
 
 func (r *fdReader) Read(p []byte) (int, error) {
 	if len(p) == 0 {

@@ -96,6 +96,16 @@ func (c *clocked) due(s *state, f Fault, n int) time.Time {
 	return due
 }
 
+// gone reports whether the test has ended.
+func (s *state) gone() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // wait waits until t; false: the network is gone.
 func (s *state) wait(t time.Time) bool {
 	d := time.Until(t)
@@ -172,6 +182,9 @@ func (p *TCP) serve() {
 		p.connsMu.Lock()
 		p.conns[a], p.conns[b] = true, true
 		p.connsMu.Unlock()
+		if p.gone() { // and nobody cuts what is new
+			p.Cut()
+		}
 		var both sync.WaitGroup
 		both.Go(func() { p.pipe(b, a, func(f Fault) bool { return f.Up }) })
 		both.Go(func() { p.pipe(a, b, func(f Fault) bool { return f.Down }) })
@@ -298,7 +311,7 @@ func (p *UDP) towards(from *net.UDPAddr) *net.UDPConn {
 	p.outMu.Lock()
 	defer p.outMu.Unlock()
 	c := p.out[from.String()]
-	if c != nil || len(p.out) >= 1024 {
+	if c != nil || len(p.out) >= 1024 || p.gone() {
 		return c
 	}
 	c, err := net.DialUDP("udp", nil, p.target)
@@ -311,10 +324,8 @@ func (p *UDP) towards(from *net.UDPAddr) *net.UDPConn {
 		b := make([]byte, 64<<10)
 		for {
 			n, err := c.Read(b)
-			select {
-			case <-p.done:
+			if p.gone() {
 				return
-			default:
 			}
 			if err == nil { // else nobody listens there now
 				down(b[:n], func(x []byte) { p.in.WriteToUDP(x, from) })

@@ -11,13 +11,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"github.com/spacestore/space/internal/testenv/leak"
 	"github.com/spacestore/space/views/nvme/dhchap"
 	"github.com/spacestore/space/views/nvme/wire"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 const (
 	fakeNQN = "nqn.2026-11.org.example:fake"

@@ -373,7 +373,7 @@ func TestSilentTargetsAreGivenUp(t *testing.T) {
 				cmds := make([]Command, 8)
 				for i := range cmds {
 					n.Set(&cmds[i], wire.OpRead, uint64(i), make([]byte, 512), 0)
-					if err := q.Submit(&cmds[i]); err != nil {
+					if err := q.Submit(&cmds[i]); err != nil && capsule.KindOf(err) != capsule.Unavailable { // it may be given up already
 						t.Error(err)
 					}
 				}
@@ -413,7 +413,7 @@ func TestTargetsThatDoNotReadAreGivenUp(t *testing.T) {
 		cmds := make([]Command, 64)
 		for i := range cmds {
 			n.Set(&cmds[i], wire.OpWrite, 0, make([]byte, 256<<10), 0)
-			if err := q.Submit(&cmds[i]); err != nil {
+			if err := q.Submit(&cmds[i]); err != nil && capsule.KindOf(err) != capsule.Unavailable { // it may be given up already
 				t.Error(err)
 			}
 		}
