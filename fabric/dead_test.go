@@ -66,6 +66,14 @@ func TestKilledNode(t *testing.T) {
 					t.Errorf("%s: %s %v after its end: %v, after %v", x.name, what, began.Sub(killed), err, d)
 				}
 			}
+			for began, k := time.Now(), 0; k < 20; k++ { // however often somebody asks
+				if _, err := tun.Open(context.Background(), frame.Interactive, nil); !errors.Is(err, ErrUnreachable) {
+					t.Errorf("%s: %v", x.name, err)
+				}
+				if d := time.Since(began); d < time.Duration(k)*firstReopenRest {
+					t.Errorf("%s: %d tries to reach it in %v", x.name, k+1, d)
+				}
+			}
 			for range 5 {
 				began := time.Now()
 				_, err := w.all[x.from].Tunnel(context.Background(), Request{Profile: profile, Pool: "pool", Kind: "echo"})

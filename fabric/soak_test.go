@@ -179,7 +179,7 @@ func (s *soak) askAll(tunnels []*Tunnel) {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		for {
-			st, err := tunnels[i].Open(ctx, frame.Interactive, nil)
+			st, err := openPatiently(ctx, tunnels[i], frame.Interactive)
 			if err != nil {
 				return fmt.Errorf("tunnel %d: %w", i, err)
 			}
@@ -194,6 +194,17 @@ func (s *soak) askAll(tunnels []*Tunnel) {
 			}
 		}
 	})
+}
+
+// openPatiently opens a stream, though nobody is reached just now: on a machine that
+// is busy, all nodes may take long to answer.
+func openPatiently(ctx context.Context, tun *Tunnel, class frame.Class) (Stream, error) {
+	for {
+		st, err := tun.Open(ctx, class, nil)
+		if !errors.Is(err, ErrUnreachable) || ctx.Err() != nil {
+			return st, err
+		}
+	}
 }
 
 // atOnce does n things, 64 at a time.
@@ -227,7 +238,7 @@ type soakFlow struct {
 func (f *soakFlow) run() error {
 	for {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-		st, err := f.tun.Open(ctx, f.class, nil)
+		st, err := openPatiently(ctx, f.tun, f.class)
 		cancel()
 		if err == nil {
 			err = f.stream(st, f.tun.Changed())

@@ -60,6 +60,7 @@ type Tunnel struct {
 // failure is of a try to find a route.
 type failure struct {
 	try uint64
+	at  time.Time
 	err error
 }
 
@@ -578,15 +579,13 @@ func (t *Tunnel) reopen(peer identity.NodeID, old *route, how seekHow) {
 		case <-ctx.Done():
 		}
 	}()
+	t.mu.Lock()
+	soonest := t.failed.at.Add(firstReopenRest) // whoever asks, and how often
+	t.mu.Unlock()
 	if how == seekAgain {
-		how = seekAny
-		timer := time.NewTimer(firstReopenRest)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
-		timer.Stop()
+		how, soonest = seekAny, time.Now().Add(firstReopenRest)
 	}
+	_ = waitUntil(ctx, soonest) // where the tunnel has ended, it goes no further
 	log := t.n.log.With("tunnel", t.id.String(), "kind", t.ask.kind)
 	for rest := firstReopenRest; ctx.Err() == nil; rest = min(2*rest, lastReopenRest) {
 		news, met := t.n.Changed(), t.n.nextMeeting()
@@ -601,7 +600,7 @@ func (t *Tunnel) reopen(peer identity.NodeID, old *route, how seekHow) {
 		}
 		log.Debug("tunnel has found no other route", "error", err)
 		t.mu.Lock()
-		t.failed = failure{try, err}
+		t.failed = failure{try, time.Now(), err}
 		t.wakeTried()
 		t.mu.Unlock()
 		if how != seekAny {

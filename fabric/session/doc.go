@@ -28,9 +28,11 @@
 // A stream holds at most a window of bytes that nobody has read, and about a
 // window of bytes that the peer has not acknowledged. A session has at most
 // MaxStreams, and as many that nobody has accepted as its backlog. A [Budget]
-// bounds the windows of all sessions of a node together. A peer that does not take
-// in what is to be said to it of its streams is given up. An idle link keeps no
-// buffers but 4 KiB to read into; large payloads lie in pooled memory.
+// bounds the windows of all sessions of a node together, and a share of it those
+// with one peer; bytes that have come count until they are read, whatever became
+// of their stream. A peer that does not take in what is to be said to it of its
+// streams is given up. An idle link keeps no buffers but 4 KiB to read into; large
+// payloads lie in pooled memory.
 //
 // # What can be seen
 //

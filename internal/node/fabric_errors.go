@@ -42,7 +42,7 @@ func fabricError(err error) error {
 		kind = capsule.Exists
 	case errors.Is(err, fabric.ErrNoProvider):
 		kind = capsule.NotFound
-	case errors.Is(err, fabric.ErrClosed), errors.As(err, &op) && op.Op == "dial":
+	case errors.Is(err, fabric.ErrClosed), errors.Is(err, fabric.ErrUnreachable), errors.As(err, &op) && op.Op == "dial":
 		kind = capsule.Unavailable
 	}
 	return capsule.Wrap(kind, err, "")

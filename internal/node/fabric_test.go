@@ -341,6 +341,7 @@ func TestFabricErrorKinds(t *testing.T) {
 		{fmt.Errorf("x: %w", fabric.ErrNoProvider), capsule.NotFound, "provides"},
 		{fabric.ErrNoAuthority, capsule.Unsupported, "do this there"},
 		{fabric.ErrClosed, capsule.Unavailable, "closed"},
+		{fmt.Errorf("%w: b: no way", fabric.ErrUnreachable), capsule.Unavailable, "b: no way"},
 		{&net.OpError{Op: "dial", Err: io.EOF}, capsule.Unavailable, "dial"},
 		{io.EOF, capsule.Other, "EOF"},
 	} {
