@@ -3,6 +3,7 @@ package fabric
 import (
 	"bytes"
 	"encoding/json"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ func FuzzStreamHead(f *testing.F) {
 	f.Add([]byte{streamControl})
 	f.Add(tunnelHeader(TunnelID{1, 2, 3}, false, []byte("header")))
 	f.Add(passHeader(identity.NodeID{4, 5}, maxHops))
+	f.Add(joinHeader(identity.NodeID{4, 5}, netip.MustParseAddr("192.0.2.1")))
 	f.Add(append([]byte{streamCall}, callRenew...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := parseHead(b)
@@ -30,6 +32,9 @@ func FuzzStreamHead(f *testing.F) {
 		case streamPass:
 			if got := passHeader(h.to, h.hops); !bytes.Equal(got, b[:len(got)]) {
 				t.Errorf("%x was read and is written %x", b, got)
+			}
+			if again, err := parseHead(joinHeader(h.to, h.from)); h.joins && (err != nil || !again.joins || again.from != h.from) {
+				t.Errorf("%+v was read and comes back as %+v, %v", h, again, err)
 			}
 		}
 	})
