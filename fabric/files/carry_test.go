@@ -88,7 +88,7 @@ func TestOtherLayout(t *testing.T) {
 		t.Error("the hidden directory was left")
 	}
 	size, _, _ := s.Size()
-	if again := s.Sent() - before; again > 14*testChunk || resumed < 30*testChunk || restart == "" {
+	if again := s.Sent() - before; again > 24*testChunk || resumed < 20*testChunk || restart == "" {
 		t.Errorf("%d of %d bytes came again; %d were kept; it says %q", again, size, resumed, restart)
 	}
 }
@@ -129,7 +129,7 @@ func TestOtherLayoutKilled(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if kept, err := r.prepare(timeout(t), old, m, text, Mirror{near, "m"}); err != nil || kept < 30*testChunk {
+		if kept, err := r.prepare(timeout(t), old, m, text, Mirror{near, "m"}); err != nil || kept < 20*testChunk {
 			t.Fatalf("%d bytes are kept: %v", kept, err)
 		}
 		if err := step(r); err != nil {
@@ -140,7 +140,7 @@ func TestOtherLayoutKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 		same(t, dst, src)
-		if again := s.Sent() - before; again > 14*testChunk {
+		if again := s.Sent() - before; again > 24*testChunk {
 			t.Errorf("step %d: %d bytes came again", i, again)
 		}
 	}

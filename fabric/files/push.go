@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/bulk"
@@ -142,6 +144,9 @@ var ErrCut = errors.New("files: the receiver can't be reached any more")
 // when that node has all of it. The error is a *PushError if it does not take it, or
 // ErrCut.
 func (s *Share) Push(ctx context.Context, t Tunnel, o PushOptions) error {
+	if !utf8.ValidString(o.Name) { // a word would have another one
+		return fmt.Errorf("%w: %.64q is no UTF-8", ErrName, o.Name)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	whole, forget := s.expect(t.Peer())
 	var running sync.WaitGroup
@@ -276,8 +281,8 @@ const maxPushName = 255 - len("."+partSuffix)
 // checkName checks that a name is one of a file in a directory, and none that a shell, a
 // login or another transfer would take for its own.
 func checkName(name string) error {
-	if name == "" || len(name) > maxPushName || strings.HasPrefix(name, ".") || strings.ContainsAny(name, "/\x00") {
-		return fmt.Errorf("%w: %.64q; it may not begin with a dot, have a slash, or more than %d bytes", ErrName, name, maxPushName)
+	if name == "" || len(name) > maxPushName || strings.HasPrefix(name, ".") || strings.Contains(name, "/") || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
+		return fmt.Errorf("%w: %.64q; it may not begin with a dot, have a slash or control characters, or more than %d bytes", ErrName, name, maxPushName)
 	}
 	return nil
 }

@@ -300,9 +300,11 @@ func (f *fabricNode) push(ctx context.Context, r control.SendRequest, tell func(
 	wait, rest := r.Wait, firstPushRest
 	news := time.Now()
 	for first := true; ; first = false {
-		err := f.pushOnce(ctx, id, r, wait, s, files.PushOptions{Name: r.Name, Begin: begin, Changes: changes, Progress: func(p files.Progress, now files.Settings) {
+		o := files.PushOptions{Name: r.Name, Begin: begin, Changes: changes}
+		o.Progress = func(p files.Progress, now files.Settings) {
 			if p.Bytes.Size >= 0 { // it is under way
 				news, rest = time.Now(), firstPushRest
+				begin = files.Change{} // what was changed since holds
 			}
 			st := t.update(func(st *control.TransferState) {
 				setSettings(st, now)
@@ -312,7 +314,8 @@ func (f *fabricNode) push(ctx context.Context, r control.SendRequest, tell func(
 			if err := tell(control.JobEvent{Transfer: &st}); err != nil {
 				cancel(err)
 			}
-		}})
+		}
+		err := f.pushOnce(ctx, id, r, wait, s, o)
 		if err == nil {
 			hash, err := s.Hash(ctx)
 			if err != nil {
