@@ -115,12 +115,22 @@ func (l *Live) Same(o *Live) bool { return l.line == o.line }
 // Get returns a row's value, or nil where there is none.
 func (l *Live) Get(key []byte) ([]byte, error) {
 	l.s.idle.calls.Add(1)
-	v := l.line.view.Load()
-	r, _, err := l.s.version(v, metaPrefix(v.family, key))
+	r, _, err := l.version(func(v *view) []byte { return metaPrefix(v.family, key) })
 	if err != nil || r.state != rowData {
 		return nil, err
 	}
 	return r.value, nil
+}
+
+// version returns what is seen of a row, and at which node. What an earlier view saw
+// may have been moved to the node of a later one while it was looked up.
+func (l *Live) version(prefix func(v *view) []byte) (r row, node uint32, err error) {
+	for {
+		v := l.line.view.Load()
+		if r, node, err = l.s.version(v, prefix(v)); err != nil || l.line.view.Load() == v {
+			return r, node, err
+		}
+	}
 }
 
 // Scan calls fn for each row with lo <= key < hi, in order, until fn returns
@@ -232,9 +242,8 @@ const readTries = 4
 // is read may lose the segments it had: then it is looked up again.
 func (l *Live) readBlock(file uint64, index int64, off uint32, p []byte) error {
 	for try := 0; ; try++ {
-		v := l.line.view.Load()
-		prefix := blockPrefix(v.family, file, index)
-		r, node, err := l.s.version(v, prefix)
+		prefix := func(v *view) []byte { return blockPrefix(v.family, file, index) }
+		r, node, err := l.version(prefix)
 		if err != nil {
 			return capsule.Wrap(ioKind(err), err, "capsule %s", l.line.capsule)
 		}
@@ -246,7 +255,7 @@ func (l *Live) readBlock(file uint64, index int64, off uint32, p []byte) error {
 		if err == nil {
 			return nil
 		}
-		if again, node2, rerr := l.s.version(v, prefix); rerr == nil && try < readTries &&
+		if again, node2, rerr := l.version(prefix); rerr == nil && try < readTries &&
 			(node2 != node || again.state != rowBlock || again.block != r.block && string(again.encode()) != string(r.encode())) {
 			continue
 		}
