@@ -138,11 +138,12 @@ func (l *Live) version(prefix func(v *view) []byte) (r row, node uint32, err err
 // not call the store. No key may be the beginning of another, or of hi.
 func (l *Live) Scan(lo, hi []byte, fn func(key, value []byte) (bool, error)) error {
 	l.s.idle.calls.Add(1)
-	return l.s.scanMeta(l.line.view.Load(), lo, hi, nil, fn)
+	return l.s.scanMeta(l.line.view.Load, lo, hi, nil, fn)
 }
 
-func (s *Store) scanMeta(v *view, lo, hi []byte, local *btree.BTreeG[row], fn func(key, value []byte) (bool, error)) error {
-	return s.scanVersions(v, metaPrefix(v.family, lo), metaPrefix(v.family, hi), local, func(logical string, r *row) (bool, error) {
+func (s *Store) scanMeta(from func() *view, lo, hi []byte, local *btree.BTreeG[row], fn func(key, value []byte) (bool, error)) error {
+	family := from().family
+	return s.scanVersions(from, metaPrefix(family, lo), metaPrefix(family, hi), local, func(logical string, r *row) (bool, error) {
 		// A key that lo goes on from sorts before it, but its rows do not.
 		key := []byte(logical[1:])
 		if r.state != rowData || bytes.Compare(key, lo) < 0 {
@@ -152,10 +153,15 @@ func (s *Store) scanMeta(v *view, lo, hi []byte, local *btree.BTreeG[row], fn fu
 	})
 }
 
-// scanVersions calls fn with what a view sees of each row between two prefixes.
-func (s *Store) scanVersions(v *view, lo, hi []byte, local *btree.BTreeG[row], fn func(logical string, r *row) (bool, error)) error {
+// scanVersions calls fn with what a view sees of each row between two prefixes. The
+// view is taken when no row can move any more: see [Live.version].
+func (s *Store) scanVersions(from func() *view, lo, hi []byte, local *btree.BTreeG[row], fn func(logical string, r *row) (bool, error)) error {
+	var v *view
 	seen := ""
 	return s.scanRows(lo, hi, local, func(r *row) (bool, error) {
+		if v == nil {
+			v = from()
+		}
 		_, logical, node, err := splitRow(r.key)
 		if err != nil || logical == seen || !v.sees(node) {
 			return true, err
@@ -285,7 +291,7 @@ func (l *Live) NextData(ctx context.Context, file uint64, off, limit int64) (sta
 	start, end = -1, -1
 	lo, hi := blockPrefix(v.family, file, off/BlockSize), prefixEnd(blockPrefix(v.family, file, (limit-1)/BlockSize))
 	blocks := 0
-	err = l.s.scanVersions(v, lo, hi, nil, func(logical string, r *row) (bool, error) {
+	err = l.s.scanVersions(l.line.view.Load, lo, hi, nil, func(logical string, r *row) (bool, error) {
 		_, index, ok := blockOf(logical)
 		if !ok || r.state != rowBlock {
 			return false, capsule.Errorf(capsule.Damaged, "capsule %s: malformed block key", l.line.capsule)
@@ -374,6 +380,9 @@ type Update struct {
 	data   int    // bytes of content
 	pins   []*pin // of segments sealed for it
 }
+
+// view is what an update sees: no row moves while there is one.
+func (u *Update) view() *view { return u.v }
 
 const (
 	// maxUpdate bounds the content that one update may write, in bytes.
@@ -551,7 +560,7 @@ func (u *Update) Get(key []byte) ([]byte, error) {
 
 // Scan is [Live.Scan] as the update sees it.
 func (u *Update) Scan(lo, hi []byte, fn func(key, value []byte) (bool, error)) error {
-	return u.l.s.scanMeta(u.v, lo, hi, u.local, fn)
+	return u.l.s.scanMeta(u.view, lo, hi, u.local, fn)
 }
 
 // Set gives a row a value: keys up to 1 KiB, values up to 64 KiB.
@@ -743,7 +752,7 @@ func (u *Update) Punch(file uint64, off, end int64) (next, freed int64, err erro
 	var blocks []found
 	next = end
 	lo, hi := blockPrefix(u.v.family, file, off/BlockSize), prefixEnd(blockPrefix(u.v.family, file, (end-1)/BlockSize))
-	err = u.l.s.scanVersions(u.v, lo, hi, u.local, func(logical string, r *row) (bool, error) {
+	err = u.l.s.scanVersions(u.view, lo, hi, u.local, func(logical string, r *row) (bool, error) {
 		_, index, ok := blockOf(logical)
 		if !ok || r.state != rowBlock {
 			return false, capsule.Errorf(capsule.Damaged, "malformed block key")
