@@ -185,16 +185,22 @@ func (s *Store) version(v *view, prefix []byte) (r row, node uint32, err error) 
 	if err != nil || r.state != rowAbsent || len(v.up) == 0 {
 		return r, v.node, err
 	}
-	return s.inherited(v, prefix)
+	// Meanwhile the pruner may have moved what was above to the view's own node.
+	return s.newest(v, v.node, prefix)
 }
 
 // inherited returns what a view would see of a row without a version of its own.
 func (s *Store) inherited(v *view, prefix []byte) (r row, node uint32, err error) {
-	r.state = rowAbsent
 	if len(v.up) == 0 {
-		return r, v.node, nil
+		return row{state: rowAbsent}, v.node, nil
 	}
-	err = s.scanRows(atNode(prefix, v.up[0]), prefixEnd(prefix), nil, func(x *row) (bool, error) {
+	return s.newest(v, v.up[0], prefix)
+}
+
+// newest returns what a view sees of a row at a node or above it.
+func (s *Store) newest(v *view, from uint32, prefix []byte) (r row, node uint32, err error) {
+	r.state = rowAbsent
+	err = s.scanRows(atNode(prefix, from), prefixEnd(prefix), nil, func(x *row) (bool, error) {
 		_, _, n, err := splitRow(x.key)
 		if err != nil || !v.sees(n) {
 			return true, err

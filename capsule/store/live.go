@@ -115,12 +115,22 @@ func (l *Live) Same(o *Live) bool { return l.line == o.line }
 // Get returns a row's value, or nil where there is none.
 func (l *Live) Get(key []byte) ([]byte, error) {
 	l.s.idle.calls.Add(1)
-	v := l.line.view.Load()
-	r, _, err := l.s.version(v, metaPrefix(v.family, key))
+	r, _, err := l.version(func(v *view) []byte { return metaPrefix(v.family, key) })
 	if err != nil || r.state != rowData {
 		return nil, err
 	}
 	return r.value, nil
+}
+
+// version returns what is seen of a row, and at which node. What an earlier view saw
+// may have been moved to the node of a later one while it was looked up.
+func (l *Live) version(prefix func(v *view) []byte) (r row, node uint32, err error) {
+	for {
+		v := l.line.view.Load()
+		if r, node, err = l.s.version(v, prefix(v)); err != nil || l.line.view.Load() == v {
+			return r, node, err
+		}
+	}
 }
 
 // Scan calls fn for each row with lo <= key < hi, in order, until fn returns
@@ -128,11 +138,12 @@ func (l *Live) Get(key []byte) ([]byte, error) {
 // not call the store. No key may be the beginning of another, or of hi.
 func (l *Live) Scan(lo, hi []byte, fn func(key, value []byte) (bool, error)) error {
 	l.s.idle.calls.Add(1)
-	return l.s.scanMeta(l.line.view.Load(), lo, hi, nil, fn)
+	return l.s.scanMeta(l.line.view.Load, lo, hi, nil, fn)
 }
 
-func (s *Store) scanMeta(v *view, lo, hi []byte, local *btree.BTreeG[row], fn func(key, value []byte) (bool, error)) error {
-	return s.scanVersions(v, metaPrefix(v.family, lo), metaPrefix(v.family, hi), local, func(logical string, r *row) (bool, error) {
+func (s *Store) scanMeta(from func() *view, lo, hi []byte, local *btree.BTreeG[row], fn func(key, value []byte) (bool, error)) error {
+	family := from().family
+	return s.scanVersions(from, metaPrefix(family, lo), metaPrefix(family, hi), local, func(logical string, r *row) (bool, error) {
 		// A key that lo goes on from sorts before it, but its rows do not.
 		key := []byte(logical[1:])
 		if r.state != rowData || bytes.Compare(key, lo) < 0 {
@@ -142,10 +153,15 @@ func (s *Store) scanMeta(v *view, lo, hi []byte, local *btree.BTreeG[row], fn fu
 	})
 }
 
-// scanVersions calls fn with what a view sees of each row between two prefixes.
-func (s *Store) scanVersions(v *view, lo, hi []byte, local *btree.BTreeG[row], fn func(logical string, r *row) (bool, error)) error {
+// scanVersions calls fn with what a view sees of each row between two prefixes. The
+// view is taken when no row can move any more: see [Live.version].
+func (s *Store) scanVersions(from func() *view, lo, hi []byte, local *btree.BTreeG[row], fn func(logical string, r *row) (bool, error)) error {
+	var v *view
 	seen := ""
 	return s.scanRows(lo, hi, local, func(r *row) (bool, error) {
+		if v == nil {
+			v = from()
+		}
 		_, logical, node, err := splitRow(r.key)
 		if err != nil || logical == seen || !v.sees(node) {
 			return true, err
@@ -232,9 +248,8 @@ const readTries = 4
 // is read may lose the segments it had: then it is looked up again.
 func (l *Live) readBlock(file uint64, index int64, off uint32, p []byte) error {
 	for try := 0; ; try++ {
-		v := l.line.view.Load()
-		prefix := blockPrefix(v.family, file, index)
-		r, node, err := l.s.version(v, prefix)
+		prefix := func(v *view) []byte { return blockPrefix(v.family, file, index) }
+		r, node, err := l.version(prefix)
 		if err != nil {
 			return capsule.Wrap(ioKind(err), err, "capsule %s", l.line.capsule)
 		}
@@ -246,7 +261,7 @@ func (l *Live) readBlock(file uint64, index int64, off uint32, p []byte) error {
 		if err == nil {
 			return nil
 		}
-		if again, node2, rerr := l.s.version(v, prefix); rerr == nil && try < readTries &&
+		if again, node2, rerr := l.version(prefix); rerr == nil && try < readTries &&
 			(node2 != node || again.state != rowBlock || again.block != r.block && string(again.encode()) != string(r.encode())) {
 			continue
 		}
@@ -276,7 +291,7 @@ func (l *Live) NextData(ctx context.Context, file uint64, off, limit int64) (sta
 	start, end = -1, -1
 	lo, hi := blockPrefix(v.family, file, off/BlockSize), prefixEnd(blockPrefix(v.family, file, (limit-1)/BlockSize))
 	blocks := 0
-	err = l.s.scanVersions(v, lo, hi, nil, func(logical string, r *row) (bool, error) {
+	err = l.s.scanVersions(l.line.view.Load, lo, hi, nil, func(logical string, r *row) (bool, error) {
 		_, index, ok := blockOf(logical)
 		if !ok || r.state != rowBlock {
 			return false, capsule.Errorf(capsule.Damaged, "capsule %s: malformed block key", l.line.capsule)
@@ -365,6 +380,9 @@ type Update struct {
 	data   int    // bytes of content
 	pins   []*pin // of segments sealed for it
 }
+
+// view is what an update sees: no row moves while there is one.
+func (u *Update) view() *view { return u.v }
 
 const (
 	// maxUpdate bounds the content that one update may write, in bytes.
@@ -577,7 +595,7 @@ func (u *Update) Get(key []byte) ([]byte, error) {
 
 // Scan is [Live.Scan] as the update sees it.
 func (u *Update) Scan(lo, hi []byte, fn func(key, value []byte) (bool, error)) error {
-	return u.l.s.scanMeta(u.v, lo, hi, u.local, fn)
+	return u.l.s.scanMeta(u.view, lo, hi, u.local, fn)
 }
 
 // Set gives a row a value: keys up to 1 KiB, values up to 64 KiB.
@@ -769,7 +787,7 @@ func (u *Update) Punch(file uint64, off, end int64) (next, freed int64, err erro
 	var blocks []found
 	next = end
 	lo, hi := blockPrefix(u.v.family, file, off/BlockSize), prefixEnd(blockPrefix(u.v.family, file, (end-1)/BlockSize))
-	err = u.l.s.scanVersions(u.v, lo, hi, u.local, func(logical string, r *row) (bool, error) {
+	err = u.l.s.scanVersions(u.view, lo, hi, u.local, func(logical string, r *row) (bool, error) {
 		_, index, ok := blockOf(logical)
 		if !ok || r.state != rowBlock {
 			return false, capsule.Errorf(capsule.Damaged, "malformed block key")

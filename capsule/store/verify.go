@@ -175,7 +175,7 @@ func (s *Store) verifyLiving(ctx context.Context, id capsule.ID, rep *VerifyRepo
 		var batch []row
 		lo := next
 		next = nil
-		err := s.scanVersions(v, lo, prefixEnd(metaPrefix(v.family, nil)), nil, func(_ string, r *row) (bool, error) {
+		err := s.scanVersions(l.line.view.Load, lo, prefixEnd(metaPrefix(v.family, nil)), nil, func(_ string, r *row) (bool, error) {
 			if len(batch) == pruneBatch {
 				next = []byte(r.key[:len(r.key)-nodeSize])
 				return false, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -574,5 +575,54 @@ func TestUnalignedMebibyte(t *testing.T) {
 	})
 	if capsule.KindOf(err) != capsule.Invalid {
 		t.Fatalf("an update of 1 MiB and a byte: %v", err)
+	}
+}
+
+// Reads see what was written, also while what a snapshot held moves to its volume
+// because the snapshot is deleted.
+func TestReadsWhileSnapshotsGo(t *testing.T) {
+	ctx := context.Background()
+	s, err := openSmall(vfstest.NewPowerCut(), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	want := random(1, 4*BlockSize)
+	v := newVolume(t, s, "v", int64(len(want)))
+	var readers sync.WaitGroup
+	stop := make(chan struct{})
+	defer readers.Wait()
+	defer close(stop)
+	if _, err := v.WriteAt(want, 0); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		readers.Go(func() {
+			got := make([]byte, len(want))
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := v.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+					t.Errorf("byte %d is wrong, %v", firstDifference(got, want), err)
+					return
+				}
+			}
+		})
+	}
+	for i := range 60 {
+		if t.Failed() {
+			return
+		}
+		name := fmt.Sprint("s", i)
+		if _, err := s.Snapshot(ctx, v.Info().ID, name); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.DeleteSnapshot(ctx, v.Info().ID, name); err != nil {
+			t.Fatal(err)
+		}
+		s.pruner.settle()
 	}
 }
