@@ -108,13 +108,14 @@ type Store struct {
 	checkpointWake chan struct{}
 	pruner         pruner
 
-	failure      atomic.Pointer[error]
-	space        spaceGauge   // for what makes the store grow
-	spaceToMove  spaceGauge   // for the rest
-	spaceToMerge spaceGauge   // for what was promised room
-	free         atomic.Int64 // bytes that were left for what makes the store grow, when the kernel was asked last
-	tally        tally
-	watchers     *notify.Queue[Change]
+	failure        atomic.Pointer[error]
+	space          spaceGauge   // for what makes the store grow
+	spaceToMove    spaceGauge   // for the rest
+	spaceToMerge   spaceGauge   // for what was promised room
+	spaceToCompact spaceGauge   // for tables made of tables
+	free           atomic.Int64 // bytes that were left for what makes the store grow, when the kernel was asked last
+	tally          tally
+	watchers       *notify.Queue[Change]
 
 	life     life
 	idle     idleness
@@ -207,6 +208,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	s.chunker = pipeline.NewChunker(s.ring.ChunkKey())
 	s.hashers = s.newHashers(&content{}, true)
 	s.metaFS = metafs.New(s.fs, metaKeys{s.ring}, s.fullDisk)
+	s.metaFS.LimitCompactions(s.checkSpaceToCompact)
 	if err := s.makeBallast(); err != nil {
 		s.log.Warn("no room for the disk-full ballast; free some space", "error", err)
 	}
@@ -583,6 +585,14 @@ func (s *Store) checkSpaceToMerge(n int64) error {
 	return s.spaceToMerge.take(s, n, 4<<20, smallReserve)
 }
 
+// checkSpaceToCompact is checkSpace for the metadata engine's making tables of
+// tables, which must not get into the way of removing.
+func (s *Store) checkSpaceToCompact(n int64) error {
+	return s.spaceToCompact.take(s, n, 4<<20, func(total uint64) uint64 {
+		return (s.reserve(total)+smallReserve(total))/2 + s.unmergedCost()
+	})
+}
+
 func smallReserve(total uint64) uint64 { return min(minReserve/4, total/16) }
 
 // unmergedCost is what is needed on disk to empty the journal.
@@ -629,7 +639,7 @@ func noSpace(avail, keep uint64) error {
 
 // spaceIsGone forgets what was known of free space, after a write found none.
 func (s *Store) spaceIsGone() {
-	for _, g := range []*spaceGauge{&s.space, &s.spaceToMove, &s.spaceToMerge} {
+	for _, g := range []*spaceGauge{&s.space, &s.spaceToMove, &s.spaceToMerge, &s.spaceToCompact} {
 		g.Lock()
 		g.budget = 0
 		g.Unlock()

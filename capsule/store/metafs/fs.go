@@ -41,8 +41,9 @@ type FS struct {
 		calls atomic.Uint64
 	}
 
-	flushes     tries // of tables made from memory
-	compactions tries // of tables made from tables
+	compact     func(n int64) error // see LimitCompactions
+	flushes     tries               // of tables made from memory
+	compactions tries               // of tables made from tables
 
 	lists sync.Map // directory -> its last listing, []string
 
@@ -180,8 +181,16 @@ func (fs *FS) createTable(name string, c vfs.Category) (vfs.File, error) {
 		return nil, err
 	}
 	w.done = func(err error) { fs.tableDone(t, err) }
+	if t == &fs.compactions {
+		w.room = fs.compact
+	}
 	return w, nil
 }
+
+// LimitCompactions has room asked for the bytes of tables that are made of other
+// tables: these take space first and give it back later, and can wait, unlike
+// all else that is written here. It is called before the file system is used.
+func (fs *FS) LimitCompactions(room func(n int64) error) { fs.compact = room }
 
 func (fs *FS) create(name string, c vfs.Category) (vfs.File, error) {
 	fs.names.Lock()

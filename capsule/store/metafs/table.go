@@ -45,7 +45,8 @@ type tableWriter struct {
 	out      []byte // sealed, not written
 	off      int64  // of out in the sealed file
 	err      error
-	done     func(error) // if not nil, called by Close
+	room     func(int64) error // if not nil, asked before each write
+	done     func(error)       // if not nil, called by Close
 }
 
 func newTableWriter(fs *FS, f vfs.File, name string, h []byte, s *sealer) *tableWriter {
@@ -81,6 +82,11 @@ func (w *tableWriter) seal(use byte) {
 }
 
 func (w *tableWriter) flush() {
+	if w.err == nil && w.room != nil {
+		if err := w.room(int64(len(w.out))); err != nil {
+			w.err = ioError(err, "write", w.name)
+		}
+	}
 	if w.err == nil {
 		w.err = w.fs.writeAt(w.File, w.name, w.out, w.off)
 		w.off += int64(len(w.out))
