@@ -47,9 +47,10 @@ fuzz: ## fuzz every target for FUZZTIME each (20s)
 
 nightly: export TEST_SEED = random
 nightly: ## the long runs: power cuts, kill -9, fuzzing; takes hours
-	@echo "power cuts at every I/O step, 40 rounds, and 10,000 under trees; kill -9, 1000 rounds; faults under a stock kernel, 50 rounds; an hour of fsx; ten minutes of writing at full speed; 10 minutes of each fuzz target"
+	@echo "power cuts at every I/O step, 40 rounds, and 10,000 under trees; 100 full disks; kill -9, 1000 rounds; faults under a stock kernel, 50 rounds; an hour of fsx; ten minutes of writing at full speed; 10 minutes of each fuzz target"
 	$(GO) test -timeout 6h ./capsule/store -run PowerCut -crash-rounds 40
 	$(GO) test -timeout 6h ./capsule/tree -run PowerCut -crash-rounds 125
+	$(GO) test -timeout 6h ./capsule/tree -run JournalFull -full-rounds 100
 	$(GO) test -timeout 6h ./views/fuse -run AgainstHost -random-ops 300000
 	$(GO) test -timeout 6h ./internal/e2e -run Fsx -fsx-time 1h
 	$(GO) test -timeout 6h ./internal/e2e -run MemoryBound -memory-time 10m
