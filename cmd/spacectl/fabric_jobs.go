@@ -322,7 +322,7 @@ func newFabricAccept(a *app) *cobra.Command {
 not do, for a node chooses it itself) send files and directories to this one,
 with "fabric send --to". They are made in DIR under the names that the senders
 give. Nothing that is there is replaced, and nothing is made elsewhere: names
-with slashes, or a dot at the beginning, are refused. Prints the path of each
+with slashes or control characters, or a dot or dash at the beginning, are refused. Prints the path of each
 when it is whole.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {

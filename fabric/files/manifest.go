@@ -219,7 +219,7 @@ func decodeManifest(text string) (*manifest, error) {
 		case first != (e.path == ""), !first && !validPath(e.path), !first && e.path <= last,
 			!first && !(up == dir && m.count() > 1) && !m.isDirectory(up), len(e.path) > maxPath, len(e.target) > maxPath:
 			return nil, fmt.Errorf("%w: path %.80q", ErrManifest, e.path)
-		case !m.possible(&e):
+		case !m.possible(&e), first && e.kind != regular && e.kind != directory: // a link alone would lead out of where it is made
 			return nil, fmt.Errorf("%w: %.80q: kind %d, %d bytes", ErrManifest, e.path, e.kind, e.size)
 		}
 		last, dir = e.path, up
