@@ -366,7 +366,7 @@ when it is whole.`,
 	}
 	fl := cmd.Flags()
 	fl.StringSliceVar(&r.From, "from", nil, "the nodes, by ID, that may send something")
-	fl.StringVar(&most, "max-size", "", "refuse what is larger, such as 100GB (default: anything that fits)")
+	fl.StringVar(&most, "max-size", "", "refuse what is larger, such as 100GB; a file or directory in it counts as 4 KiB at least (default: anything that fits)")
 	fl.IntVar(&r.Times, "times", 0, "end when so many have come; 0: never")
 	return cmd
 }

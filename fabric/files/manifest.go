@@ -126,6 +126,19 @@ func (m *manifest) entry(i int) *entry {
 	return &e
 }
 
+// leastRoom is what anything below the share itself takes up on a disk at least, about.
+const leastRoom = 4 << 10
+
+// room returns how many bytes the share takes up: millions of directories have none.
+func (m *manifest) room() (n int64) {
+	for i := range m.count() {
+		if n += m.length(i); i > 0 {
+			n += max(0, leastRoom-m.length(i))
+		}
+	}
+	return n
+}
+
 // find returns the entry of a path.
 func (m *manifest) find(path string) (i int, ok bool) {
 	return slices.BinarySearchFunc(m.begins, path, func(at uint32, path string) int {

@@ -3,6 +3,7 @@ package files
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -129,6 +130,15 @@ func TestPushRefused(t *testing.T) {
 		if !errors.Is(err, want) || !errors.As(err, &pe) || strings.Contains(pe.Text, into) {
 			t.Errorf("%q: %v", name, err)
 		}
+	}
+	many := filepath.Join(t.TempDir(), "many")
+	for i := range 4 * testChunk / leastRoom {
+		if err := os.MkdirAll(fmt.Sprintf("%s/%d", many, i), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := newShare(t, many).Push(timeout(t), near, PushOptions{Name: "many"}); !errors.Is(err, ErrUnwanted) {
+		t.Errorf("directories that take up more than may be: %v", err)
 	}
 	list, _ := os.ReadDir(into)
 	for _, e := range list {

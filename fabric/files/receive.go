@@ -47,7 +47,7 @@ type ReceiveOptions struct {
 	Trusted bool
 	Class   frame.Class // Bulk or Background; 0: as was set before for this target, or Bulk
 	Rate    int64       // bytes a second at most; 0: as was set before, or as fast as it goes
-	MaxSize int64       // of the contents; 0: any
+	MaxSize int64       // in bytes, of which what is in a directory has 4096 at least; 0: any
 	// Insist keeps what is needed to tell the mirrors that all is here, where none has
 	// heard of it: see Received.
 	Insist bool
@@ -329,8 +329,12 @@ func (r *receiver) receive(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if r.o.MaxSize > 0 && m.size > r.o.MaxSize {
-		return fmt.Errorf("%w: it has %d bytes, and at most %d are taken", ErrUnwanted, m.size, r.o.MaxSize)
+	if n := m.room(); r.o.MaxSize > 0 && n > r.o.MaxSize {
+		why := ""
+		if n > m.size {
+			why = fmt.Sprintf(", as each of the %d files and directories in it counts as %d at least", m.count()-1, leastRoom)
+		}
+		return fmt.Errorf("%w: it has %d bytes%s, and at most %d are taken", ErrUnwanted, n, why, r.o.MaxSize)
 	}
 	if err := r.adopt(ctx, m, text, r.o.Mirrors[from]); err != nil {
 		return err

@@ -339,7 +339,12 @@ func (f *fabricNode) push(ctx context.Context, r control.SendRequest, tell func(
 	if err := tell(control.JobEvent{Ready: r.Name}); err != nil {
 		return err
 	}
-	told := false // that it has to wait for its turn
+	note := func(text string) {
+		if err := tell(control.JobEvent{Note: text}); err != nil {
+			cancel(err)
+		}
+	}
+	paused, told := false, false // told: that it has to wait for its turn
 	wait, rest := r.Wait, firstPushRest
 	news := time.Now()
 	for first := true; ; first = false {
@@ -347,6 +352,10 @@ func (f *fabricNode) push(ctx context.Context, r control.SendRequest, tell func(
 			if p.Bytes.Size >= 0 { // it is under way
 				news, rest = time.Now(), firstPushRest
 			}
+			if now.Paused && !paused {
+				note(pausedNote(t.state().ID))
+			}
+			paused = now.Paused
 			st := t.update(func(st *control.TransferState) {
 				setSettings(st, now)
 				p.Bytes.Mirrors = nil
@@ -374,9 +383,7 @@ func (f *fabricNode) push(ctx context.Context, r control.SendRequest, tell func(
 			passing, news = true, time.Now()
 			if !told {
 				told = true
-				if err := tell(control.JobEvent{Note: fmt.Sprintf("%s is receiving as much at a time as it does; this waits for its turn", r.To)}); err != nil {
-					return err
-				}
+				note(r.To + " takes no more at a time than it is receiving; this waits for its turn")
 			}
 		}
 		switch {
