@@ -544,7 +544,7 @@ func (r *receiver) contents(ctx context.Context, m *manifest, s *sink, from int)
 		o.Mirrors = append(o.Mirrors, r.mirror(mirror))
 	}
 	t := bulk.Start(ctx, o)
-	r.o.Control.attach(t)
+	r.o.Control.attach(t, now.Class)
 	show := func() {
 		last = Progress{t.Progress(), m.files, r.restart, nil}
 		r.o.Progress(last)
