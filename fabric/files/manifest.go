@@ -139,6 +139,21 @@ func (m *manifest) room() (n int64) {
 	return n
 }
 
+// twins returns two paths that are the same but for the case of letters; "", "": there are
+// none.
+func (m *manifest) twins() (a, b string) {
+	seen := map[string]int{}
+	for i := range m.count() {
+		p := m.entry(i).path
+		folded := strings.ToLower(strings.ToUpper(p))
+		if k, ok := seen[folded]; ok {
+			return m.entry(k).path, p
+		}
+		seen[folded] = i
+	}
+	return "", ""
+}
+
 // find returns the entry of a path.
 func (m *manifest) find(path string) (i int, ok bool) {
 	return slices.BinarySearchFunc(m.begins, path, func(at uint32, path string) int {

@@ -336,6 +336,11 @@ func (r *receiver) receive(ctx context.Context) error {
 		}
 		return fmt.Errorf("%w: it has %d bytes%s, and at most %d are taken", ErrUnwanted, n, why, r.o.MaxSize)
 	}
+	if r.folds() {
+		if a, b := m.twins(); a != b {
+			return fmt.Errorf("files: %.200q and %.200q would be one file here, where upper and lower case are the same", a, b)
+		}
+	}
 	if err := r.adopt(ctx, m, text, r.o.Mirrors[from]); err != nil {
 		return err
 	}
@@ -376,6 +381,14 @@ func (r *receiver) receive(ctx context.Context) error {
 		return nil
 	}
 	return r.forget()
+}
+
+// folds reports whether upper and lower case are the same in the hidden directory, as on
+// disks of other systems.
+func (r *receiver) folds() bool {
+	a, err := r.lock.Stat()
+	b, berr := os.Lstat(filepath.Join(r.part, strings.ToUpper(lockFile)))
+	return err == nil && berr == nil && os.SameFile(a, b)
 }
 
 // manifest fetches what the share consists of: from the first mirror that gives it,
