@@ -356,6 +356,7 @@ func (p *Pushed) Receive(ctx context.Context, o ReceiveOptions) error {
 			select { // each is written to the disk, and may open streams anew
 			case <-time.After(changeEvery):
 			case <-ctx.Done():
+				return
 			}
 		}
 	}()

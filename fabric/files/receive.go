@@ -716,7 +716,7 @@ func (r *receiver) mark() (*mark, error) {
 }
 
 // thankTime bounds how long a mirror may take to hear that all is here.
-const thankTime = 5 * time.Second
+const thankTime = 10 * time.Second
 
 // thank tells a mirror that all of it is here, and reports whether it has heard, and
 // counts that.
