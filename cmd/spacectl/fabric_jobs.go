@@ -322,7 +322,7 @@ func newFabricAccept(a *app) *cobra.Command {
 not do, for a node chooses it itself) send files and directories to this one,
 with "fabric send --to". They are made in DIR under the names that the senders
 give. Nothing that is there is replaced, and nothing is made elsewhere: names
-with slashes, or a dot at the beginning, are refused. Prints the path of each
+with slashes or control characters, or a dot or dash at the beginning, are refused. Prints the path of each
 when it is whole.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
@@ -366,7 +366,7 @@ when it is whole.`,
 	}
 	fl := cmd.Flags()
 	fl.StringSliceVar(&r.From, "from", nil, "the nodes, by ID, that may send something")
-	fl.StringVar(&most, "max-size", "", "refuse what is larger, such as 100GB (default: anything that fits)")
+	fl.StringVar(&most, "max-size", "", "refuse what is larger, such as 100GB; a file or directory in it counts as 4 KiB at least (default: anything that fits)")
 	fl.IntVar(&r.Times, "times", 0, "end when so many have come; 0: never")
 	return cmd
 }

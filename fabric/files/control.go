@@ -153,12 +153,15 @@ func (c *Control) end() {
 	c.ended = true
 }
 
-// attach has a transfer do as is said.
-func (c *Control) attach(t *bulk.Transfer) {
+// attach has a transfer do as is said. Its streams are of a class, perhaps of the present.
+func (c *Control) attach(t *bulk.Transfer, class frame.Class) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.t = t
 	c.apply()
+	if c.now.Class != class {
+		t.Reopen()
+	}
 }
 
 const settingsMagic = "space-files-settings/1"

@@ -466,6 +466,7 @@ func TestHostileManifests(t *testing.T) {
 		"zero byte":           {top, f("a\x00b")},
 		"twice":               {top, f("a"), f("a")},
 		"below a file":        {top, f("a"), f("a/b")},
+		"a link alone":        {{kind: symlink, target: "/tmp"}},
 		"below a link":        {top, {path: "a", kind: symlink, target: "/tmp"}, f("a/b")},
 		"without a directory": {top, f("a/b")},
 		"no top":              {f("a")},

@@ -126,6 +126,34 @@ func (m *manifest) entry(i int) *entry {
 	return &e
 }
 
+// leastRoom is what anything below the share itself takes up on a disk at least, about.
+const leastRoom = 4 << 10
+
+// room returns how many bytes the share takes up: millions of directories have none.
+func (m *manifest) room() (n int64) {
+	for i := range m.count() {
+		if n += m.length(i); i > 0 {
+			n += max(0, leastRoom-m.length(i))
+		}
+	}
+	return n
+}
+
+// twins returns two paths that are the same but for the case of letters; "", "": there are
+// none.
+func (m *manifest) twins() (a, b string) {
+	seen := map[string]int{}
+	for i := range m.count() {
+		p := m.entry(i).path
+		folded := strings.ToLower(strings.ToUpper(p))
+		if k, ok := seen[folded]; ok {
+			return m.entry(k).path, p
+		}
+		seen[folded] = i
+	}
+	return "", ""
+}
+
 // find returns the entry of a path.
 func (m *manifest) find(path string) (i int, ok bool) {
 	return slices.BinarySearchFunc(m.begins, path, func(at uint32, path string) int {
@@ -219,7 +247,7 @@ func decodeManifest(text string) (*manifest, error) {
 		case first != (e.path == ""), !first && !validPath(e.path), !first && e.path <= last,
 			!first && !(up == dir && m.count() > 1) && !m.isDirectory(up), len(e.path) > maxPath, len(e.target) > maxPath:
 			return nil, fmt.Errorf("%w: path %.80q", ErrManifest, e.path)
-		case !m.possible(&e):
+		case !m.possible(&e), first && e.kind != regular && e.kind != directory: // a link alone would lead out of where it is made
 			return nil, fmt.Errorf("%w: %.80q: kind %d, %d bytes", ErrManifest, e.path, e.kind, e.size)
 		}
 		last, dir = e.path, up

@@ -15,7 +15,6 @@ import (
 	"sync"
 	"time"
 	"unicode"
-	"unicode/utf8"
 
 	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/bulk"
@@ -80,9 +79,18 @@ var ErrUnwanted = errors.New("files: the receiver does not want it")
 // ErrName: what is offered has a name that nothing may have here.
 var ErrName = errors.New("files: no file may be made of that name")
 
+// ErrTurn: the receiver takes as much at a time as it does; another time it may take it.
+var ErrTurn = errors.New("files: as much as may be is being received already")
+
 // pushCodes are reasons as they are told.
-var pushCodes = map[string]error{"unwanted": ErrUnwanted, "name": ErrName, "exists": ErrExists, "busy": ErrBusy, "full": bulk.ErrFull, "canceled": context.Canceled,
+var pushCodes = map[string]error{"unwanted": ErrUnwanted, "name": ErrName, "exists": ErrExists, "busy": ErrBusy, "turn": ErrTurn, "full": bulk.ErrFull, "canceled": context.Canceled,
 	"manifest": ErrManifest, "denied": fs.ErrPermission}
+
+// sayTime is how long the other end may take to make room for a word, endTime for the last.
+const (
+	sayTime = time.Minute
+	endTime = 10 * time.Second
+)
 
 // words is a push's stream.
 type words struct {
@@ -93,13 +101,14 @@ type words struct {
 
 func newWords(st fabric.Stream) *words { return &words{st: st, r: bufio.NewReaderSize(st, maxWord)} }
 
-func (w *words) say(what word) error {
+func (w *words) say(what word, within time.Duration) error {
 	b, err := json.Marshal(what)
 	if err != nil || len(b) > maxWord {
 		return fmt.Errorf("files: a word of %d bytes: %w", len(b), err)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.st.SetWriteDeadline(time.Now().Add(within))
 	_, err = w.st.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...))
 	return err
 }
@@ -166,14 +175,14 @@ func (s *Share) Push(ctx context.Context, t Tunnel, o PushOptions) error {
 	})
 	w := newWords(st)
 	size, files, _ := s.Size()
-	if err := w.say(word{Offer: &offered{o.Name, size, files, o.Begin}}); err != nil {
+	if err := w.say(word{Offer: &offered{o.Name, size, files, o.Begin}}, sayTime); err != nil {
 		return fmt.Errorf("%w: %w", ErrCut, err)
 	}
 	running.Go(func() {
 		for {
 			select {
 			case c := <-o.Changes:
-				if w.say(word{Change: &c}) != nil {
+				if w.say(word{Change: &c}, sayTime) != nil {
 					return
 				}
 			case <-ctx.Done():
@@ -243,6 +252,9 @@ type Pushed struct {
 	begin Change
 }
 
+// changeEvery is how often a giver may change something.
+const changeEvery = 50 * time.Millisecond
+
 // offerTime bounds how long a giver may take to say what it offers.
 const offerTime = 10 * time.Second
 
@@ -279,10 +291,12 @@ func NextPush(ctx context.Context, t Tunnel) (*Pushed, error) {
 const maxPushName = 255 - len("."+partSuffix)
 
 // checkName checks that a name is one of a file in a directory, and none that a shell, a
-// login or another transfer would take for its own.
+// login, another transfer, or a command that gets it as an argument, would take for
+// something else.
 func checkName(name string) error {
-	if name == "" || len(name) > maxPushName || strings.HasPrefix(name, ".") || strings.Contains(name, "/") || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
-		return fmt.Errorf("%w: %.64q; it may not begin with a dot, have a slash or control characters, or more than %d bytes", ErrName, name, maxPushName)
+	odd := func(r rune) bool { return r == '/' || unicode.IsControl(r) || r == unicode.ReplacementChar }
+	if name == "" || len(name) > maxPushName || name[0] == '.' || name[0] == '-' || strings.ContainsFunc(name, odd) {
+		return fmt.Errorf("%w: %.64q; it may not begin with a dot or dash, have a slash, control characters, what is no UTF-8, or more than %d bytes", ErrName, name, maxPushName)
 	}
 	return nil
 }
@@ -305,8 +319,8 @@ func (p *Pushed) fail(why error, dir string) {
 		e.Text = strings.ReplaceAll(e.Text, dir+string(filepath.Separator), "")
 	}
 	e.Text = strings.ToValidUTF8(e.Text[:min(len(e.Text), maxText)], "?")
-	p.w.st.SetWriteDeadline(time.Now().Add(offerTime))
-	p.w.say(word{Failed: e}) // it sees the end anyway
+	p.w.st.SetWriteDeadline(time.Now().Add(endTime)) // of what is being said, too
+	p.w.say(word{Failed: e}, endTime)                // it sees the end anyway
 }
 
 // Receive fetches it, from the giver alone. o has where to, and what else matters, but
@@ -336,10 +350,16 @@ func (p *Pushed) Receive(ctx context.Context, o ReceiveOptions) error {
 				cancel(fmt.Errorf("files: the giver has gone: %w", err))
 				return
 			}
-			if what.Change != nil {
-				if err := o.Control.Change(*what.Change); err != nil && o.Note != nil {
-					o.Note(err.Error())
-				}
+			if what.Change == nil {
+				continue
+			}
+			if err := o.Control.Change(*what.Change); err != nil && o.Note != nil {
+				o.Note(err.Error())
+			}
+			select { // each is written to the disk, and may open streams anew
+			case <-time.After(changeEvery):
+			case <-ctx.Done():
+				return
 			}
 		}
 	}()
@@ -353,7 +373,9 @@ func (p *Pushed) Receive(ctx context.Context, o ReceiveOptions) error {
 	}
 	report := o.Progress
 	say := func(pr Progress) {
-		p.w.say(word{Progress: &pushed{pr.Bytes.Size, pr.Bytes.Done, pr.Bytes.Resumed, o.Control.Settings()}}) // a failure ends hear, too
+		if err := p.w.say(word{Progress: &pushed{pr.Bytes.Size, pr.Bytes.Done, pr.Bytes.Resumed, o.Control.Settings()}}, sayTime); err != nil {
+			cancel(fmt.Errorf("files: the giver does not listen: %w", err))
+		}
 	}
 	o.Progress = func(pr Progress) {
 		if pr.Hash == nil {

@@ -3,6 +3,7 @@ package files
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -124,15 +125,22 @@ func TestPushRefused(t *testing.T) {
 	})
 	s := newShare(t, src)
 	for name, want := range map[string]error{"unwanted": ErrUnwanted, "there": ErrExists, "large": ErrUnwanted, "": ErrName, "..": ErrName, ".": ErrName,
-		".profile": ErrName, "a/b": ErrName, "/etc/x": ErrName, "../x": ErrName, "a\x00b": ErrName, strings.Repeat("n", 250): ErrName, ".x.space-part": ErrName, "a\nb": ErrName, "a\x1b[2Jb": ErrName} {
+		".profile": ErrName, "a/b": ErrName, "/etc/x": ErrName, "../x": ErrName, "a\x00b": ErrName, strings.Repeat("n", 250): ErrName, ".x.space-part": ErrName,
+		"-rf": ErrName, "a\nb": ErrName, "\x1b[2J": ErrName, "\u0085": ErrName, "not UTF-8 \xff": ErrName} {
 		err := s.Push(timeout(t), near, PushOptions{Name: name})
 		var pe *PushError
 		if !errors.Is(err, want) || !errors.As(err, &pe) || strings.Contains(pe.Text, into) {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
-	if err := s.Push(timeout(t), near, PushOptions{Name: "a\xff"}); !errors.Is(err, ErrName) {
-		t.Errorf("a name that words can't have: %v", err)
+	many := filepath.Join(t.TempDir(), "many")
+	for i := range 4 * testChunk / leastRoom {
+		if err := os.MkdirAll(fmt.Sprintf("%s/%d", many, i), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := newShare(t, many).Push(timeout(t), near, PushOptions{Name: "many"}); !errors.Is(err, ErrUnwanted) {
+		t.Errorf("directories that take up more than may be: %v", err)
 	}
 	list, _ := os.ReadDir(into)
 	for _, e := range list {
@@ -144,6 +152,30 @@ func TestPushRefused(t *testing.T) {
 		t.Error("what was there is another one now")
 	}
 }
+
+// TestPushDeaf has a giver that takes no word: its push ends, and holds no place.
+func TestPushDeaf(t *testing.T) {
+	t.Parallel()
+	src, into := filepath.Join(t.TempDir(), "src"), t.TempDir()
+	put(t, src, payload(1, 3*testChunk), 0o644)
+	near, far := tunneltest.Pair(t, session.Options{})
+	received := make(chan error, 1)
+	inbox(t, far, func(ctx context.Context, p *Pushed) {
+		p.w.st = deaf{p.w.st}
+		received <- p.Receive(ctx, ReceiveOptions{Target: filepath.Join(into, p.Name)})
+	})
+	if err := newShare(t, src).Push(timeout(t), near, PushOptions{Name: "it"}); !errors.Is(err, ErrCut) {
+		t.Errorf("the giver: %v", err)
+	}
+	if err := <-received; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the receiver: %v", err)
+	}
+}
+
+// deaf is a stream whose other end makes no room.
+type deaf struct{ fabric.Stream }
+
+func (deaf) Write([]byte) (int, error) { return 0, os.ErrDeadlineExceeded }
 
 // TestPushWordLost has a receiver whose last word is lost: the next push of the same
 // finds that all is there, and one of something else that the name is taken.

@@ -47,7 +47,7 @@ type ReceiveOptions struct {
 	Trusted bool
 	Class   frame.Class // Bulk or Background; 0: as was set before for this target, or Bulk
 	Rate    int64       // bytes a second at most; 0: as was set before, or as fast as it goes
-	MaxSize int64       // of the contents; 0: any
+	MaxSize int64       // in bytes, of which what is in a directory has 4096 at least; 0: any
 	// Insist keeps what is needed to tell the mirrors that all is here, where none has
 	// heard of it: see Received.
 	Insist bool
@@ -329,8 +329,17 @@ func (r *receiver) receive(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if r.o.MaxSize > 0 && m.size > r.o.MaxSize {
-		return fmt.Errorf("%w: it has %d bytes, and at most %d are taken", ErrUnwanted, m.size, r.o.MaxSize)
+	if n := m.room(); r.o.MaxSize > 0 && n > r.o.MaxSize {
+		why := ""
+		if n > m.size {
+			why = fmt.Sprintf(", as each of the %d files and directories in it counts as %d at least", m.count()-1, leastRoom)
+		}
+		return fmt.Errorf("%w: it has %d bytes%s, and at most %d are taken", ErrUnwanted, n, why, r.o.MaxSize)
+	}
+	if r.folds() {
+		if a, b := m.twins(); a != b {
+			return fmt.Errorf("files: %.200q and %.200q would be one file here, where upper and lower case are the same", a, b)
+		}
 	}
 	if err := r.adopt(ctx, m, text, r.o.Mirrors[from]); err != nil {
 		return err
@@ -372,6 +381,14 @@ func (r *receiver) receive(ctx context.Context) error {
 		return nil
 	}
 	return r.forget()
+}
+
+// folds reports whether upper and lower case are the same in the hidden directory, as on
+// disks of other systems.
+func (r *receiver) folds() bool {
+	a, err := r.lock.Stat()
+	b, berr := os.Lstat(filepath.Join(r.part, strings.ToUpper(lockFile)))
+	return err == nil && berr == nil && os.SameFile(a, b)
 }
 
 // manifest fetches what the share consists of: from the first mirror that gives it,
@@ -540,7 +557,7 @@ func (r *receiver) contents(ctx context.Context, m *manifest, s *sink, from int)
 		o.Mirrors = append(o.Mirrors, r.mirror(mirror))
 	}
 	t := bulk.Start(ctx, o)
-	r.o.Control.attach(t)
+	r.o.Control.attach(t, now.Class)
 	show := func() {
 		last = Progress{t.Progress(), m.files, r.restart, nil}
 		r.o.Progress(last)
@@ -699,7 +716,7 @@ func (r *receiver) mark() (*mark, error) {
 }
 
 // thankTime bounds how long a mirror may take to hear that all is here.
-const thankTime = 5 * time.Second
+const thankTime = 10 * time.Second
 
 // thank tells a mirror that all of it is here, and reports whether it has heard, and
 // counts that.

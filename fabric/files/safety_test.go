@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/spacestore/space/fabric/bulk"
@@ -115,6 +116,42 @@ func TestNewFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	dst := filepath.Join(t.TempDir(), "dst")
+	if err := Receive(timeout(t), ReceiveOptions{Target: dst, Mirrors: []Mirror{{near, "m"}}}); err != nil {
+		t.Fatal(err)
+	}
+	same(t, dst, src)
+}
+
+// TestOneCase receives where upper and lower case are the same: of two files one would be
+// lost.
+func TestOneCase(t *testing.T) {
+	t.Parallel()
+	src, dst := filepath.Join(t.TempDir(), "src"), filepath.Join(t.TempDir(), "dst")
+	put(t, src+"/a/README", payload(1, 100), 0o644)
+	put(t, src+"/b/Readme", payload(2, 100), 0o644)
+	_, near := share(t, src, ShareOptions{})
+	// As such a file system does, it finds the lock by another name.
+	r := newReceiver(ReceiveOptions{Target: dst})
+	if err := r.acquire(); err != nil {
+		t.Fatal(err)
+	}
+	r.lock.Close()
+	if err := os.Link(filepath.Join(r.part, "lock"), filepath.Join(r.part, "LOCK")); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := newManifest([]entry{{}, {path: "a"}, {path: "b"}, {path: "Ärger"}, {path: "ärger"}}).twins(); a != "Ärger" || b != "ärger" {
+		t.Errorf("the same: %q, %q", a, b)
+	}
+	put(t, src+"/A/Readme", payload(3, 100), 0o644)
+	if err := Receive(timeout(t), ReceiveOptions{Target: dst, Mirrors: []Mirror{{near, "m"}}}); err == nil || !strings.Contains(err.Error(), "upper and lower case") {
+		t.Errorf("two files that would be one: %v", err)
+	}
+	if list, _ := os.ReadDir(filepath.Dir(dst)); len(list) > 0 {
+		t.Errorf("%v were left", list)
+	}
+	if err := os.RemoveAll(src + "/A"); err != nil {
+		t.Fatal(err)
+	}
 	if err := Receive(timeout(t), ReceiveOptions{Target: dst, Mirrors: []Mirror{{near, "m"}}}); err != nil {
 		t.Fatal(err)
 	}

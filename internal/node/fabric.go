@@ -131,7 +131,7 @@ func startFabric(t Target, reg prometheus.Registerer, log *slog.Logger) (*fabric
 		return fail(fabricStartError(err))
 	}
 	ways.node.Store(n)
-	f := &fabricNode{Node: n, home: t.Home, seeds: o.Seeds, reach: newReach(n, cfg.HTTPSWeb, log), log: log, lock: lock, failed: make(chan error, 1), jobs: make(gate, maxJobs), inbox: inbox{slots: make(gate, maxPushes)}}
+	f := &fabricNode{Node: n, home: t.Home, seeds: o.Seeds, reach: newReach(n, cfg.HTTPSWeb, log), log: log, lock: lock, failed: make(chan error, 1), jobs: make(gate, maxJobs)}
 	f.ctx, f.quit = context.WithCancelCause(context.Background())
 	if f.socket, err = control.ListenFabric(t.Home); err != nil {
 		return fail(err, n.Close())

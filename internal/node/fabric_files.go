@@ -315,13 +315,18 @@ func (f *fabricNode) receive(ctx context.Context, r control.ReceiveRequest, t *f
 			note("it begins again: " + p.Restart)
 		}
 		if p.Bytes.Paused && !paused {
-			note(fmt.Sprintf("it is paused; `spacectl fabric transfers resume %s` lets it go on", t.state().ID))
+			note(pausedNote(t.state().ID))
 		}
 		restart, paused = p.Restart, p.Bytes.Paused
 		fetched(p)
 		show(func(st *control.TransferState) { setSettings(st, c.Settings()); setProgress(st, p) })
 	}
 	return filesError(files.Receive(ctx, o))
+}
+
+// pausedNote tells that a transfer is paused: perhaps since long ago.
+func pausedNote(id string) string {
+	return fmt.Sprintf("it is paused; `spacectl fabric transfers resume %s` lets it go on", id)
 }
 
 // ownWait bounds how long it is looked for somebody to tell that all had come already.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -29,17 +30,25 @@ func pushProfile() fabric.Profile {
 	return p
 }
 
-// maxPushes bounds what a node takes at a time that others push.
-const maxPushes = 32
+// maxPushes bounds what a node takes at a time that others push, maxPushesOf what one of
+// them does: each may hold a list of files in memory, and chunks.
+const (
+	maxPushes   = 32
+	maxPushesOf = 4
+)
+
+// refusalEvery is how often it is logged that something was offered which is not taken.
+const refusalEvery = time.Minute
 
 // inbox is what a node takes from whom.
 type inbox struct {
-	slots gate
-
-	mu    sync.Mutex
-	rules []*inboxRule
-	end   context.CancelFunc // of the service; nil: there are no rules
-	gone  chan struct{}      // closed when that has ended
+	mu      sync.Mutex
+	rules   []*inboxRule
+	taking  map[identity.NodeID]int // what is being received of each node
+	all     int                     // and of all
+	refused time.Time               // when that was logged last
+	end     context.CancelFunc      // of the service; nil: there are no rules
+	gone    chan struct{}           // closed when that has ended
 }
 
 // inboxRule is whose files go where.
@@ -180,6 +189,40 @@ func (f *fabricNode) ruleFor(node identity.NodeID) *inboxRule {
 	return nil
 }
 
+// slot takes one of the places for what a node pushes; nil: none is free.
+func (in *inbox) slot(node identity.NodeID) (leave func()) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.all >= maxPushes || in.taking[node] >= maxPushesOf {
+		return nil
+	}
+	if in.taking == nil {
+		in.taking = map[identity.NodeID]int{}
+	}
+	in.all++
+	in.taking[node]++
+	return func() {
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		in.all--
+		if in.taking[node]--; in.taking[node] == 0 {
+			delete(in.taking, node)
+		}
+	}
+}
+
+// refusalLevel is with what level a refusal is logged: any node can have us log that, as
+// often as it likes.
+func (in *inbox) refusalLevel() slog.Level {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if now := time.Now(); now.Sub(in.refused) >= refusalEvery {
+		in.refused = now
+		return slog.LevelWarn
+	}
+	return slog.LevelDebug
+}
+
 // takePushes takes what is pushed through a tunnel.
 func (f *fabricNode) takePushes(ctx context.Context, t *fabric.Tunnel) error {
 	var running sync.WaitGroup
@@ -193,20 +236,19 @@ func (f *fabricNode) takePushes(ctx context.Context, t *fabric.Tunnel) error {
 		}
 		rule := f.ruleFor(p.From)
 		if rule == nil {
-			f.log.Warn("something is offered to this node that it does not take", "name", p.Name, "from", p.From.String())
+			f.log.Log(ctx, f.inbox.refusalLevel(), "something is offered to this node that it does not take", "name", p.Name, "from", p.From.String())
 			p.Refuse(fmt.Errorf("%w; there `spacectl fabric accept DIR --from %s` says where it goes", files.ErrUnwanted, p.From))
 			continue
 		}
-		select {
-		case f.inbox.slots <- struct{}{}:
-		default:
+		leave := f.inbox.slot(p.From)
+		if leave == nil {
 			rule.running.Done()
-			p.Refuse(fmt.Errorf("%w: %d are being received already", files.ErrBusy, maxPushes))
+			p.Refuse(files.ErrTurn)
 			continue
 		}
 		running.Go(func() {
 			defer rule.running.Done()
-			defer func() { <-f.inbox.slots }()
+			defer leave()
 			ctx, cancel := context.WithCancelCause(ctx)
 			defer cancel(nil)
 			defer context.AfterFunc(rule.ctx, func() { cancel(context.Cause(rule.ctx)) })()
@@ -242,7 +284,7 @@ func (f *fabricNode) take(ctx context.Context, cancel func(error), rule *inboxRu
 	if err != nil {
 		log.Warn("what was sent to this node has not come whole", "error", err)
 		if rule.ctx.Err() == nil {
-			note("it has not come whole: " + err.Error())
+			rule.tell(control.JobEvent{Note: p.Name + ": it has not come whole: " + err.Error()}) // if nobody listens, the rule has ended
 		}
 		return
 	}
@@ -297,6 +339,12 @@ func (f *fabricNode) push(ctx context.Context, r control.SendRequest, tell func(
 	if err := tell(control.JobEvent{Ready: r.Name}); err != nil {
 		return err
 	}
+	note := func(text string) {
+		if err := tell(control.JobEvent{Note: text}); err != nil {
+			cancel(err)
+		}
+	}
+	paused, told := false, false // told: that it has to wait for its turn
 	wait, rest := r.Wait, firstPushRest
 	news := time.Now()
 	for first := true; ; first = false {
@@ -306,6 +354,10 @@ func (f *fabricNode) push(ctx context.Context, r control.SendRequest, tell func(
 				news, rest = time.Now(), firstPushRest
 				begin = files.Change{} // what was changed since holds
 			}
+			if now.Paused && !paused {
+				note(pausedNote(t.state().ID))
+			}
+			paused = now.Paused
 			st := t.update(func(st *control.TransferState) {
 				setSettings(st, now)
 				p.Bytes.Mirrors = nil
@@ -330,6 +382,13 @@ func (f *fabricNode) push(ctx context.Context, r control.SendRequest, tell func(
 		}
 		var refused *files.PushError
 		passing := errors.Is(err, files.ErrBusy) || errors.Is(err, files.ErrCut)
+		if errors.Is(err, files.ErrTurn) { // its time comes, however long the others take
+			passing, news = true, time.Now()
+			if !told {
+				told = true
+				note(r.To + " takes no more at a time than it is receiving; this waits for its turn")
+			}
+		}
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)

@@ -157,6 +157,53 @@ func TestFabricPush(t *testing.T) {
 	}
 }
 
+// TestFabricPushTurn has a node that takes as much as it does from another one already:
+// what that sends waits, and what others send does not.
+func TestFabricPushTurn(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), fabricHung)
+	defer cancel()
+	first, second := twoNodes(t, ctx)
+	dir := t.TempDir()
+	path, into := filepath.Join(dir, "file"), filepath.Join(dir, "in")
+	if err := errors.Join(os.WriteFile(path, []byte("content"), 0o640), os.Mkdir(into, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	job(t, ctx, func(ctx context.Context, tell func(control.JobEvent) error) error {
+		return second.Accept(ctx, control.AcceptRequest{Into: into, From: []string{first.ID().String()}}, tell)
+	}, nil)
+	var leave []func()
+	for range maxPushesOf {
+		leave = append(leave, second.inbox.slot(first.ID()))
+	}
+	if second.inbox.slot(first.ID()) != nil {
+		t.Fatal("there is place for one more")
+	}
+	if other := second.inbox.slot(second.ID()); other == nil {
+		t.Fatal("there is none for another node")
+	} else {
+		other()
+	}
+	waited := false
+	if err := first.Send(ctx, control.SendRequest{Path: path, Name: "file", To: "second", Wait: fabricHung}, func(e control.JobEvent) error {
+		if strings.Contains(e.Note, "turn") {
+			if waited {
+				t.Error("it says again that it waits")
+			}
+			waited = true
+			leave[0]()
+		}
+		return nil
+	}); err != nil || !waited {
+		t.Errorf("it waited: %v; %v", waited, err)
+	}
+	for _, l := range leave[1:] {
+		l()
+	}
+	if got, err := os.ReadFile(filepath.Join(into, "file")); err != nil || string(got) != "content" {
+		t.Errorf("%q: %v", got, err)
+	}
+}
+
 // TestFabricTransfers pauses, slows down and cancels what a node receives, and finds it
 // paused when it is started again.
 func TestFabricTransfers(t *testing.T) {
