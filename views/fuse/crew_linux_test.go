@@ -115,7 +115,9 @@ func TestCrew(t *testing.T) {
 	stays(true) // the one that joined
 	stays(false)
 	c.clock = time.NewTimer(hang) // for look to come when it is called
-	c.take(false)
+	if c.take(false) {
+		t.Error("the only one at work passes for many")
+	}
 	joins(1)
 	c.look()
 	joins(2)
@@ -127,6 +129,10 @@ func TestCrew(t *testing.T) {
 	joins(2)
 	c.look()
 	joins(3)
+	stays(true)
+	if !c.take(false) { // at work: three, of whom two are stuck
+		t.Error("requests that are stuck pass for few")
+	}
 	stays(true)
 	c.leave(true)
 	c.leave(false)

@@ -235,8 +235,8 @@ func (d *device) loop() {
 		d.busy.Add(1)
 		d.leaving.RUnlock()
 		long := !unanswered && d.long(header(buf))
-		d.crew.take(long)
-		d.work(buf, n, long)
+		many := d.crew.take(long)
+		d.work(buf, n, long || many)
 		d.busy.Done()
 	}
 }
@@ -280,8 +280,8 @@ func header(request []byte) *gofuse.InHeader {
 	return (*gofuse.InHeader)(unsafe.Pointer(&request[0]))
 }
 
-// work answers one request, which is in the first n bytes of buf, and which may
-// take long or not.
+// work answers one request, which is in the first n bytes of buf. While it may
+// take long, a small one does not keep the buffer.
 func (d *device) work(buf []byte, n int, long bool) {
 	in := buf[:n]
 	if long && n <= smallRequest {
