@@ -297,10 +297,7 @@ func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCRep
 		if len(batch) == 0 {
 			return nil
 		}
-		if err := s.checkSpaceToMove(int64(len(out))); err != nil {
-			return err
-		}
-		to, off, err := s.logs.Append(out, nil)
+		to, off, err := s.append(out, nil, s.checkSpaceToMove)
 		if err != nil {
 			return err
 		}
