@@ -66,7 +66,7 @@ type device struct {
 	buffers chan []byte // for requests, kept for the next ones
 	crew    *crew
 	long    func(in *gofuse.InHeader) bool // whether a request may take long
-	busy    sync.WaitGroup                 // requests that are being worked on
+	busy    sync.WaitGroup                 // requests that were taken on before leave and are being worked on
 	// leaving is held, shared, while a request is taken on; whoever has set left
 	// under it knows that no more are.
 	leaving sync.RWMutex
@@ -227,17 +227,21 @@ func (d *device) loop() {
 		op := header(buf).Opcode
 		unanswered := op == opForget || op == opBatchForget
 		d.leaving.RLock()
-		if d.left && !unanswered { // the next process gets it again
-			d.leaving.RUnlock()
+		left := d.left
+		if !left {
+			d.busy.Add(1)
+		}
+		d.leaving.RUnlock()
+		if left && !unanswered { // the next process gets it again
 			d.crew.leave(true)
 			return
 		}
-		d.busy.Add(1)
-		d.leaving.RUnlock()
 		long := !unanswered && d.long(header(buf))
 		many := d.crew.take(long)
 		d.work(buf, n, long || many)
-		d.busy.Done()
+		if !left {
+			d.busy.Done()
+		}
 	}
 }
 
