@@ -46,8 +46,9 @@
 // Lock order: lineages, then a family, then overlay.updating, then
 // overlay.mu, then round, content pins, segment pins, and leaf
 // locks (sealers, cache, logs, journal, watchers). What runs inside a round
-// takes none of those before it. Put compresses and reads without a lock; an
-// update that writes whole blocks seals them under its family's. Nobody waits for
+// takes none of those before it. Appending comes after updating and before
+// overlay.mu. Put compresses and reads without a lock; an update that writes
+// whole blocks seals them under its family's. Nobody waits for
 // a segment that another put is to settle while he has one to settle himself: all
 // that he has sealed is in the logs before he waits.
 package store

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -356,6 +359,42 @@ func TestDiskFull(t *testing.T) {
 		t.Fatalf("with room again: %d capsules of %d, %v", len(got), len(want), err)
 	}
 	wantClean(t, s)
+}
+
+// Who asks for room finds what others were granted on the disk already: many at
+// once do not use up what is kept in reserve.
+func TestRoomIsGrantedOnce(t *testing.T) {
+	faults := vfstest.NewFaults(vfstest.NewPowerCut())
+	s, err := openOn(faults)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var granted atomic.Int64 // and not written
+	faults.Set(func(op vfstest.Op) error {
+		if op.Kind == vfstest.Write && strings.Contains(op.Path, "/segments/") {
+			runtime.Gosched()
+			granted.Add(-int64(op.Len))
+		}
+		return nil
+	})
+	var all sync.WaitGroup
+	for w := range 4 {
+		all.Go(func() {
+			for range 50 {
+				err := s.appendSealed(&coder{out: random(uint64(w), 4<<10)}, nil, func(n int64) error {
+					if have := granted.Add(n) - n; have != 0 {
+						t.Errorf("%d bytes are granted and not written", have)
+					}
+					return nil
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
 }
 
 // A put that the disk has no room for leaves it as full as it was before.

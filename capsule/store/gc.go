@@ -297,10 +297,7 @@ func (s *Store) moveLog(ctx context.Context, log uint64, o GCOptions, rep *GCRep
 		if len(batch) == 0 {
 			return nil
 		}
-		if err := s.checkSpaceToMove(int64(len(out))); err != nil {
-			return err
-		}
-		to, off, err := s.logs.Append(out, nil)
+		to, off, err := s.append(out, nil, s.checkSpaceToMove)
 		if err != nil {
 			return err
 		}
@@ -450,9 +447,11 @@ func (s *Store) resealMeta(ctx context.Context, rep *GCReport) error {
 }
 
 // tidy collects garbage, seals again and recompresses in the background. After
-// each failure it waits twice as long, and it says what is wrong once.
+// each failure it waits twice as long, unless a log's worth was removed since: on a
+// full disk somebody may wait for that. It says what is wrong once.
 func (s *Store) tidy() {
 	var retry time.Duration // how long to wait after a failure; 0: it was none
+	var had int64           // bytes stored when it failed
 	said := ""
 	for waited := time.Duration(0); ; {
 		select {
@@ -461,7 +460,7 @@ func (s *Store) tidy() {
 			return
 		}
 		waited += muchEvery
-		if s.writable() != nil || waited < retry || waited < tidyEvery && !s.garbageIsMuch() {
+		if s.writable() != nil || waited < retry && s.storedBytes() > had-s.logBytes || waited < tidyEvery && !s.garbageIsMuch() {
 			continue
 		}
 		waited = 0
@@ -476,7 +475,7 @@ func (s *Store) tidy() {
 			retry, said = 0, ""
 		case errors.Is(err, errMakeWay), s.quit.Err() != nil:
 		default:
-			retry = min(max(2*retry, tidyEvery), longestRetry)
+			retry, had = min(max(2*retry, tidyEvery), longestRetry), s.storedBytes()
 			if text := err.Error(); text != said {
 				s.log.Warn("background garbage collection", "error", err)
 				said = text
@@ -497,10 +496,15 @@ func (s *Store) spaceIsShort() bool {
 func (s *Store) garbageIsMuch() bool {
 	held := s.pins.heldBytes() // first: what is committed meanwhile must not count as garbage
 	size, err := s.logBytesTotal()
-	s.totalsMu.Lock()
-	stored := s.shown.stored
-	s.totalsMu.Unlock()
+	stored := s.storedBytes()
 	return err == nil && size-stored-held > max(s.muchGarbage, stored)
+}
+
+// storedBytes is how many bytes of records something refers to.
+func (s *Store) storedBytes() int64 {
+	s.totalsMu.Lock()
+	defer s.totalsMu.Unlock()
+	return s.shown.stored
 }
 
 func (s *Store) ballastGone() bool {

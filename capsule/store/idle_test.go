@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/internal/clock"
 	"github.com/spacestore/space/internal/vfs"
 	"github.com/spacestore/space/internal/vfs/vfstest"
@@ -225,7 +226,7 @@ func TestUncommittedIsNoGarbage(t *testing.T) {
 }
 
 // A garbage collection in the background that keeps failing is tried less and less
-// often, and logs each reason once.
+// often, and logs each reason once. When much is removed it is tried at once.
 func TestBackgroundBacksOff(t *testing.T) {
 	c := newHandClock(muchEvery)
 	faults := vfstest.NewFaults(vfstest.NewPowerCut())
@@ -237,12 +238,17 @@ func TestBackgroundBacksOff(t *testing.T) {
 	}
 	defer s.Close()
 	s.muchGarbage = 1 << 10
-	if err := s.Remove(t.Context(), put(t, s, "x", random(1, 1<<20)).ID); err != nil {
-		t.Fatal(err)
+	remove := func(id capsule.ID) {
+		t.Helper()
+		if err := s.Remove(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.settle(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := s.settle(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	kept := put(t, s, "kept", random(2, 1<<20)).ID
+	remove(put(t, s, "x", random(1, 3<<20)).ID)
 	fail := func(errno error) {
 		faults.Set(func(op vfstest.Op) error {
 			if op.Kind == vfstest.Remove && strings.HasSuffix(op.Path, ".seg") {
@@ -282,8 +288,13 @@ func TestBackgroundBacksOff(t *testing.T) {
 	fail(syscall.EPERM)
 	wantAfter(1, 1, 2)
 	wantAfter(1000, 9, 2) // every two minutes, four, eight, then ten
+	remove(kept)
+	wantAfter(1, 1, 2)
+	wantAfter(8, 0, 2)
+	remove(put(t, s, "small", random(3, 100)).ID)
+	wantAfter(8, 0, 2)
 	faults.Set(nil)
-	wantAfter(8, 1, 2)
+	wantAfter(106, 1, 2)
 	if size, err := s.logBytesTotal(); err != nil || size != 0 {
 		t.Errorf("%d bytes are left, %v", size, err)
 	}

@@ -361,10 +361,8 @@ func (s *Store) appendSealed(c *coder, err error, room func(int64) error) error 
 	var log uint64
 	var off int64
 	if err == nil && len(c.out) > 0 {
-		if err = room(int64(len(c.out))); err == nil {
-			log, off, err = s.logs.Append(c.out, func(log uint64) { s.pins.hold(log, c.sealed...) })
-		}
-		if err != nil && ioKind(err) == capsule.NoSpace {
+		log, off, err = s.append(c.out, func(log uint64) { s.pins.hold(log, c.sealed...) }, room)
+		if capsule.KindOf(err) == capsule.NoSpace {
 			s.spaceIsGone()
 		}
 	}
@@ -380,6 +378,18 @@ func (s *Store) appendSealed(c *coder, err error, room func(int64) error) error 
 		s.pins.settle(pin)
 	}
 	return err
+}
+
+// append appends records to the logs, if room grants the bytes. It is one append
+// at a time: what room has granted is on the disk when it is asked again.
+func (s *Store) append(records []byte, written func(log uint64), room func(int64) error) (log uint64, off int64, err error) {
+	s.appending.Lock()
+	defer s.appending.Unlock()
+	if err := room(int64(len(records))); err != nil {
+		return 0, 0, err
+	}
+	log, off, err = s.logs.Append(records, written)
+	return log, off, capsule.Wrap(ioKind(err), err, "store content")
 }
 
 // collect takes over an encoded block's extents, in order, and writes pages of

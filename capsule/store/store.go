@@ -113,6 +113,7 @@ type Store struct {
 	spaceToMove    spaceGauge   // for the rest
 	spaceToMerge   spaceGauge   // for what was promised room
 	spaceToCompact spaceGauge   // for tables made of tables
+	appending      sync.Mutex   // held while records are granted room and appended
 	free           atomic.Int64 // bytes that were left for what makes the store grow, when the kernel was asked last
 	tally          tally
 	watchers       *notify.Queue[Change]

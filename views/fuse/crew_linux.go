@@ -50,11 +50,13 @@ func (c *crew) wait() bool {
 }
 
 // take says that a member waits no more but works on a request, which may take
-// long or not.
-func (c *crew) take(long bool) {
+// long or not. many tells that more are at work than are to wait: requests that
+// were taken for short ones may be stuck, and there can be as many as the kernel has.
+func (c *crew) take(long bool) (many bool) {
 	c.mu.Lock()
 	c.waiting--
 	c.taken++
+	many = c.members-c.waiting > c.most
 	join := c.waiting == 0 && (long || c.members < c.most)
 	switch {
 	case join:
@@ -66,6 +68,7 @@ func (c *crew) take(long bool) {
 	if join {
 		c.join()
 	}
+	return many
 }
 
 // leave says that a member ends, which waited or not.

@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"runtime"
 	"testing"
 	"time"
 	"unsafe"
@@ -40,36 +41,75 @@ func (f *oneAfterOther) StatFs(<-chan struct{}, *gofuse.InHeader, *gofuse.Statfs
 	return gofuse.OK
 }
 
-// A request that was taken for a short one may wait for what another one does.
-func TestARequestThatTakesLongAfterAllKeepsNobodyWaiting(t *testing.T) {
+const opGetattr, opStatfs = 3, 17
+
+// serveOneAfterOther has a device serve requests that come through kernel, until
+// ended is closed.
+func serveOneAfterOther(t *testing.T) (f *oneAfterOther, d *device, kernel int, ended <-chan struct{}) {
+	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	kernel := fds[0]
-	defer unix.Close(kernel)
-	f := &oneAfterOther{RawFileSystem: gofuse.NewDefaultRawFileSystem(), begun: make(chan struct{}), asked: make(chan struct{})}
-	d := newDevice(f, fds[1], &gofuse.MountOptions{MaxWrite: maxRead}, new(logBuffer).logger())
-	defer d.close()
-	ended := make(chan struct{})
+	f = &oneAfterOther{RawFileSystem: gofuse.NewDefaultRawFileSystem(), begun: make(chan struct{}), asked: make(chan struct{})}
+	d = newDevice(f, fds[1], &gofuse.MountOptions{MaxWrite: maxRead}, new(logBuffer).logger())
+	t.Cleanup(func() {
+		unix.Close(fds[0])
+		d.close()
+	})
+	done := make(chan struct{})
 	go func() {
 		d.serve()
-		close(ended)
+		close(done)
 	}()
+	return f, d, fds[0], done
+}
 
-	send := func(request []byte) {
-		t.Helper()
-		header(request).Length = uint32(len(request))
-		if _, err := unix.Write(kernel, request); err != nil {
-			t.Fatal(err)
-		}
+func send(t *testing.T, kernel int, request []byte) {
+	t.Helper()
+	header(request).Length = uint32(len(request))
+	if _, err := unix.Write(kernel, request); err != nil {
+		t.Fatal(err)
 	}
-	const opGetattr, opStatfs = 3, 17
+}
+
+// What the kernel forgets while a mount is left to the next node is worked
+// through, and waits for nothing. (It is for the race detector to object.)
+func TestForgetWhileLeaving(t *testing.T) {
+	f, d, kernel, ended := serveOneAfterOther(t)
+	send := func(request []byte) { send(t, kernel, request) }
+	send(bytesOf(&gofuse.GetAttrIn{InHeader: gofuse.InHeader{Opcode: opGetattr, Unique: 1, NodeId: 1}}))
+	waitFor(t, "the first request is taken", f.begun)
+	left := make(chan struct{})
+	go func() {
+		d.leave(nil)
+		close(left)
+	}()
+	for !d.hasLeft() {
+		runtime.Gosched()
+	}
+	forget := gofuse.ForgetIn{InHeader: gofuse.InHeader{Opcode: opForget, Unique: 2, NodeId: 1}, Nlookup: 1}
+	for i := range 100 {
+		if i == 50 {
+			close(f.asked) // the first request is answered
+		}
+		send(bytesOf(&forget))
+	}
+	waitFor(t, "leaving", left)
+	for range 3 * maxReaders {
+		send(bytesOf(&gofuse.InHeader{Opcode: opStatfs, Unique: 3, NodeId: 1}))
+	}
+	waitFor(t, "all have left", ended)
+}
+
+// A request that was taken for a short one may wait for what another one does.
+func TestARequestThatTakesLongAfterAllKeepsNobodyWaiting(t *testing.T) {
+	f, d, kernel, ended := serveOneAfterOther(t)
 	attr := gofuse.GetAttrIn{InHeader: gofuse.InHeader{Opcode: opGetattr, Unique: 1, NodeId: 1}}
-	send(bytesOf(&attr))
+	send(t, kernel, bytesOf(&attr))
 	waitFor(t, "the first request is taken", f.begun)
 	stat := gofuse.InHeader{Opcode: opStatfs, Unique: 2, NodeId: 1}
-	send(bytesOf(&stat))
+	send(t, kernel, bytesOf(&stat))
 	answered := map[uint64]bool{}
 	for range 2 {
 		answer := make([]byte, 4096)
@@ -115,7 +155,9 @@ func TestCrew(t *testing.T) {
 	stays(true) // the one that joined
 	stays(false)
 	c.clock = time.NewTimer(hang) // for look to come when it is called
-	c.take(false)
+	if c.take(false) {
+		t.Error("the only one at work passes for many")
+	}
 	joins(1)
 	c.look()
 	joins(2)
@@ -127,6 +169,10 @@ func TestCrew(t *testing.T) {
 	joins(2)
 	c.look()
 	joins(3)
+	stays(true)
+	if !c.take(false) { // at work: three, of whom two are stuck
+		t.Error("requests that are stuck pass for few")
+	}
 	stays(true)
 	c.leave(true)
 	c.leave(false)

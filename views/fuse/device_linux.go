@@ -66,7 +66,7 @@ type device struct {
 	buffers chan []byte // for requests, kept for the next ones
 	crew    *crew
 	long    func(in *gofuse.InHeader) bool // whether a request may take long
-	busy    sync.WaitGroup                 // requests that are being worked on
+	busy    sync.WaitGroup                 // requests that were taken on before leave and are being worked on
 	// leaving is held, shared, while a request is taken on; whoever has set left
 	// under it knows that no more are.
 	leaving sync.RWMutex
@@ -227,17 +227,21 @@ func (d *device) loop() {
 		op := header(buf).Opcode
 		unanswered := op == opForget || op == opBatchForget
 		d.leaving.RLock()
-		if d.left && !unanswered { // the next process gets it again
-			d.leaving.RUnlock()
+		left := d.left
+		if !left {
+			d.busy.Add(1)
+		}
+		d.leaving.RUnlock()
+		if left && !unanswered { // the next process gets it again
 			d.crew.leave(true)
 			return
 		}
-		d.busy.Add(1)
-		d.leaving.RUnlock()
 		long := !unanswered && d.long(header(buf))
-		d.crew.take(long)
-		d.work(buf, n, long)
-		d.busy.Done()
+		many := d.crew.take(long)
+		d.work(buf, n, long || many)
+		if !left {
+			d.busy.Done()
+		}
 	}
 }
 
@@ -280,8 +284,8 @@ func header(request []byte) *gofuse.InHeader {
 	return (*gofuse.InHeader)(unsafe.Pointer(&request[0]))
 }
 
-// work answers one request, which is in the first n bytes of buf, and which may
-// take long or not.
+// work answers one request, which is in the first n bytes of buf. While it may
+// take long, a small one does not keep the buffer.
 func (d *device) work(buf []byte, n int, long bool) {
 	in := buf[:n]
 	if long && n <= smallRequest {
