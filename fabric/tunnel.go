@@ -704,6 +704,17 @@ func (t *Tunnel) Close() error {
 	return nil
 }
 
+// Leave is Close for a provider that ends because its node is about to: where the
+// profile allows failover, the tunnel goes on with another node.
+func (t *Tunnel) Leave() error {
+	why := ErrClosed
+	if !t.opener && mayFailOver(t) {
+		why = errNodeEnds
+	}
+	t.end(why, true)
+	return nil
+}
+
 // end ends the tunnel here, and at the peer if it is told. local: the streams
 // end too.
 func (t *Tunnel) end(why error, local bool) {
@@ -755,8 +766,10 @@ func (t *Tunnel) endIf(so func() bool, why error, local bool) {
 	if r != nil {
 		r.detach(t)
 		// A node that goes does not end its tunnels at the other end: that looks
-		// for another route, or waits for the node.
-		if !errors.Is(why, errPeerClosed) && !errors.Is(why, errNodeEnds) {
+		// for another route, or waits for the node. Nor do the services that end
+		// with it.
+		ends := errors.Is(why, errNodeEnds) || !t.opener && t.n.ctx.Err() != nil
+		if !errors.Is(why, errPeerClosed) && !ends {
 			r.noteClosed(t)
 		}
 	}
