@@ -75,7 +75,7 @@ type farewell struct {
 // carried counts a tunnel's streams over one session.
 type carried struct {
 	r            *route
-	opened, came uint64 // here; from the other end
+	opened, came uint64 // here; from the other end, below zero while some of before are under way
 }
 
 // over returns the count of the streams over a session. t.mu is held.
@@ -440,6 +440,7 @@ func (t *Tunnel) use(r *route, gen uint64, remote string) bool {
 	t.agreed = gen
 	if t.leaving != nil { // the opener is back, after it had left for another node
 		t.leaving.timer.Stop()
+		t.over(t.leaving.r).came -= t.leaving.streams // those of before, which may still come, do not count for its next word
 		t.leaving = nil
 	}
 	if t.opener && t.shut.r != nil && gen <= t.shut.gen { // its word came before the one who asked had taken its answer
@@ -818,7 +819,7 @@ func (t *Tunnel) takeLeave(f farewell) {
 func (t *Tunnel) endLeft(late *farewell) {
 	t.endIf(func() bool {
 		f := t.leaving
-		return f != nil && (f == late || t.over(f.r).came >= f.streams)
+		return f != nil && (f == late || int64(t.over(f.r).came-f.streams) >= 0)
 	}, errPeerClosed, false)
 }
 
