@@ -120,6 +120,22 @@ func TestCloseBeforeStreamsThatDoNotCome(t *testing.T) {
 				if err := there.Err(); err != nil {
 					t.Errorf("the tunnel has ended although its opener is back: %v", err)
 				}
+				for k := range 4 { // three of before, and then one
+					if k == 2 {
+						b.closedByPeer(r, sided(near.ID(), true), 2, 1)
+					}
+					st, err := near.Open(context.Background(), frame.Bulk, nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer st.Close()
+					if _, err := there.Accept(context.Background()); err != nil {
+						t.Errorf("stream %d, of before the end: %v", k, err)
+					}
+				}
+				if !errors.Is(there.Err(), errPeerClosed) {
+					t.Errorf("the tunnel has ended with %v", there.Err())
+				}
 				return
 			}
 			<-there.Done()

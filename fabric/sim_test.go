@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spacestore/space/fabric/admit"
+	"github.com/spacestore/space/fabric/carrier"
 	"github.com/spacestore/space/fabric/frame"
 	"github.com/spacestore/space/fabric/identity"
 	"github.com/spacestore/space/fabric/session"
@@ -819,5 +820,78 @@ func TestNodeCloses(t *testing.T) {
 		if got := say(t, stays, payload(3, 1000)); got != name {
 			t.Errorf("%q has answered", got)
 		}
+	})
+}
+
+// slowToClose is a carrier whose listeners take a while to close.
+type slowToClose struct{ carrier.Carrier }
+
+func (c slowToClose) Listen(ctx context.Context, addr string) (carrier.Listener, error) {
+	l, err := c.Carrier.Listen(ctx, addr)
+	return slowListener{l}, err
+}
+
+type slowListener struct{ carrier.Listener }
+
+func (l slowListener) Close() error {
+	time.Sleep(time.Second)
+	return l.Listener.Close()
+}
+
+// A service that closes its tunnels because its node ends does not end them at the
+// other end. One whose node is about to go leaves them: those that may fail over do.
+func TestServiceEndsWithItsNode(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		a := w.node(t, "seed", "one")
+		b := w.node(t, "b", "one", func(o *Options) {
+			for i := range o.Listen {
+				o.Listen[i].Carrier = slowToClose{o.Listen[i].Carrier}
+			}
+		})
+		p, err := b.Provide(Service{Profile: testProfile, Pool: "pool", Kind: "echo"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tun := w.open(t, a, failing(testProfile), "pool")
+		there, err := p.Accept(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			_, _ = p.Accept(context.Background()) // until its node ends
+			there.Close()
+		}()
+		echo(t, w.node(t, "c", "one"), "pool")
+		waitFor(t, "the other provider", func() bool { return len(a.dir.d.Find("pool", "echo", "")) == 2 })
+		w.stop("b", false)
+		<-closed
+		waitFor(t, "the end of the session", func() bool { return tun.Err() != nil || tun.Peer() != there.n.ID() })
+		if got := say(t, tun, payload(1, 1000)); got != "c" {
+			t.Errorf("%q has answered", got)
+		}
+
+		b = w.node(t, "b", "one")
+		if p, err = b.Provide(Service{Profile: testProfile, Pool: "other", Kind: "echo"}); err != nil {
+			t.Fatal(err)
+		}
+		moves, ends := w.open(t, a, failing(testProfile), "other"), w.open(t, a, testProfile, "other")
+		echo(t, w.all["c"], "other")
+		waitFor(t, "the other provider", func() bool { return len(a.dir.d.Find("other", "echo", "")) == 2 })
+		for range 2 {
+			if there, err = p.Accept(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			there.Leave()
+		}
+		if err := b.Drain(context.Background()); err != nil {
+			t.Error(err)
+		}
+		waitFor(t, "the move", func() bool { return moves.Err() != nil || moves.Peer() != b.ID() })
+		if got := say(t, moves, payload(2, 1000)); got != "c" {
+			t.Errorf("%q has answered", got)
+		}
+		waitFor(t, "the end of the tunnel that no other node will do for", func() bool { return errors.Is(ends.Err(), errPeerClosed) })
 	})
 }

@@ -75,7 +75,7 @@ type farewell struct {
 // carried counts a tunnel's streams over one session.
 type carried struct {
 	r            *route
-	opened, came uint64 // here; from the other end
+	opened, came uint64 // here; from the other end, below zero while some of before are under way
 }
 
 // over returns the count of the streams over a session. t.mu is held.
@@ -440,6 +440,7 @@ func (t *Tunnel) use(r *route, gen uint64, remote string) bool {
 	t.agreed = gen
 	if t.leaving != nil { // the opener is back, after it had left for another node
 		t.leaving.timer.Stop()
+		t.over(t.leaving.r).came -= t.leaving.streams // those of before, which may still come, do not count for its next word
 		t.leaving = nil
 	}
 	if t.opener && t.shut.r != nil && gen <= t.shut.gen { // its word came before the one who asked had taken its answer
@@ -704,6 +705,17 @@ func (t *Tunnel) Close() error {
 	return nil
 }
 
+// Leave is Close for a provider that ends because its node is about to: where the
+// profile allows failover, the tunnel goes on with another node.
+func (t *Tunnel) Leave() error {
+	why := ErrClosed
+	if !t.opener && mayFailOver(t) {
+		why = errNodeEnds
+	}
+	t.end(why, true)
+	return nil
+}
+
 // end ends the tunnel here, and at the peer if it is told. local: the streams
 // end too.
 func (t *Tunnel) end(why error, local bool) {
@@ -755,8 +767,10 @@ func (t *Tunnel) endIf(so func() bool, why error, local bool) {
 	if r != nil {
 		r.detach(t)
 		// A node that goes does not end its tunnels at the other end: that looks
-		// for another route, or waits for the node.
-		if !errors.Is(why, errPeerClosed) && !errors.Is(why, errNodeEnds) {
+		// for another route, or waits for the node. Nor do the services that end
+		// with it.
+		ends := errors.Is(why, errNodeEnds) || !t.opener && t.n.ctx.Err() != nil
+		if !errors.Is(why, errPeerClosed) && !ends {
 			r.noteClosed(t)
 		}
 	}
@@ -805,7 +819,7 @@ func (t *Tunnel) takeLeave(f farewell) {
 func (t *Tunnel) endLeft(late *farewell) {
 	t.endIf(func() bool {
 		f := t.leaving
-		return f != nil && (f == late || t.over(f.r).came >= f.streams)
+		return f != nil && (f == late || int64(t.over(f.r).came-f.streams) >= 0)
 	}, errPeerClosed, false)
 }
 

@@ -97,13 +97,23 @@ func (f *fabricNode) provide(ctx context.Context, s fabric.Service, tell func(co
 		tunnels.Add(1)
 		go func() {
 			defer tunnels.Done()
-			defer t.Close()
+			defer f.part(t)
 			f.log.Debug("a tunnel has come", "tunnel", t.ID().String(), "pool", s.Pool, "peer", t.Peer().String())
 			if err := serve(ctx, t); err != nil && ctx.Err() == nil && !errors.Is(err, fabric.ErrClosed) {
 				f.log.Debug("a tunnel has ended", "tunnel", t.ID().String(), "pool", s.Pool, "error", err)
 			}
 		}()
 	}
+}
+
+// part ends a tunnel that a job has provided. One that ends with the node leaves it to
+// others.
+func (f *fabricNode) part(t *fabric.Tunnel) {
+	if f.ctx.Err() != nil {
+		t.Leave()
+		return
+	}
+	t.Close()
 }
 
 // unlessEnded is the error of a job: none if it was told to end.

@@ -357,3 +357,61 @@ func TestFabricErrorKinds(t *testing.T) {
 		t.Errorf("%q", l)
 	}
 }
+
+// TestFabricNodeEnds: tunnels to a service of a node that ends, and which may be elsewhere,
+// are not ended with it.
+func TestFabricNodeEnds(t *testing.T) {
+	nodes := trio(t)
+	ctx, cancel := context.WithTimeout(t.Context(), fabricHung)
+	defer cancel()
+	var ended [3]chan error
+	for i, n := range nodes[1:] {
+		ended[i+1] = make(chan error, 1)
+		ready := make(chan struct{})
+		go func() {
+			ended[i+1] <- n.provide(n.ctx, fabric.Service{Profile: profile("tcp-forward"), Pool: "echo"}, func(control.JobEvent) error {
+				close(ready)
+				return nil
+			}, func(ctx context.Context, t *fabric.Tunnel) error {
+				_, err := t.Accept(ctx)
+				return err
+			})
+		}()
+		select {
+		case <-ready:
+		case err := <-ended[i+1]:
+			t.Fatal(err)
+		}
+	}
+	waitFabric(t, "both to provide it", func() bool {
+		n := 0
+		for _, s := range nodes[0].Node.Nodes() {
+			for _, s := range s.Services {
+				if s.Pool == "echo" {
+					n++
+				}
+			}
+		}
+		return n == 2
+	})
+	tun, err := nodes[0].tunnel(ctx, fabric.Request{Profile: profile("tcp-forward"), Pool: "echo"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tun.Close()
+	at := 1
+	if tun.Peer() == nodes[2].ID() {
+		at = 2
+	}
+	nodes[at].quit(errFabricEnds)
+	if err := <-ended[at]; err != nil {
+		t.Error(err)
+	}
+	if err := nodes[at].Drain(ctx); err != nil {
+		t.Error(err)
+	}
+	waitFabric(t, "the move", func() bool { return tun.Err() != nil || tun.Peer() == nodes[3-at].ID() })
+	if err := tun.Err(); err != nil {
+		t.Error(err)
+	}
+}
