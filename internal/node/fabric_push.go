@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -161,12 +162,7 @@ func (f *fabricNode) addRule(rule *inboxRule) error {
 func (f *fabricNode) removeRule(rule *inboxRule) {
 	in := &f.inbox
 	in.mu.Lock()
-	for i, r := range in.rules {
-		if r == rule {
-			in.rules = append(in.rules[:i:i], in.rules[i+1:]...)
-			break
-		}
-	}
+	in.rules = slices.DeleteFunc(in.rules, func(r *inboxRule) bool { return r == rule })
 	if len(in.rules) == 0 && in.end != nil {
 		in.end()
 		in.end = nil
@@ -315,14 +311,14 @@ func (f *fabricNode) push(ctx context.Context, r control.SendRequest, tell func(
 		return err
 	}
 	defer s.Close()
-	background := r.Background
-	begin := changeOf(control.TransferChange{Rate: &r.Rate, Background: &background})
-	if r.Rate == 0 {
-		begin.Rate = nil
+	var said control.TransferChange
+	if r.Rate != 0 {
+		said.Rate = &r.Rate
 	}
-	if !background {
-		begin.Class = nil
+	if r.Background {
+		said.Background = &r.Background
 	}
+	begin := changeOf(said)
 	changes := make(chan files.Change, 16)
 	t, end := f.transfers.begin(control.TransferState{Kind: control.TransferPush, Name: r.Name, Path: r.Path, Peer: id.String()},
 		func(_ *fileTransfer, c control.TransferChange) error {
