@@ -4,16 +4,13 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/spacestore/space/capsule"
 	"github.com/spacestore/space/capsule/store"
-	"github.com/spacestore/space/capsule/store/keyring"
 	"github.com/spacestore/space/capsule/tree"
 	"github.com/spacestore/space/internal/testenv/seed"
 	"github.com/spacestore/space/internal/vfs"
@@ -49,20 +46,14 @@ func writeFile(fs *tree.FS, name string, data []byte) error {
 func TestNearlyFullDisk(t *testing.T) {
 	full := vfstest.NewDiskFull(vfstest.NewPowerCut(), 1<<30)
 	clock := stepping{times: make(chan time.Time, 1)}
-	s, err := store.Open(t.Context(), store.Options{Dir: "/space", FS: full, LogBytes: 256 << 10, Clock: clock,
-		Keys: keyring.Source{MasterKey: strings.Repeat("5a", 32)}, Logger: slog.New(slog.DiscardHandler)})
+	o := onDisk(full)
+	o.Clock = clock
+	s, err := store.Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	info, err := tree.NewTrees(s).Create(t.Context(), "t", nil, tree.New{Mode: 0o755}, tree.Quota{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	fs, done, err := openTree(s, info.ID, "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	id, fs, done := makeTree(t, s)
 	defer done()
 	large := make([]byte, 24<<20)
 	rand.NewChaCha8([32]byte{1}).Read(large)
@@ -104,7 +95,7 @@ func TestNearlyFullDisk(t *testing.T) {
 	if err := fs.Sync(ctx); err != nil {
 		t.Error(err)
 	}
-	wantWhole(t, s, info.ID)
+	wantWhole(t, s, id)
 }
 
 // The disk fills up with small changes, which the journal takes first: whoever
@@ -124,14 +115,7 @@ func fillDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { s.Close() }()
-	info, err := tree.NewTrees(s).Create(t.Context(), "t", nil, tree.New{Mode: 0o755}, tree.Quota{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	fs, done, err := openTree(s, info.ID, "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	id, fs, done := makeTree(t, s)
 	rng := rand.NewChaCha8([32]byte{1})
 	random := func(n int) []byte {
 		b := make([]byte, n)
@@ -175,7 +159,7 @@ func fillDisk(t *testing.T) {
 	if err != nil {
 		t.Fatalf("open after a power cut on the full disk: %v", err)
 	}
-	again, end, err := openTree(after, info.ID, "")
+	again, end, err := openTree(after, id, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +167,7 @@ func fillDisk(t *testing.T) {
 		t.Errorf("after a power cut on the full disk the tree is another one: %v", err)
 	}
 	end()
-	wantWhole(t, after, info.ID)
+	wantWhole(t, after, id)
 	after.Close()
 
 	if _, err := fs.SetAttr(t.Context(), nil, tree.Root, tree.SetAttr{Set: tree.SetMode, Mode: 0o700}); err != nil {
@@ -225,14 +209,14 @@ func fillDisk(t *testing.T) {
 	if s, err = openStore(full); err != nil {
 		t.Fatal(err)
 	}
-	if fs, done, err = openTree(s, info.ID, ""); err != nil {
+	if fs, done, err = openTree(s, id, ""); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := list(fs); err != nil || got != want {
 		t.Errorf("after all the tree is another one: %v", err)
 	}
 	done()
-	wantWhole(t, s, info.ID)
+	wantWhole(t, s, id)
 }
 
 // The journal ends anywhere, or with rubbish. Then the store says that it is
@@ -351,23 +335,14 @@ func TestClockStepsUnderJournal(t *testing.T) {
 	const interval = 17 * time.Second
 	clock := stepping{times: make(chan time.Time, 1), timer: make(chan time.Time), of: interval}
 	disk := vfstest.NewPowerCut()
-	open := func(disk vfs.FS) (*store.Store, error) {
-		return store.Open(context.Background(), store.Options{Dir: "/space", FS: disk, LogBytes: 256 << 10, Clock: clock, CommitInterval: interval,
-			Keys: keyring.Source{MasterKey: strings.Repeat("5a", 32)}, Logger: slog.New(slog.DiscardHandler)})
-	}
-	s, err := open(disk)
+	o := onDisk(disk)
+	o.Clock, o.CommitInterval = clock, interval
+	s, err := store.Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	info, err := tree.NewTrees(s).Create(t.Context(), "t", nil, tree.New{Mode: 0o755}, tree.Quota{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	fs, done, err := openTree(s, info.ID, "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	id, fs, done := makeTree(t, s)
 	defer done()
 	// tick lets an interval end, and returns when what was to be done then is.
 	tick := func() {
@@ -391,7 +366,7 @@ func TestClockStepsUnderJournal(t *testing.T) {
 		if err := writeFile(fs, name, []byte(name)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Snapshot(t.Context(), info.ID, name); err != nil {
+		if _, err := s.Snapshot(t.Context(), id, name); err != nil {
 			t.Fatal(err)
 		}
 		tick()
@@ -399,7 +374,7 @@ func TestClockStepsUnderJournal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, end, err := openTree(after, info.ID, "")
+		again, end, err := openTree(after, id, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -408,11 +383,11 @@ func TestClockStepsUnderJournal(t *testing.T) {
 			t.Errorf("after a step of %s the last change is not durable: %v", step, err)
 		}
 		end()
-		snapshots, err := after.Snapshots(t.Context(), info.ID)
+		snapshots, err := after.Snapshots(t.Context(), id)
 		if err != nil || len(snapshots) != i+1 {
 			t.Errorf("after a step of %s there are %v, %v", step, snapshots, err)
 		}
-		wantWhole(t, after, info.ID)
+		wantWhole(t, after, id)
 		after.Close()
 	}
 }

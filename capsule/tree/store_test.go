@@ -23,9 +23,29 @@ import (
 
 var crashRounds = flag.Int("crash-rounds", 1, "how often to go through the power cuts")
 
+// onDisk is the options of a small store.
+func onDisk(disk vfs.FS) store.Options {
+	return store.Options{Dir: "/space", FS: disk, LogBytes: 256 << 10, Keys: keyring.Source{MasterKey: strings.Repeat("5a", 32)}, Logger: slog.New(slog.DiscardHandler)}
+}
+
 func openStore(disk vfs.FS) (*store.Store, error) {
-	return store.Open(context.Background(), store.Options{Dir: "/space", FS: disk, LogBytes: 256 << 10, LiveBytes: 64 << 10,
-		Keys: keyring.Source{MasterKey: strings.Repeat("5a", 32)}, Logger: slog.New(slog.DiscardHandler)})
+	o := onDisk(disk)
+	o.LiveBytes = 64 << 10
+	return store.Open(context.Background(), o)
+}
+
+// makeTree makes a tree and opens it.
+func makeTree(t *testing.T, s *store.Store) (id capsule.ID, fs *tree.FS, done func()) {
+	t.Helper()
+	info, err := tree.NewTrees(s).Create(t.Context(), "t", nil, tree.New{Mode: 0o755}, tree.Quota{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs, done, err = openTree(s, info.ID, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.ID, fs, done
 }
 
 func openTree(s *store.Store, id capsule.ID, snapshot string) (*tree.FS, func(), error) {

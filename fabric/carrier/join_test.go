@@ -60,6 +60,22 @@ func TestJoin(t *testing.T) {
 	}
 }
 
+// passTo carries a connection on to a listener, and ends it with that.
+func passTo(t *testing.T, c net.Conn, addr string) {
+	defer c.Close()
+	to, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer to.Close()
+	go func() {
+		io.Copy(to, c)
+		to.Close()
+	}()
+	io.Copy(c, to)
+}
+
 // TestJoinOverHTTPS admits nodes that get out over HTTPS alone: where the listener
 // shows a certificate of the fabric, where it shows one of the web, and where it is
 // at a node that passes them on to the authority's.
@@ -71,20 +87,7 @@ func TestJoinOverHTTPS(t *testing.T) {
 	admit := Joins{Admit: func(c net.Conn) { ServeJoin(c, f) }}
 	cert, pool := webCert(t)
 	behind := listen(t, NewTLS(gate, TLSOptions{Joins: admit}))
-	pass := Joins{Pass: func(c net.Conn) {
-		defer c.Close()
-		to, err := net.Dial("tcp", behind.Addr())
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer to.Close()
-		go func() {
-			io.Copy(to, c)
-			to.Close()
-		}()
-		io.Copy(c, to)
-	}}
+	pass := Joins{Pass: func(c net.Conn) { passTo(t, c, behind.Addr()) }}
 	for name, one := range map[string]struct {
 		l   Listener
 		web bool
@@ -282,20 +285,7 @@ func TestJoinTriesAgain(t *testing.T) {
 		listen(t, NewTLS(gate, TLSOptions{Joins: Joins{Admit: func(c net.Conn) { ServeJoin(c, f) }}})),
 	}
 	var came atomic.Int64
-	pass := Joins{Pass: func(c net.Conn) {
-		defer c.Close()
-		to, err := net.Dial("tcp", doors[min(came.Add(1)-1, 2)].Addr())
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer to.Close()
-		go func() {
-			io.Copy(to, c)
-			to.Close()
-		}()
-		io.Copy(c, to)
-	}}
+	pass := Joins{Pass: func(c net.Conn) { passTo(t, c, doors[min(came.Add(1)-1, 2)].Addr()) }}
 	cert, pool := webCert(t)
 	for name, l := range map[string]Listener{
 		"tls":               listen(t, NewTLS(between, TLSOptions{Joins: pass})),

@@ -74,17 +74,24 @@ func job(t *testing.T, ctx context.Context, run func(context.Context, func(contr
 	return func() error { cancel(); return <-done }
 }
 
+// somethingToPush makes a file, and a directory for it to go to.
+func somethingToPush(t *testing.T, name string) (path, into string) {
+	t.Helper()
+	dir := t.TempDir()
+	path, into = filepath.Join(dir, name), filepath.Join(dir, "in")
+	if err := errors.Join(os.WriteFile(path, []byte("content"), 0o640), os.Mkdir(into, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	return path, into
+}
+
 // TestFabricPush sends files to a node: which has agreed, has not, or is not the one that
 // says it is.
 func TestFabricPush(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), fabricHung)
 	defer cancel()
 	first, second := twoNodes(t, ctx)
-	dir := t.TempDir()
-	path, into := filepath.Join(dir, "some file"), filepath.Join(dir, "in")
-	if err := errors.Join(os.WriteFile(path, []byte("content"), 0o640), os.Mkdir(into, 0o700)); err != nil {
-		t.Fatal(err)
-	}
+	path, into := somethingToPush(t, "some file")
 	var last control.TransferState
 	send := func(name string, wait time.Duration) error {
 		last = control.TransferState{}
@@ -163,11 +170,7 @@ func TestFabricPushTurn(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), fabricHung)
 	defer cancel()
 	first, second := twoNodes(t, ctx)
-	dir := t.TempDir()
-	path, into := filepath.Join(dir, "file"), filepath.Join(dir, "in")
-	if err := errors.Join(os.WriteFile(path, []byte("content"), 0o640), os.Mkdir(into, 0o700)); err != nil {
-		t.Fatal(err)
-	}
+	path, into := somethingToPush(t, "file")
 	job(t, ctx, func(ctx context.Context, tell func(control.JobEvent) error) error {
 		return second.Accept(ctx, control.AcceptRequest{Into: into, From: []string{first.ID().String()}}, tell)
 	}, nil)

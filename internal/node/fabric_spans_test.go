@@ -60,13 +60,15 @@ func about(span tracetest.SpanStub, key string) attribute.Value {
 	return attribute.Value{}
 }
 
-// offerEcho has a node expose a service that sends back what it gets.
-func offerEcho(t *testing.T, pool string, f *fabricNode) {
+// serveEcho returns the address of a server that sends back what it gets, until the
+// test ends.
+func serveEcho(t *testing.T) string {
 	t.Helper()
 	echo, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { echo.Close() })
 	go func() {
 		for {
 			c, err := echo.Accept()
@@ -79,10 +81,16 @@ func offerEcho(t *testing.T, pool string, f *fabricNode) {
 			}()
 		}
 	}()
+	return echo.Addr().String()
+}
+
+// offerEcho has a node expose such a server.
+func offerEcho(t *testing.T, pool string, f *fabricNode) {
+	t.Helper()
+	address := serveEcho(t)
 	runJob(t, func(ctx context.Context, tell func(control.JobEvent) error) error {
-		return f.Expose(ctx, control.ExposeRequest{Pool: pool, Address: echo.Addr().String()}, tell)
+		return f.Expose(ctx, control.ExposeRequest{Pool: pool, Address: address}, tell)
 	})
-	t.Cleanup(func() { echo.Close() })
 }
 
 // runJob runs a job until the test ends, or stop is called, and returns when it is ready.

@@ -81,24 +81,7 @@ func TestFabricServices(t *testing.T) {
 	if _, err := first.NewToken(ctx, control.TokenRequest{Life: time.Hour, Uses: 1, Organization: "a b"}); capsule.KindOf(err) != capsule.Invalid {
 		t.Errorf("a token for nobody's organization: %v", err)
 	}
-	echo, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer echo.Close()
-	go func() {
-		for {
-			c, err := echo.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				io.Copy(c, c)
-			}()
-		}
-	}()
-	newFabricNode(t, homes[1], FabricConfig{Expose: []control.ExposeRequest{{Pool: "echo", Address: echo.Addr().String()}}})
+	newFabricNode(t, homes[1], FabricConfig{Expose: []control.ExposeRequest{{Pool: "echo", Address: serveEcho(t)}}})
 
 	// A command asks over the socket.
 	c, err := ConnectFabric(ctx, Target{Home: homes[0], Config: Config{LockTimeout: fabricHung}})
